@@ -156,9 +156,9 @@ def call(function: str, *arguments: Dim) -> Dim:
     Raises:
         ValueError: There is no such function, or it does not take these arguments.
     """
-    two = {"floordiv": operator.floordiv, "mod": operator.mod}
-    if function in two and len(arguments) == 2:
-        return cast(Dim, two[function](*arguments))
+    if function in ("floordiv", "mod") and len(arguments) == 2:
+        left, right = arguments
+        return left // right if function == "floordiv" else left % right
     many = {"max": maximum, "min": minimum, "broadcast": lambda *dims: reduce(broadcast, dims)}
     if function not in many or not arguments:
         raise ValueError(f"no dimension function {function} of {len(arguments)} arguments")
@@ -171,19 +171,17 @@ def _sorted(dims: Iterable[Dim]) -> tuple[Dim, ...]:
 
 def _flat(function: str, dim: Dim) -> tuple[Dim, ...]:
     """The arguments, where ``dim`` is a call of ``function`` and nothing else."""
-    if isinstance(dim, Sym) and len(dim.terms) == 1:
-        monomial, factor = dim.terms[0]
-        if factor == 1 and len(monomial) == 1 and isinstance(monomial[0], Call):
-            if monomial[0].function == function:
-                return monomial[0].arguments
+    match dim:
+        case Sym(terms=(((Call(function=name, arguments=arguments),), 1),)) if name == function:
+            return cast(tuple[Dim, ...], arguments)
     return (dim,)
 
 
 def _extreme(function: str, dims: tuple[Dim, ...], beats: Callable[[Dim, Dim], bool]) -> Dim:
     kept: list[Dim] = []
-    for dim in dict.fromkeys(part for dim in dims for part in _flat(function, dim)):
-        if not any(beats(other, dim) for other in kept):
-            kept = [other for other in kept if not beats(dim, other)] + [dim]
+    for new in dict.fromkeys(part for dim in dims for part in _flat(function, dim)):
+        if not any(beats(old, new) for old in kept):
+            kept = [old for old in kept if not beats(new, old)] + [new]
     return kept[0] if len(kept) == 1 else opaque(function, _sorted(kept))
 
 

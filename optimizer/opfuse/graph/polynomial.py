@@ -213,7 +213,7 @@ def _quotient_by_int(a: Dim, b: int) -> Dim:
     if b < 0:
         a, b = -a, -b
     if isinstance(a, int) or b == 1:
-        return a if b == 1 else int(a) // b
+        return a // b if isinstance(a, int) else a
     # floor((b*q + r) / b) = q + floor(r / b): one spelling for seq + seq//2 and (3*seq)//2.
     whole = _from_terms({monomial: factor // b for monomial, factor in a.terms})
     rest = _from_terms({monomial: factor % b for monomial, factor in a.terms})
