@@ -1,0 +1,99 @@
+"""The options of one run: validated once, frozen, and the only thing that is passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+
+from opfuse.errors import InputError
+
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "segmented")
+PRECISIONS = ("keep",)
+LOWERINGS = ("auto", "leave", "native", "plugin")
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+_NONE: Shapes = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to do with one model.
+
+    Args:
+        model: The ONNX file to read.
+        output: The fused ONNX file or the engine to write; None writes nothing.
+        backend: Which TensorRT builds the engine; "auto" takes the first that is usable.
+        precision: "keep" leaves every tensor in the type that the model gives it.
+        lower: What a fusion becomes in the engine; "auto" decides for each candidate.
+        prove: Compare every distinct fusion and the whole model with the original.
+        min_shapes: Smallest shape of each dynamic input, by input name.
+        opt_shapes: The shape that the engine is tuned for.
+        max_shapes: Largest shape of each dynamic input.
+        timing_cache: File in which TensorRT keeps kernel timings between builds.
+        reports: Files to write the report to; the suffix gives the format.
+        time_limit: Seconds of wall time that the run may take; None is no limit.
+        plugin_library: The plugin library to load instead of the one in the package.
+        embed_plugins: Put the plugin library into the engine file.
+        rtol: Largest relative error that passes; None takes the default of the data type.
+        seed: Seed of the random inputs of the proof.
+        debug: Show tracebacks, and keep what the child processes print.
+
+    Raises:
+        InputError: An option has a value that it cannot have.
+    """
+
+    model: Path
+    output: Path | None = None
+    backend: str = "auto"
+    precision: str = "keep"
+    lower: str = "auto"
+    prove: bool = True
+    min_shapes: Shapes = field(default=_NONE)
+    opt_shapes: Shapes = field(default=_NONE)
+    max_shapes: Shapes = field(default=_NONE)
+    timing_cache: Path | None = None
+    reports: tuple[Path, ...] = ()
+    time_limit: float | None = None
+    plugin_library: Path | None = None
+    embed_plugins: bool = True
+    rtol: float | None = None
+    seed: int = 0
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("model", "output", "timing_cache", "plugin_library"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        object.__setattr__(self, "reports", tuple(Path(path) for path in self.reports))
+        _one_of("backend", self.backend, BACKENDS)
+        _one_of("lower", self.lower, LOWERINGS)
+        _check_precision(self.precision)
+        _check_positive("time_limit", self.time_limit)
+        _check_positive("rtol", self.rtol)
+
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """The names that the library API takes as keyword arguments."""
+        return frozenset(item.name for item in fields(cls)) - {"model", "output"}
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{option} {value!r} is not known", f"use one of {', '.join(choices)}")
+
+
+def _check_precision(value: str) -> None:
+    if value not in PRECISIONS:
+        raise InputError(
+            f"precision {value!r} is not in this release, which keeps the types of the model",
+            "export the model in that type, or leave the option out",
+        )
+
+
+def _check_positive(option: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise InputError(f"{option} {value} is not above zero", "give a positive number")

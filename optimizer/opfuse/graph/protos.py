@@ -1,0 +1,91 @@
+"""Walks over ONNX protobuf messages: subgraphs, tensors, and the bytes that a tensor takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+_BITS = {
+    **dict.fromkeys(("INT2", "UINT2"), 2),
+    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("INT8", "UINT8", "BOOL", "FLOAT8E8M0"), 8),
+    **dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ"), 8),
+    **dict.fromkeys(("INT16", "UINT16", "FLOAT16", "BFLOAT16"), 16),
+    **dict.fromkeys(("INT32", "UINT32", "FLOAT"), 32),
+    **dict.fromkeys(("INT64", "UINT64", "DOUBLE", "COMPLEX64"), 64),
+    "COMPLEX128": 128,
+}
+BITS = {TensorProto.DataType.Value(k): v for k, v in _BITS.items() if hasattr(TensorProto, k)}
+"""Bits of one element, by ``TensorProto.DataType``; strings have no fixed size and are absent."""
+
+
+def byte_size(tensor: TensorProto) -> int | None:
+    """Bytes of the raw data that the type and the dimensions ask for; None for strings."""
+    bits = BITS.get(tensor.data_type)
+    return None if bits is None else (prod(tensor.dims) * bits + 7) // 8
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the values lie in a file beside the model."""
+    return tensor.data_location == TensorProto.EXTERNAL
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The bodies of If, Loop, Scan, and whatever else carries graphs as attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes and, after each, those of its subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from all_nodes(graph.node)
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor in the model: initializers and attributes, in subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def label(node: NodeProto) -> str:
+    """How messages name a node: its name and type, or its first output where it has no name."""
+    name = node.name or next((f"-> {output}" for output in node.output if output), "unnamed")
+    return f"{name!r} ({node.op_type})"
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            kind = attribute.type
+            if kind == AttributeProto.TENSOR:
+                yield attribute.t
+            elif kind == AttributeProto.TENSORS:
+                yield from attribute.tensors
+            elif kind == AttributeProto.SPARSE_TENSOR:
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        for graph in subgraphs(node):
+            yield from _graph_tensors(graph)
+
+
+def type_name(data_type: int) -> str:
+    """The ONNX spelling of an element type ("FLOAT16"); the number where it is unknown."""
+    known = onnx.TensorProto.DataType.keys()
+    names = {onnx.TensorProto.DataType.Value(name): name for name in known}
+    return names.get(data_type, str(data_type))
