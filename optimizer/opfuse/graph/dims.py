@@ -10,8 +10,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterable
-from functools import reduce
-from typing import cast
+from functools import lru_cache, reduce
 
 from opfuse.graph.polynomial import Call, Dim, Monomial, Sym, evaluate, opaque, symbol
 
@@ -39,6 +38,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _MAX_PARSED = 1000
 
 
+@lru_cache(4096)
 def parse(text: str) -> Dim:
     """A dimension from its text: ``seq``, ``past + 1``, ``2*seq``, ``min(64, seq)``, ``(a // 2)``.
 
@@ -159,10 +159,10 @@ def call(function: str, *arguments: Dim) -> Dim:
     if function in ("floordiv", "mod") and len(arguments) == 2:
         left, right = arguments
         return left // right if function == "floordiv" else left % right
-    many = {"max": maximum, "min": minimum, "broadcast": lambda *dims: reduce(broadcast, dims)}
+    many: dict[str, Callable[..., Dim]] = {"max": maximum, "min": minimum, "broadcast": broadcast}
     if function not in many or not arguments:
         raise ValueError(f"no dimension function {function} of {len(arguments)} arguments")
-    return many[function](*arguments)
+    return reduce(many[function], arguments)
 
 
 def _sorted(dims: Iterable[Dim]) -> tuple[Dim, ...]:
@@ -173,7 +173,7 @@ def _flat(function: str, dim: Dim) -> tuple[Dim, ...]:
     """The arguments, where ``dim`` is a call of ``function`` and nothing else."""
     match dim:
         case Sym(terms=(((Call(function=name, arguments=arguments),), 1),)) if name == function:
-            return cast(tuple[Dim, ...], arguments)
+            return arguments
     return (dim,)
 
 

@@ -11,7 +11,6 @@ from heapq import heapify, heappop, heappush
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
-
 from opfuse.errors import InputError
 from opfuse.graph.protos import all_nodes, label, subgraphs
 

@@ -1,0 +1,336 @@
+"""What is known of each tensor of a graph, and how a shape rule reads and adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from opfuse.graph.dims import (
+    Dim,
+    Sym,
+    at_least,
+    broadcast,
+    is_opaque,
+    is_unknown,
+    parse,
+    unknown_dim,
+    unknown_value,
+)
+
+Shape: TypeAlias = tuple[Dim, ...]
+
+MAX_ELEMENTS = 64
+INTEGERS = {
+    TensorProto.INT8: (-(1 << 7), 1 << 7),
+    TensorProto.INT16: (-(1 << 15), 1 << 15),
+    TensorProto.INT32: (-(1 << 31), 1 << 31),
+    TensorProto.INT64: (-(1 << 63), 1 << 63),
+    TensorProto.UINT8: (0, 1 << 8),
+    TensorProto.UINT16: (0, 1 << 16),
+    TensorProto.UINT32: (0, 1 << 32),
+    TensorProto.UINT64: (0, 1 << 64),
+}
+FLOATS = {
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.FLOAT: np.float32,
+    TensorProto.DOUBLE: np.float64,
+}
+_WITH_VALUES = {*INTEGERS, *FLOATS, TensorProto.BOOL}
+_STANDARD_DOMAINS = ("", "ai.onnx", "opfuse", None)
+
+# What an invalid node makes a rule raise; the node's outputs are then unknown.
+INVALID = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one tensor: each part is None where nothing is.
+
+    ``dtype`` is an ``onnx.TensorProto`` element type. ``value`` is an object array of `Dim`,
+    bool, or float with at most `MAX_ELEMENTS` elements.
+    """
+
+    shape: Shape | None = None
+    dtype: int | None = None
+    value: np.ndarray | None = None
+
+
+NOTHING = Fact()
+Rule: TypeAlias = Callable[["Op"], "Fact | tuple[Fact, ...]"]
+
+
+class Facts:
+    """Shapes, dtypes, and small values of the tensors of one graph, by tensor identity.
+
+    A constant's facts are read from the constant itself, so replacing its values is seen.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self._rules = rules
+        # The tensor is kept beside its fact: a freed tensor's id would be given out again.
+        self._known: dict[int, tuple[gs.Tensor, Fact]] = {}
+        self._symbols: set[str] = set()
+        self._unknowns = 0
+
+    def shape(self, tensor: gs.Tensor) -> Shape | None:
+        """The dimensions of ``tensor``, or None where not even the rank is known."""
+        if isinstance(tensor, gs.Constant):
+            return tuple(map(int, tensor.shape))
+        return self._fact(tensor).shape
+
+    def dtype(self, tensor: gs.Tensor) -> int | None:
+        """The ``onnx.TensorProto`` element type of ``tensor``."""
+        if isinstance(tensor, gs.Constant):
+            return elem_type(tensor.export_dtype)
+        return self._fact(tensor).dtype
+
+    def value(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The content of a small tensor: an object array of Dim, bool, or float."""
+        if isinstance(tensor, gs.Constant):
+            return _constant_value(tensor)
+        return self._fact(tensor).value
+
+    def infer(self, node: gs.Node) -> None:
+        """Compute and remember the facts of the outputs of ``node`` from those of its inputs."""
+        results = self._results(node)
+        for tensor, fact in zip(node.outputs, results, strict=False):
+            self._remember(tensor, fact)
+        for tensor in node.outputs[len(results) :]:
+            self._remember(tensor, NOTHING)
+
+    def declare(self, tensor: gs.Tensor) -> None:
+        """Take the annotation of a graph input; its symbols become the model's symbols."""
+        shape = self._annotation(tensor)
+        for dim in shape or ():
+            if isinstance(dim, Sym) and not is_unknown(dim):
+                self._symbols |= dim.symbols()
+        self._known[id(tensor)] = tensor, Fact(shape, elem_type(tensor.dtype))
+
+    def unknown_dim(self) -> Sym:
+        """A new size that nothing is known of."""
+        self._unknowns += 1
+        return unknown_dim(self._unknowns)
+
+    def unknown_value(self) -> Sym:
+        """A new integer that nothing is known of."""
+        self._unknowns += 1
+        return unknown_value(self._unknowns)
+
+    def _fact(self, tensor: gs.Tensor) -> Fact:
+        found = self._known.get(id(tensor))
+        if found is None:
+            self.declare(tensor)
+            found = self._known[id(tensor)]
+        return found[1]
+
+    def _results(self, node: gs.Node) -> tuple[Fact, ...]:
+        rule = self._rules.get(node.op) if node.domain in _STANDARD_DOMAINS else None
+        if rule is None:
+            return ()
+        try:
+            results = rule(Op(node, self))
+        except INVALID:
+            return ()
+        return (results,) if isinstance(results, Fact) else results
+
+    def _remember(self, tensor: gs.Tensor, fact: Fact) -> None:
+        if isinstance(tensor, gs.Constant) or tensor.name == "":
+            return
+        shape, dtype = fact.shape, fact.dtype
+        if shape is None:
+            shape = self._annotation(tensor)
+        elif any(is_opaque(dim) for dim in shape):
+            shape = self._refined(shape, tensor)
+        if dtype is None:
+            dtype = elem_type(tensor.dtype)
+        if (shape, dtype) != (fact.shape, fact.dtype):
+            fact = Fact(shape, dtype, fact.value)
+        self._known[id(tensor)] = tensor, fact
+
+    def _refined(self, shape: Shape, tensor: gs.Tensor) -> Shape:
+        """``shape`` with its opaque dimensions replaced where the model's annotation is plainer."""
+        annotation = self._annotation(tensor)
+        if annotation is None or len(annotation) != len(shape):
+            return shape
+        return tuple(
+            stated if is_opaque(dim) and self._plainer(stated, dim) else dim
+            for dim, stated in zip(shape, annotation, strict=True)
+        )
+
+    def _plainer(self, stated: Dim, dim: Dim) -> bool:
+        if isinstance(stated, int):
+            return True
+        return is_unknown(dim) and stated.symbols() <= self._symbols
+
+    def _annotation(self, tensor: gs.Tensor) -> Shape | None:
+        if tensor.shape is None:
+            return None
+        return tuple(map(self._annotated_dim, tensor.shape))
+
+    def _annotated_dim(self, dim: object) -> Dim:
+        if isinstance(dim, str) and dim:
+            return parse(dim)
+        if isinstance(dim, (int, np.integer)) and dim >= 0:
+            return int(dim)
+        return self.unknown_dim()
+
+
+class Op:
+    """One node as its rule sees it: inputs by position, an absent one as None."""
+
+    def __init__(self, node: gs.Node, facts: Facts) -> None:
+        self.node = node
+        self._facts = facts
+
+    def has(self, index: int) -> bool:
+        """Whether the optional input is there."""
+        inputs = self.node.inputs
+        return index < len(inputs) and inputs[index].name != ""
+
+    def shape(self, index: int = 0) -> Shape | None:
+        return self._facts.shape(self.node.inputs[index]) if self.has(index) else None
+
+    def rank(self, index: int = 0) -> int | None:
+        shape = self.shape(index)
+        return None if shape is None else len(shape)
+
+    def dtype(self, index: int = 0) -> int | None:
+        return self._facts.dtype(self.node.inputs[index]) if self.has(index) else None
+
+    def value(self, index: int = 0) -> np.ndarray | None:
+        return self._facts.value(self.node.inputs[index]) if self.has(index) else None
+
+    def shape_of(self, tensor: gs.Tensor) -> Shape | None:
+        """The shape of a tensor that is an attribute."""
+        return self._facts.shape(tensor)
+
+    def value_of(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """The content of a tensor that is an attribute."""
+        return self._facts.value(tensor)
+
+    def values(self) -> list[np.ndarray] | None:
+        """All inputs' contents, or None; weights are only read once the rest is known."""
+        found: dict[int, np.ndarray] = {}
+        inputs = self.node.inputs
+        for index in sorted(range(len(inputs)), key=lambda i: isinstance(inputs[i], gs.Constant)):
+            value = self._facts.value(inputs[index])
+            if value is None:
+                return None
+            found[index] = value
+        return [found[index] for index in range(len(inputs))]
+
+    def dims(self, index: int) -> list[Dim] | None:
+        """The content of a 1-D integer input; what is not known is an unknown integer each."""
+        value = self.value(index)
+        if value is not None:
+            return [int(item) if isinstance(item, bool) else item for item in value.ravel()]
+        shape = self.shape(index)
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            return None
+        count = prod(map(int, shape))
+        return [self.unknown_value() for _ in range(count)] if count <= MAX_ELEMENTS else None
+
+    def integers(self, index: int) -> list[int] | None:
+        """The content of an integer input where all of it is constant."""
+        value = self.value(index)
+        if value is None or any(isinstance(item, Sym) for item in value.ravel()):
+            return None
+        return [int(item) for item in value.ravel()]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.node.attrs.get(name, default)
+
+    def axes(self, index: int) -> list[int] | None:
+        """Attribute ``axes``, or input ``index`` where the opset has it there."""
+        axes = self.attr("axes")
+        if axes is None:
+            return self.integers(index)
+        return [int(axis) for axis in axes]
+
+    def unknown_dim(self) -> Sym:
+        return self._facts.unknown_dim()
+
+    def unknown_value(self) -> Sym:
+        return self._facts.unknown_value()
+
+    def size(self, value: Dim) -> Dim:
+        """``value`` where it is certain to be a size, else an unknown dimension."""
+        return value if at_least(value, 0) else self.unknown_dim()
+
+
+def broadcast_shapes(shapes: Iterable[Shape | None]) -> Shape | None:
+    """The NumPy broadcast of shapes, or None where one is unknown."""
+    known = list(shapes)
+    first = known[0]
+    if first is None or all(shape == first for shape in known):
+        return first
+    return reduce(_broadcast_two, known)
+
+
+def _broadcast_two(a: Shape | None, b: Shape | None) -> Shape | None:
+    if a is None or b is None:
+        return None
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
+    return tuple(map(broadcast, a, b))
+
+
+def as_value(content: object) -> np.ndarray:
+    """An object array of ``content``: an array, a list of scalars, or one scalar.
+
+    Raises:
+        ValueError: It has more than `MAX_ELEMENTS` elements.
+    """
+    if isinstance(content, np.ndarray):
+        value = content if content.dtype == object else content.astype(object)
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        value = np.empty(len(content), object)
+        value[:] = content
+    else:
+        value = np.empty((), object)
+        value[()] = content
+    if value.size > MAX_ELEMENTS:
+        raise ValueError("too many elements to follow")
+    return value
+
+
+def attempt(function: Callable[[], object]) -> np.ndarray | None:
+    """The value that ``function`` computes, or None where it cannot be decided."""
+    try:
+        return as_value(function())
+    except INVALID:
+        return None
+
+
+@cache
+def elem_type(dtype: object) -> int | None:
+    """The ``onnx.TensorProto`` element type of what gs calls a dtype."""
+    if dtype is None or dtype == TensorProto.UNDEFINED:
+        return None
+    if isinstance(dtype, int):
+        return int(dtype)
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))  # type: ignore[call-overload]
+    except INVALID:
+        return None
+
+
+def _constant_value(constant: gs.Constant) -> np.ndarray | None:
+    if elem_type(constant.export_dtype) not in _WITH_VALUES:
+        return None
+    if prod(constant.shape) > MAX_ELEMENTS or _outside(constant):
+        return None
+    return as_value(constant.values)
+
+
+def _outside(constant: gs.Constant) -> bool:
+    """Whether the content lies in an external file, which this module does not open."""
+    tensor = getattr(getattr(constant, "_values", None), "tensor", None)
+    return getattr(tensor, "data_location", None) == TensorProto.EXTERNAL

@@ -1,0 +1,62 @@
+"""Shape rules of the fused operators, domain ``opfuse``."""
+
+from __future__ import annotations
+
+from opfuse.graph.dims import Dim
+from opfuse.graph.facts import Fact, Op, Rule
+from opfuse.graph.shape_rules_product import matmul_shape
+
+
+def _like_first(op: Op) -> Fact:
+    return Fact(op.shape(), op.dtype())
+
+
+def _norm_and_sum(op: Op) -> tuple[Fact, ...]:
+    return Fact(op.shape(), op.dtype()), Fact(op.shape(), op.dtype())
+
+
+def _gemm(op: Op) -> Fact:
+    return Fact(matmul_shape(op.shape(), op.shape(1)), op.dtype())
+
+
+def _gated_gemm(op: Op) -> Fact:
+    shape = matmul_shape(op.shape(), op.shape(1))
+    return Fact(None if shape is None else (*shape[:-1], shape[-1] // 2), op.dtype())
+
+
+def _gated_act(op: Op) -> Fact:
+    shape = op.shape()
+    if shape is None or op.has(1):
+        return Fact(shape, op.dtype())
+    return Fact((*shape[:-1], shape[-1] // 2), op.dtype())
+
+
+def _rope(op: Op) -> tuple[Fact, ...]:
+    """q, or q and k, in the shapes that they came in."""
+    return tuple(Fact(op.shape(i), op.dtype(i)) for i in range(len(op.node.outputs)))
+
+
+def _flash_attention(op: Op) -> Fact:
+    """q is [batch, seq, hidden] or [batch, heads, seq, head]; v's last axis is the output's."""
+    q, v = op.shape(), op.shape(2)
+    if q is None or v is None:
+        return Fact(q, op.dtype())
+    last: Dim = v[-1]
+    if len(q) == 3:
+        last = last * int(op.attr("num_heads")) // int(op.attr("kv_num_heads"))
+    return Fact((*q[:-1], last), op.dtype())
+
+
+RULES: dict[str, Rule] = {
+    "AddLayerNorm": _norm_and_sum,
+    "AddRmsNorm": _norm_and_sum,
+    "AllReduceAddNorm": _norm_and_sum,
+    "FlashAttention": _flash_attention,
+    "GatedAct": _gated_act,
+    "GatedGemm": _gated_gemm,
+    "GemmAct": _gemm,
+    "GroupNormSilu": _like_first,
+    "MaskedSoftmax": _like_first,
+    "RmsNorm": _like_first,
+    "Rope": _rope,
+}
