@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 
 from opfuse.errors import InputError
 
@@ -15,7 +14,6 @@ LOWERINGS = ("auto", "leave", "native", "plugin")
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-_NONE: Shapes = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Config:
     precision: str = "keep"
     lower: str = "auto"
     prove: bool = True
-    min_shapes: Shapes = field(default=_NONE)
-    opt_shapes: Shapes = field(default=_NONE)
-    max_shapes: Shapes = field(default=_NONE)
+    min_shapes: Shapes = field(default_factory=dict)
+    opt_shapes: Shapes = field(default_factory=dict)
+    max_shapes: Shapes = field(default_factory=dict)
     timing_cache: Path | None = None
     reports: tuple[Path, ...] = ()
     time_limit: float | None = None

@@ -1,0 +1,73 @@
+"""The commands as functions: what ``import opfuse`` offers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opfuse import pipeline
+from opfuse.config import Config
+from opfuse.errors import InputError
+from opfuse.stages.report import Report
+
+if TYPE_CHECKING:
+    from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.verify import Comparison
+
+AnyPath = str | os.PathLike[str]
+
+
+def build(model: AnyPath, output: AnyPath, **options: Any) -> Report:
+    """Fuses a model, proves it, and writes a TensorRT engine.
+
+    Args:
+        model: The ONNX file.
+        output: The engine file.
+        **options: Fields of :class:`opfuse.Config`, such as ``backend="tensorrt-rtx"``,
+            ``max_shapes={"input_ids": (8, 512)}``, or ``prove=False``.
+
+    Raises:
+        OpfuseError: Any foreseen failure; ``output`` is then as it was.
+    """
+    return pipeline.run(_config(model, output, options), "build")
+
+
+def fuse(model: AnyPath, output: AnyPath, **options: Any) -> Report:
+    """Fuses a model, proves it, and writes it as ONNX. Takes and raises what `build` does."""
+    return pipeline.run(_config(model, output, options), "fuse")
+
+
+def explain(model: AnyPath, **options: Any) -> Report:
+    """Finds the fusions of a model and writes nothing.
+
+    Raises:
+        OpfuseError: Any foreseen failure.
+    """
+    return pipeline.run(_config(model, None, options), "explain")
+
+
+def verify(a: AnyPath, b: AnyPath, **options: Any) -> Comparison:
+    """Runs two models on the same random inputs and compares their outputs.
+
+    Raises:
+        OpfuseError: One of them cannot be run. Different numbers are a result, not an error.
+    """
+    return pipeline.verify(Path(a), Path(b), _config(a, None, options))
+
+
+def plugins(library: AnyPath | None = None) -> LibraryInfo:
+    """Describes a plugin library, by default the one in the package.
+
+    Raises:
+        MissingComponent: There is no library.
+    """
+    return pipeline.plugins(None if library is None else Path(library))
+
+
+def _config(model: AnyPath, output: AnyPath | None, options: dict[str, Any]) -> Config:
+    unknown = sorted(options.keys() - Config.option_names())
+    if unknown:
+        known = ", ".join(sorted(Config.option_names()))
+        raise InputError(f"unknown option {', '.join(unknown)}", f"the options are {known}")
+    return Config(Path(model), None if output is None else Path(output), **options)

@@ -1,0 +1,300 @@
+"""The command line's grammar: argv -> parsed arguments. No logic, and nothing heavy to import."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from opfuse.config import BACKENDS, LOWERINGS, Config
+from opfuse.errors import InputError
+from opfuse.shape_syntax import parse_shapes
+
+_EPILOG = """\
+exit codes:
+  0    done
+  1    a check failed: numbers differ
+  2    bad input or usage
+  3    a needed component is missing: TensorRT, a GPU, the plugin library
+  4    TensorRT refused the network or crashed
+  70   a bug in opfuse
+  124  the time limit has passed
+  130  interrupted (Ctrl-C); 143: terminated
+"""
+
+_KEEPS_TYPES = "this release keeps the types of the model: export the model in the type you want"
+_QUANTISE = (
+    "quantisation is part of the model: insert Q/DQ nodes first "
+    "(python -m modelopt.onnx.quantization --onnx_path MODEL), then build that file"
+)
+_REFUSED = {
+    "fp16": _KEEPS_TYPES,
+    "bf16": _KEEPS_TYPES,
+    "int8": _QUANTISE,
+    "fp8": _QUANTISE,
+    "best": _KEEPS_TYPES,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are InputError and which takes no abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, f"see {self.prog} --help")
+
+
+def parser() -> Parser:
+    """The parser of all commands."""
+    top = Parser(
+        prog="opfuse",
+        description="Fuse the transformer subgraphs of an ONNX model and build a TensorRT engine.",
+        epilog=_EPILOG,
+    )
+    top.add_argument("--version", action="store_true", help="print versions and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _build(commands)
+    _fuse(commands)
+    _explain(commands)
+    _verify(commands)
+    _plugins(commands)
+    return top
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The configuration that the arguments of build, fuse, or explain spell.
+
+    Raises:
+        InputError: No model or two, or an option that this release refuses.
+    """
+    for name, fix in _REFUSED.items():
+        if getattr(args, name, False):
+            raise InputError(f"--{name} is no option of this release", fix)
+    if (args.model is None) == (args.onnx is None):
+        given = "twice" if args.model else "nowhere"
+        raise InputError(f"the model is named {given}", "name it once: opfuse COMMAND MODEL")
+    options = {
+        name: value
+        for name, value in vars(args).items()
+        if name in Config.option_names() and value is not None
+    }
+    for level in ("min_shapes", "opt_shapes", "max_shapes"):
+        options[level] = _joined(level, options.get(level, ()))
+    model = args.model or args.onnx
+    return Config(model=model, output=getattr(args, "output", None), **options)
+
+
+def _joined(level: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        for name, shape in parse_shapes(text).items():
+            if name in shapes:
+                raise InputError(f"{level} of input {name!r} are given twice", "give them once")
+            shapes[name] = shape
+    return shapes
+
+
+def _build(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "build",
+        help="fuse a model and build a TensorRT engine",
+        description="Fuse MODEL, prove that its numbers did not change, and build an engine.",
+        epilog=_EPILOG,
+    )
+    _model(command)
+    _output(command, "ENGINE", "the engine to write", ("--saveEngine",))
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="which TensorRT builds; auto takes tensorrt where it and a GPU are there, else "
+        "tensorrt-rtx (default: auto)",
+    )
+    command.add_argument(
+        "--lower",
+        choices=LOWERINGS,
+        default="auto",
+        help="what fusions become: leave the original nodes, native TensorRT layers, or plugin "
+        "layers; auto decides for each (default: auto)",
+    )
+    _shapes(command)
+    command.add_argument(
+        "--timing-cache",
+        "--timingCacheFile",
+        type=Path,
+        metavar="FILE",
+        help="keep TensorRT's kernel timings between builds in FILE (default: none)",
+    )
+    _library(command, ("--plugins", "--staticPlugins"))
+    command.add_argument(
+        "--no-embed-plugins",
+        dest="embed_plugins",
+        action="store_false",
+        help="leave the plugin library out of the engine; whoever runs it loads the library first",
+    )
+    _proof(command)
+    _common(command)
+
+
+def _fuse(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "fuse",
+        help="write the fused ONNX model; needs no GPU and no TensorRT",
+        description="Fuse MODEL and write it as ONNX that onnxruntime and TensorRT run.",
+        epilog=_EPILOG,
+    )
+    _model(command)
+    _output(command, "FUSED", "the fused .onnx file to write; MODEL itself is allowed")
+    _shapes(command)
+    _proof(command)
+    _common(command)
+
+
+def _explain(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "explain",
+        help="list what would fuse, and what nearly did with the node that blocks it",
+        description="Find the fusions of MODEL and write nothing: every candidate is listed as "
+        "fused, or as nearly fused with the blocking node and the reason.",
+        epilog=_EPILOG,
+    )
+    _model(command)
+    _common(command)
+
+
+def _verify(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="run two models on the same inputs and compare their outputs",
+        description="Run A and B on the same random inputs and compare every output.",
+        epilog=_EPILOG,
+    )
+    command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
+    command.add_argument("b", type=Path, metavar="B", help="the model to judge (.onnx)")
+    _shapes(command)
+    _tolerance(command)
+    _common(command)
+
+
+def _plugins(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "plugins",
+        help="list the plugins of the library, their versions, and its GPU architectures",
+        description="Describe the plugin library; needs no GPU and no TensorRT.",
+        epilog=_EPILOG,
+    )
+    _library(command, ("--plugins", "--library"))
+    _output_options(command)
+
+
+def _model(command: Parser) -> None:
+    command.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="the ONNX file")
+    command.add_argument(
+        "--onnx", type=Path, metavar="MODEL", help="the same, as trtexec spells it"
+    )
+
+
+def _output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()) -> None:
+    command.add_argument(
+        "-o", "--output", *aliases, required=True, type=Path, metavar=name, help=text
+    )
+
+
+def _shapes(command: Parser) -> None:
+    group = command.add_argument_group(
+        "shapes of dynamic inputs",
+        "SHAPES is name:1x3x224x224,other:8x128 or name:[1,3,224,224]; quote a name with a colon "
+        "in it ('a:0':1x2). May be given several times.",
+    )
+    texts = {
+        "min": "smallest shapes that the engine takes",
+        "opt": "shapes that the engine is tuned for, and that the proof runs with",
+        "max": "largest shapes that the engine takes",
+    }
+    for level, text in texts.items():
+        group.add_argument(
+            f"--{level}Shapes",
+            f"--{level}-shapes",
+            f"--trt-{level}-shapes",
+            dest=f"{level}_shapes",
+            action="append",
+            metavar="SHAPES",
+            help=f"{text} (default: chosen from the names of the symbolic dimensions)",
+        )
+
+
+def _library(command: Parser, flags: tuple[str, ...]) -> None:
+    command.add_argument(
+        *flags,
+        dest="plugin_library",
+        type=Path,
+        metavar="LIBRARY",
+        help="the plugin library (default: the one in the package, or $OPFUSE_PLUGINS)",
+    )
+
+
+def _proof(command: Parser) -> None:
+    command.add_argument(
+        "--no-prove",
+        dest="prove",
+        action="store_false",
+        help="do not run the fusions and the whole model against the original",
+    )
+    _tolerance(command)
+
+
+def _tolerance(command: Parser) -> None:
+    command.add_argument(
+        "--rtol",
+        type=float,
+        metavar="ERROR",
+        help="largest relative error that passes (default: 1e-4 for fp32, 2e-2 for fp16 and bf16)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random inputs (default: 0)"
+    )
+
+
+def _common(command: Parser) -> None:
+    command.add_argument(
+        "--precision",
+        default="keep",
+        metavar="keep",
+        help="keep: every tensor stays in its type; this release has no other (default: keep)",
+    )
+    for name in _REFUSED:
+        command.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument("--stronglyTyped", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument(
+        "--report",
+        dest="reports",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="write the report to FILE, .json or .txt; may be given several times",
+    )
+    command.add_argument(
+        "--time-limit",
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="stop after so many seconds of wall time, with exit code 124 (default: none)",
+    )
+    _output_options(command)
+
+
+def _output_options(command: Parser) -> None:
+    group = command.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    group.add_argument("-v", "--verbose", action="store_true", help="show each step of a stage")
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors and --json only")
+    group.add_argument(
+        "--no-color", action="store_true", help="no colours; NO_COLOR=1 does the same"
+    )
+    group.add_argument("--debug", action="store_true", help="show tracebacks with errors")

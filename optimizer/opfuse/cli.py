@@ -1,0 +1,156 @@
+"""argv -> Config -> one library call -> printed report -> exit code; nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from opfuse import terminal
+from opfuse.arguments import config_of, parser
+from opfuse.errors import InputError, OpfuseError, TimeLimit
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from opfuse.progress import Progress
+
+OUR_BUG, INTERRUPTED, TERMINATED = 70, 130, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in arguments
+    try:
+        with _terminable():
+            code = _command(arguments)
+            sys.stdout.flush()
+            return code
+    except OpfuseError as error:
+        if debug:
+            traceback.print_exc()
+        terminal.print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        terminal.print_error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        terminal.print_error(
+            "this is a bug in opfuse\n  fix: report it with the traceback above and "
+            "the output of opfuse --version"
+        )
+        return OUR_BUG
+
+
+def _command(arguments: list[str]) -> int:
+    grammar = parser()
+    args = grammar.parse_args(arguments)
+    if args.version:
+        from opfuse.versions import versions
+
+        print(versions())
+        return 0
+    if args.command is None:
+        raise InputError("no command given", "see opfuse --help")
+    progress = terminal.progress(
+        quiet=args.quiet, verbose=args.verbose, color=terminal.wants_color(args.no_color)
+    )
+    with _time_limit(getattr(args, "time_limit", None)):
+        return _COMMANDS[args.command](args, progress)
+
+
+def _run(args: Namespace, progress: Progress) -> int:
+    from opfuse import pipeline
+    from opfuse.stages.report_text import render
+
+    report = pipeline.run(config_of(args), args.command, progress)
+    _show(args, report.as_json, lambda: render(report, every_candidate=args.command == "explain"))
+    return 0
+
+
+def _verify(args: Namespace, progress: Progress) -> int:
+    from opfuse import pipeline
+    from opfuse.stages.report_text import render_comparison
+
+    args.model, args.onnx = args.a, None
+    comparison = pipeline.verify(args.a, args.b, config_of(args), progress)
+    _show(args, lambda: _json(comparison), lambda: render_comparison(comparison))
+    return 0 if comparison.passed else 1
+
+
+def _plugins(args: Namespace, progress: Progress) -> int:
+    from opfuse import pipeline
+    from opfuse.stages.report_text import render_library
+
+    library = pipeline.plugins(args.plugin_library)
+    _show(args, lambda: _json(library), lambda: render_library(library))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace, Progress], int]] = {
+    "build": _run,
+    "fuse": _run,
+    "explain": _run,
+    "verify": _verify,
+    "plugins": _plugins,
+}
+
+
+def _json(value: object) -> str:
+    from opfuse.stages.report import plain
+
+    return json.dumps(plain(value), indent=1) + "\n"
+
+
+def _show(args: Namespace, as_json: Callable[[], str], text: Callable[[], RenderableType]) -> None:
+    if args.json:
+        sys.stdout.write(as_json())
+    elif not args.quiet:
+        from rich.console import Console
+
+        Console(no_color=not terminal.wants_color(args.no_color), highlight=False).print(text())
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM unwind the stack, so that temporary files and child processes go."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    if seconds is None or seconds <= 0:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise TimeLimit(f"the time limit of {seconds:g} s has passed", "raise --time-limit")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

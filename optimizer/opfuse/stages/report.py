@@ -1,0 +1,133 @@
+"""What a run found and did: for machines as JSON, for people as text (report_text.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from opfuse.errors import InputError
+from opfuse.files import write_atomically
+from opfuse.graph.match import Match, NearMiss
+
+SCHEMA = 1
+SUFFIXES = (".json", ".txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One run over one model.
+
+    Args:
+        model: Facts of the file: path, bytes, opset, nodes, inputs, outputs, notes.
+        matches: The fusions that were applied.
+        misses: The candidates that were left alone, with their reasons.
+        kinds: Every kind of fusion that was looked for, in the order of the report.
+        proof: The comparison with the original; None where none was asked for.
+        lowering: For each fusion what it became in the engine; empty without an engine.
+        engine: Facts read back from the built engine; None without an engine.
+        timings: Seconds of each stage.
+    """
+
+    model: Mapping[str, Any]
+    matches: tuple[Match, ...] = ()
+    misses: tuple[NearMiss, ...] = ()
+    kinds: tuple[str, ...] = ()
+    proof: Any = None
+    lowering: tuple[Any, ...] = ()
+    engine: Any = None
+    timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in the stable schema that the JSON file has."""
+        return {
+            "schema": SCHEMA,
+            "model": plain(self.model),
+            "fusions": {kind: self._fusion(kind) for kind in self._all_kinds()},
+            "proof": _proof(self.proof),
+            "lowering": plain(self.lowering),
+            "engine": plain(self.engine),
+            "timings_s": {name: round(seconds, 4) for name, seconds in self.timings.items()},
+        }
+
+    def as_json(self) -> str:
+        """The same as text, with a stable order of keys; only the timings differ between runs."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Writes the report in the format of the path's suffix.
+
+        Raises:
+            InputError: The suffix is not known, or the file cannot be written.
+        """
+        check_suffix(path)
+        if path.suffix == ".json":
+            text = self.as_json()
+        else:
+            from opfuse.stages.report_text import as_text
+
+            text = as_text(self)
+        write_atomically(path, text.encode())
+
+    def fused(self, kind: str) -> int:
+        """How many fusions of a kind were applied."""
+        return sum(match.kind == kind for match in self.matches)
+
+    def nearly(self, kind: str) -> list[NearMiss]:
+        """The candidates of a kind that were left alone, in a stable order."""
+        return sorted((miss for miss in self.misses if miss.kind == kind), key=_position)
+
+    def _all_kinds(self) -> list[str]:
+        found = {item.kind for item in (*self.matches, *self.misses)}
+        return [*self.kinds, *sorted(found - set(self.kinds))]
+
+    def _fusion(self, kind: str) -> dict[str, Any]:
+        nearly = [{"node": miss.node, "reason": miss.reason} for miss in self.nearly(kind)]
+        return {"fused": self.fused(kind), "nearly": nearly}
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses a report file whose suffix names no format.
+
+    Raises:
+        InputError: The suffix is none of ``SUFFIXES``.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"report {path} has the suffix {path.suffix or 'of no format'!r}",
+            f"use one of {', '.join(SUFFIXES)}",
+        )
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses and mappings as objects, other containers as arrays."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)
+    return value if isinstance(value, (str, int, bool)) or value is None else str(value)
+
+
+def _position(miss: NearMiss) -> tuple[str, str, str]:
+    return (miss.anchor, miss.node, miss.reason)
+
+
+def _proof(proof: Any) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    facts: dict[str, Any] = plain(proof)
+    failures = facts.pop("failed")
+    ordered = {
+        "matches": facts.pop("matches"),
+        "failed": len(failures),
+        "max_rel_err": facts.pop("max_rel_err"),
+    }
+    return {**ordered, "failures": failures, **facts}

@@ -1,0 +1,85 @@
+"""What the command line shows while it works: progress and errors, all on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from opfuse.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+def wants_color(no_color: bool) -> bool:
+    """Whether colours may be used: NO_COLOR and --no-color forbid them."""
+    return not no_color and not os.environ.get("NO_COLOR")
+
+
+def progress(*, quiet: bool, verbose: bool, color: bool) -> Progress:
+    """A spinner where stderr is a terminal, one line per stage elsewhere, nothing if quiet."""
+    if quiet:
+        return Progress()
+    if sys.stderr.isatty():
+        return Spinner(color)
+    return Lines(verbose)
+
+
+class Lines(Progress):
+    """One plain line when a stage has ended; with ``verbose`` one per step too."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__()
+        self._verbose = verbose
+
+    def ended(self, name: str, seconds: float) -> None:
+        """Prints the stage and its time."""
+        print(f"opfuse: {name} {seconds:.2f} s", file=sys.stderr, flush=True)
+
+    def step(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Prints the step if asked to."""
+        if self._verbose:
+            print(f"opfuse:   {_counted(text, done, total)}", file=sys.stderr, flush=True)
+
+
+class Spinner(Progress):
+    """A line on the terminal that follows the running stage."""
+
+    def __init__(self, color: bool) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self._console = Console(stderr=True, no_color=not color, highlight=False)
+        self._status: Status | None = None
+        self._name = ""
+
+    def started(self, name: str) -> None:
+        """Starts to spin."""
+        self._name = name
+        self._status = self._console.status(name)
+        self._status.start()
+
+    def step(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Shows the step behind the stage's name."""
+        from opfuse.stages.report_text import clean
+
+        if self._status is not None:
+            self._status.update(f"{self._name}: {clean(_counted(text, done, total))}")
+
+    def ended(self, name: str, seconds: float) -> None:
+        """Leaves a line with the stage's time."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        self._console.print(f"{name:<10} {seconds:7.2f} s", style="dim")
+
+
+def print_error(message: str) -> None:
+    """Prints one error, with control characters of model names made visible."""
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message)
+    print(f"opfuse: error: {shown}", file=sys.stderr, flush=True)
+
+
+def _counted(text: str, done: int, total: int) -> str:
+    return f"{text} {done}/{total}".strip() if total else text

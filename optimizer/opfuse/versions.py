@@ -1,0 +1,42 @@
+"""The versions that a bug report needs, read without importing any of the packages."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from opfuse import __version__
+from opfuse.errors import OpfuseError
+
+_PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime")
+_ENGINES = {
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+}
+
+
+def versions() -> str:
+    """One line for opfuse and each thing that it runs on."""
+    lines = [f"opfuse {__version__} (Python {platform.python_version()})"]
+    lines += [f"{name} {_installed(name) or 'not installed'}" for name in _PACKAGES]
+    for name, packages in _ENGINES.items():
+        found = next((text for text in map(_installed, packages) if text), "not installed")
+        lines.append(f"{name} {found}")
+    return "\n".join([*lines, _plugin_library()])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plugin_library() -> str:
+    from opfuse.runtime.library import describe, find
+
+    try:
+        path = find()
+        return f"plugin library {describe(path).version} ({path})"
+    except OpfuseError as error:
+        return f"plugin library: {error.what}"
