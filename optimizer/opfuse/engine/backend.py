@@ -1,0 +1,86 @@
+"""What a backend is, what it is asked for, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from opfuse.engine.profile import Range
+
+
+@dataclass(frozen=True)
+class Request:
+    """One build, in terms that travel to the child process.
+
+    ``model`` is a file that opfuse wrote itself, with its external data beside it. Without
+    ``engine`` the model is only parsed. ``ranges`` has an entry for every dynamic input. The file
+    ``timing_cache`` is read where it exists, and written.
+    """
+
+    model: Path
+    engine: Path | None
+    ranges: dict[str, Range]
+    plugin_library: Path | None = None
+    embed_plugins: bool = True
+    timing_cache: Path | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of an engine; dynamic dimensions are -1 in ``shape``.
+
+    ``mode`` is "input" or "output", ``dtype`` is "fp16", "int64", ... ``range`` is the profile
+    of a dynamic input.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+    range: Range | None = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was built, as read back from the engine.
+
+    ``layers`` counts the layers of the built engine, ``layer_types`` counts them by TensorRT's
+    type name, ``plugin_layers`` those that run a plugin by op name, ``dtypes`` the outputs of all
+    layers by data type. ``read_from`` says where these come from: the engine inspector, the
+    builder's own listing where no GPU can load the engine, or the parsed network.
+    """
+
+    backend: str
+    version: str
+    why: str
+    path: str
+    bytes: int
+    sha256: str
+    layers: int
+    layer_types: dict[str, int]
+    plugin_layers: dict[str, int]
+    dtypes: dict[str, int]
+    io: tuple[TensorInfo, ...]
+    read_from: str
+    notes: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One way to build an engine."""
+
+    name: str
+    """As the command line spells it."""
+
+    build: str
+    """``"module:function"`` that takes a `Request` to an `EngineInfo`, in a child process."""
+
+    uses_timing_cache: bool
+    """Whether kernel timings are worth keeping between builds."""
+
+    def lacks(self) -> tuple[str, str] | None:
+        """What is missing on this machine and how to get it; None where nothing is."""
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Variables that the child process needs; ``folder`` is private and outlives it."""

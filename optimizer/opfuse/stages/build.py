@@ -1,0 +1,136 @@
+"""Turns a lowered model into an engine file, in a child process, all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from onnx import ModelProto
+
+from opfuse import child
+from opfuse.config import Config
+from opfuse.engine.backend import EngineInfo, Request
+from opfuse.engine.profile import resolve
+from opfuse.engine.select import select
+from opfuse.errors import InputError
+from opfuse.files import Pending, check_output, translated, write_atomically
+from opfuse.progress import Progress
+
+
+def build(
+    model: ModelProto,
+    base_dir: Path,
+    config: Config,
+    progress: Progress,
+    plugin_library: Path | None = None,
+) -> EngineInfo:
+    """Build the engine and write it to ``config.output``.
+
+    Args:
+        model: What stages/lower made; its weights are inline, or in files of ``base_dir`` that
+            opfuse wrote itself: TensorRT's parser opens them, and follows links when it does.
+        base_dir: A private folder.
+        config: Backend, shapes, output, time limit, and what to do with the plugin library.
+        progress: Told about TensorRT's phases.
+        plugin_library: The library to load; None where the model has no plugin node.
+
+    Raises:
+        InputError: The shapes do not fit the model, or the output cannot be written.
+        MissingComponent: The backend cannot be used on this machine.
+        EngineError: TensorRT refused the model or died on it.
+        TimeLimit: The build took longer than the limit.
+    """
+    if config.output is None:
+        raise InputError("no engine file is named", "give -o OUT.engine")
+    check_output(config.output)
+    with tempfile.TemporaryDirectory(prefix="opfuse-") as scratch:
+        engine = Path(scratch) / "out.engine"
+        cache = _own_timing_cache(config, Path(scratch))
+        info = _run(model, base_dir, config, progress, plugin_library, engine, cache)
+        _publish(engine, config.output)
+        if config.timing_cache is not None and cache is not None and cache.exists():
+            _publish(cache, config.timing_cache)
+        notes = info.notes
+        if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
+            beside = config.output.parent / plugin_library.name
+            _publish(plugin_library, beside)
+            notes += (f"the engine needs {beside.name}, which stands beside it",)
+    return dataclasses.replace(info, path=str(config.output), notes=notes)
+
+
+def check(
+    model: ModelProto,
+    base_dir: Path,
+    config: Config,
+    progress: Progress,
+    plugin_library: Path | None = None,
+) -> EngineInfo:
+    """Only let TensorRT import the model; arguments and errors as for `build`."""
+    return _run(model, base_dir, config, progress, plugin_library, None, None)
+
+
+def _run(
+    model: ModelProto,
+    base_dir: Path,
+    config: Config,
+    progress: Progress,
+    plugin_library: Path | None,
+    engine: Path | None,
+    cache: Path | None,
+) -> EngineInfo:
+    choice = select(config.backend)
+    backend = choice.backend
+    profile = resolve(model.graph, (config.min_shapes, config.opt_shapes, config.max_shapes))
+    with tempfile.TemporaryDirectory(prefix="opfuse-") as folder:
+        request = Request(
+            model=_write_model(model, base_dir),
+            engine=engine,
+            ranges=profile.ranges,
+            plugin_library=plugin_library,
+            embed_plugins=config.embed_plugins,
+            timing_cache=cache if backend.uses_timing_cache else None,
+            verbose=config.debug,
+        )
+        info: EngineInfo = child.run(
+            backend.build,
+            [request],
+            task=backend.name,
+            time_limit=config.time_limit,
+            on_event=progress.event,
+            on_output=sys.stderr.write if config.debug else None,
+            env=backend.environment(Path(folder)),
+        )
+    notes = [*profile.assumed, *info.notes]
+    if cache is not None and not backend.uses_timing_cache:
+        notes.append(f"{backend.name} has no use for a timing cache: the option was ignored")
+    return dataclasses.replace(info, why=choice.why, notes=tuple(notes))
+
+
+def _write_model(model: ModelProto, base_dir: Path) -> Path:
+    path = base_dir / "lowered.onnx"
+    write_atomically(path, model.SerializeToString())
+    return path
+
+
+def _own_timing_cache(config: Config, folder: Path) -> Path | None:
+    """A copy of the timing cache for the child to change, at a path of our own."""
+    if config.timing_cache is None:
+        return None
+    cache = folder / "timing.cache"
+    if config.timing_cache.exists():
+        try:
+            shutil.copyfile(config.timing_cache, cache)
+        except OSError as error:
+            raise InputError(f"timing cache {config.timing_cache}: {error.strerror}") from None
+    return cache
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Put a finished file in its place, whole."""
+    with source.open("rb") as whole, Pending(target.parent, source.stat().st_size) as pending:
+        with translated(target, pending.needed):
+            shutil.copyfileobj(whole, pending.file, 1 << 20)
+        pending.publish(target)
