@@ -134,10 +134,16 @@ def broadcast(a: Dim, b: Dim) -> Dim:
         return b
     if isinstance(a, int) and isinstance(b, int):
         raise ValueError(f"{a} and {b} do not broadcast")
-    for one in (a, b):
-        if isinstance(one, int) or at_least(one, 2):
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, int) or at_least(one, 2) or _caps(one, other):
             return one
     return opaque("broadcast", _sorted({*_flat("broadcast", a), *_flat("broadcast", b)}))
+
+
+def _caps(dim: Dim, other: Dim) -> bool:
+    """Whether ``other`` is ``min(dim, ...)`` of sizes above zero: equal to ``dim``, or 1."""
+    parts = _flat("min", other)
+    return dim in parts and all(part == dim or at_least(part, 1) for part in parts)
 
 
 def at_least(a: Dim, b: Dim) -> bool:

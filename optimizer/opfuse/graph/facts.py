@@ -160,14 +160,14 @@ class Facts:
         if annotation is None or len(annotation) != len(shape):
             return shape
         return tuple(
-            stated if is_opaque(dim) and self._plainer(stated, dim) else dim
+            stated if is_opaque(dim) and self._plain(stated) else dim
             for dim, stated in zip(shape, annotation, strict=True)
         )
 
-    def _plainer(self, stated: Dim, dim: Dim) -> bool:
+    def _plain(self, stated: Dim) -> bool:
         if isinstance(stated, int):
             return True
-        return is_unknown(dim) and stated.symbols() <= self._symbols
+        return not is_opaque(stated) and stated.symbols() <= self._symbols
 
     def _annotation(self, tensor: gs.Tensor) -> Shape | None:
         if tensor.shape is None:
