@@ -1,0 +1,73 @@
+// The C ABI of libopfuse_plugins.so: every op without TensorRT, for tests and other runtimes.
+//
+// Functions that return int return 0, or -1 with the reason in opfuse_last_error(); no function
+// throws or exits.  Types are numbered as in ONNX TensorProto.DataType, attributes as in ONNX
+// AttributeProto.AttributeType.  An instance may be used by several threads at once.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#define OPFUSE_ABI_VERSION 1
+#define OPFUSE_MAX_RANK 8
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct opfuse_op opfuse_op;  // an instance: an op with its attributes
+typedef void* opfuse_stream;         // a cudaStream_t
+
+typedef struct {
+    char const* name;
+    int32_t type;      // 1 FLOAT, 2 INT, 3 STRING
+    int32_t count;     // 1, or the length of a STRING; unused in a listing
+    void const* data;  // float*, int64_t*, or char*; unused in a listing
+} opfuse_attribute;
+
+typedef struct {
+    char const* name;
+    char const* version;
+    int32_t min_inputs;
+    int32_t max_inputs;  // trailing inputs beyond min_inputs may be absent
+    int32_t outputs;
+    int32_t attribute_count;
+} opfuse_op_info;
+
+typedef struct {
+    void* data;    // on the device; unused where only the shape is asked for
+    int32_t type;  // 1 float, 10 float16, 16 bfloat16, ...
+    int32_t rank;
+    int64_t dims[OPFUSE_MAX_RANK];
+} opfuse_tensor;
+
+// ---- the library
+int32_t opfuse_abi_version(void);
+char const* opfuse_version(void);        // of the package, such as "0.1.0"
+char const* opfuse_architectures(void);  // such as "80-real 90-real 100-virtual"
+int32_t opfuse_tensorrt_headers(void);   // NV_TENSORRT_VERSION of the headers, such as 101400
+char const* opfuse_last_error(void);     // of this thread; valid until its next failure
+int32_t opfuse_op_count(void);
+int opfuse_describe_op(int32_t index, opfuse_op_info* info);
+int opfuse_describe_attribute(int32_t index, int32_t attribute, opfuse_attribute* info);
+
+// ---- an instance
+opfuse_op* opfuse_create(char const* name, opfuse_attribute const* attributes, int32_t count);
+void opfuse_destroy(opfuse_op* op);
+
+// 1 where position `at` of types [inputs..., outputs...] is well typed, 0 where not.
+int opfuse_supports(opfuse_op const* op, int32_t at, int32_t const* types, int32_t inputs,
+                    int32_t outputs);
+// Fills in type, rank, and dims of each output from those of the inputs.
+int opfuse_infer(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
+                 opfuse_tensor* outputs, int32_t output_count);
+// Bytes of scratch memory that opfuse_enqueue needs for these inputs, or -1.
+int64_t opfuse_workspace_size(opfuse_op const* op, opfuse_tensor const* inputs,
+                              int32_t input_count);
+// Launches on `stream`; allocates nothing and waits for nothing, so it may be captured in a graph.
+int opfuse_enqueue(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
+                   opfuse_tensor const* outputs, int32_t output_count, void* workspace,
+                   opfuse_stream stream);
+
+#ifdef __cplusplus
+}
+#endif

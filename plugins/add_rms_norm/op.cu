@@ -1,0 +1,43 @@
+#include "../core/op.h"
+#include "../core/shapes.h"
+#include "../device/dispatch.h"
+#include "kernel.cuh"
+
+namespace opfuse {
+
+struct AddRmsNorm {
+    static constexpr OpTraits kTraits{"AddRmsNorm", "1", 3, 3, 2};  // x, residual, gamma -> y, sum
+
+    float epsilon = 1e-5f;
+
+    static auto fields() {
+        return std::tuple(Field<AddRmsNorm, float>{"epsilon", &AddRmsNorm::epsilon});
+    }
+    void check() const { check_epsilon(epsilon); }
+
+    bool accepts(size_t input, std::span<DataType const> types) const {
+        if (input == 0) return is_floating(types[0]);
+        return input == 1 ? types[1] == types[0] : is_parameter_of(types[0], types[input]);
+    }
+    void types(std::span<DataType const> in, std::span<DataType> out) const {
+        out[0] = out[1] = in[0];
+    }
+    void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath&) const {
+        need_same_shape("residual", in[1], in[0]);
+        need_columns("gamma", in[2], in[0]);
+        out[0] = out[1] = in[0];
+    }
+
+    cudaError_t run(Call const& call) const {
+        Tensor const& x = call.inputs[0];
+        return with_type(x.type, [&]<class T>(std::type_identity<T>) {
+            return add_rms_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
+                                   data<T>(call.inputs[1]), parameter(call.inputs[2]), x.rows(),
+                                   x.cols(), epsilon, call.stream);
+        });
+    }
+};
+
+}  // namespace opfuse
+
+OPFUSE_REGISTER_OP(opfuse::AddRmsNorm)

@@ -1,0 +1,82 @@
+// Vectors of elements, 16 bytes wide on the fast path and one element wide on the general path.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace opfuse::device {
+
+template <class T, int kSize>
+struct alignas(sizeof(T) * kSize) Vec {
+    T at[kSize];
+};
+
+inline constexpr int kVecBytes = 16;
+
+// The `index`-th vector of `data`, which is aligned to the vector's size.
+template <int kSize, class T>
+__device__ Vec<T, kSize> load(T const* data, int64_t index) {
+    return reinterpret_cast<Vec<T, kSize> const*>(data)[index];
+}
+
+template <class T, int kSize>
+__device__ void store(T* data, int64_t index, Vec<T, kSize> const& value) {
+    reinterpret_cast<Vec<T, kSize>*>(data)[index] = value;
+}
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+// Round to nearest even.
+template <class T>
+__device__ T from_float(float value);
+template <>
+__device__ inline float from_float<float>(float value) {
+    return value;
+}
+template <>
+__device__ inline __half from_float<__half>(float value) {
+    return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16_rn(value);
+}
+
+// gamma, beta, bias: [cols] of T or of float; null where absent.
+struct Parameter {
+    void const* data;
+    bool is_float;
+
+    explicit __host__ __device__ operator bool() const { return data != nullptr; }
+};
+
+// The branch on is_float is the same for the whole grid, and costs less than twice the kernels.
+template <class T, int kSize>
+__device__ Vec<float, kSize> load_parameter(Parameter parameter, int64_t index) {
+    Vec<float, kSize> out;
+    if (parameter.is_float) {
+        constexpr int kStep = kSize < 4 ? kSize : 4;  // floats in one 16-byte load
+        auto const* data = static_cast<float const*>(parameter.data);
+#pragma unroll
+        for (int i = 0; i < kSize; i += kStep) {
+            auto const part = load<kStep>(data, (index * kSize + i) / kStep);
+#pragma unroll
+            for (int k = 0; k < kStep; ++k) out.at[i + k] = part.at[k];
+        }
+    } else {
+        auto const part = load<kSize>(static_cast<T const*>(parameter.data), index);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) out.at[i] = to_float(part.at[i]);
+    }
+    return out;
+}
+
+template <class... Pointers>
+bool aligned(Pointers const*... data) {
+    return ((reinterpret_cast<uintptr_t>(data) % kVecBytes == 0) && ...);
+}
+
+}  // namespace opfuse::device
