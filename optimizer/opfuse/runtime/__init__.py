@@ -1,0 +1,1 @@
+"""Finds and runs what opfuse builds: the plugin library and its C ABI."""
