@@ -132,7 +132,8 @@ def broadcast(a: Dim, b: Dim) -> Dim:
         return a
     if a == 1:
         return b
-    if isinstance(a, int) and isinstance(b, int):
+    constant = isinstance(a, int) and isinstance(b, int)
+    if constant:
         raise ValueError(f"{a} and {b} do not broadcast")
     for one, other in ((a, b), (b, a)):
         if isinstance(one, int) or at_least(one, 2) or _caps(one, other):
@@ -165,7 +166,11 @@ def call(function: str, *arguments: Dim) -> Dim:
     if function in ("floordiv", "mod") and len(arguments) == 2:
         left, right = arguments
         return left // right if function == "floordiv" else left % right
-    many: dict[str, Callable[..., Dim]] = {"max": maximum, "min": minimum, "broadcast": broadcast}
+    many: dict[str, Callable[..., Dim]] = {
+        "max": maximum,
+        "min": minimum,
+        "broadcast": broadcast,
+    }
     if function not in many or not arguments:
         raise ValueError(f"no dimension function {function} of {len(arguments)} arguments")
     return reduce(many[function], arguments)

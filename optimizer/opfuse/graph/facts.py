@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
+
 from opfuse.graph.dims import (
     Dim,
     Sym,
@@ -20,6 +21,7 @@ from opfuse.graph.dims import (
     is_opaque,
     is_unknown,
     parse,
+    product,
     unknown_dim,
     unknown_value,
 )
@@ -27,7 +29,7 @@ from opfuse.graph.dims import (
 Shape: TypeAlias = tuple[Dim, ...]
 
 MAX_ELEMENTS = 64
-INTEGERS = {
+INTEGERS: dict[int | None, tuple[int, int]] = {
     TensorProto.INT8: (-(1 << 7), 1 << 7),
     TensorProto.INT16: (-(1 << 15), 1 << 15),
     TensorProto.INT32: (-(1 << 31), 1 << 31),
@@ -37,7 +39,7 @@ INTEGERS = {
     TensorProto.UINT32: (0, 1 << 32),
     TensorProto.UINT64: (0, 1 << 64),
 }
-FLOATS = {
+FLOATS: dict[int | None, type[np.floating[Any]]] = {
     TensorProto.FLOAT16: np.float16,
     TensorProto.FLOAT: np.float32,
     TensorProto.DOUBLE: np.float64,
@@ -195,16 +197,20 @@ class Op:
         return index < len(inputs) and inputs[index].name != ""
 
     def shape(self, index: int = 0) -> Shape | None:
+        """The dimensions of an input; None where it is absent or of unknown rank."""
         return self._facts.shape(self.node.inputs[index]) if self.has(index) else None
 
     def rank(self, index: int = 0) -> int | None:
+        """How many axes an input has."""
         shape = self.shape(index)
         return None if shape is None else len(shape)
 
     def dtype(self, index: int = 0) -> int | None:
+        """The ``onnx.TensorProto`` element type of an input."""
         return self._facts.dtype(self.node.inputs[index]) if self.has(index) else None
 
     def value(self, index: int = 0) -> np.ndarray | None:
+        """The content of a small input: an object array of Dim, bool, or float."""
         return self._facts.value(self.node.inputs[index]) if self.has(index) else None
 
     def shape_of(self, tensor: gs.Tensor) -> Shape | None:
@@ -232,9 +238,11 @@ class Op:
         if value is not None:
             return [int(item) if isinstance(item, bool) else item for item in value.ravel()]
         shape = self.shape(index)
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
+        if shape is None:
             return None
-        count = prod(map(int, shape))
+        count = product(shape)
+        if isinstance(count, Sym):
+            return None
         return [self.unknown_value() for _ in range(count)] if count <= MAX_ELEMENTS else None
 
     def integers(self, index: int) -> list[int] | None:
@@ -245,6 +253,7 @@ class Op:
         return [int(item) for item in value.ravel()]
 
     def attr(self, name: str, default: Any = None) -> Any:
+        """The attribute as gs holds it, or ``default``."""
         return self.node.attrs.get(name, default)
 
     def axes(self, index: int) -> list[int] | None:
@@ -255,9 +264,11 @@ class Op:
         return [int(axis) for axis in axes]
 
     def unknown_dim(self) -> Sym:
+        """A new size that nothing is known of."""
         return self._facts.unknown_dim()
 
     def unknown_value(self) -> Sym:
+        """A new integer that nothing is known of."""
         return self._facts.unknown_value()
 
     def size(self, value: Dim) -> Dim:

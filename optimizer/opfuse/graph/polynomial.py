@@ -238,7 +238,9 @@ def _cancel(a: Dim, b: Sym) -> tuple[Dim, Dim]:
 def _remainder(a: Dim, b: Dim) -> Dim:
     if isinstance(b, Sym):
         return 0 if _exact(a, b) is not None else opaque("mod", (a, b))
-    if isinstance(a, Sym) and b > 0:
+    if b < 0:
+        return -_remainder(-a, -b)
+    if isinstance(a, Sym):
         a = _from_terms({monomial: factor % b for monomial, factor in a.terms})
     return a % b if isinstance(a, int) else opaque("mod", (a, b))
 

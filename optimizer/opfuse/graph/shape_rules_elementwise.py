@@ -5,22 +5,32 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import TensorProto
+
 from opfuse.graph.dims import Sym, at_least, maximum, minimum, never_equal
-from opfuse.graph.facts import FLOATS, INTEGERS, Fact, Op, Rule, attempt, broadcast_shapes
+from opfuse.graph.facts import (
+    FLOATS,
+    INTEGERS,
+    Fact,
+    Op,
+    Rule,
+    attempt,
+    broadcast_shapes,
+)
 
 BOOL = int(TensorProto.BOOL)
-Scalar = Any  # a Dim, a bool, or a float
+Scalar: TypeAlias = Any  # a Dim, a bool, or a float
+OneOutput: TypeAlias = Callable[[Op], Fact]
 
 
 class Undecided(ValueError):
     """The result depends on the sizes of the symbols."""
 
 
-def pointwise(function: Callable[..., Scalar] | None = None, dtype: int | None = None) -> Rule:
+def pointwise(function: Callable[..., Scalar] | None = None, dtype: int | None = None) -> OneOutput:
     """The rule of an operator that broadcasts all its inputs and applies ``function``."""
 
     def rule(op: Op) -> Fact:
@@ -35,7 +45,9 @@ def pointwise(function: Callable[..., Scalar] | None = None, dtype: int | None =
     return rule
 
 
-def like_first(function: Callable[..., Scalar] | None = None, dtype: int | None = None) -> Rule:
+def like_first(
+    function: Callable[..., Scalar] | None = None, dtype: int | None = None
+) -> OneOutput:
     """The rule of an operator whose output has the shape of its first input."""
 
     def rule(op: Op) -> Fact:
@@ -78,7 +90,7 @@ def store(scalar: Scalar, dtype: int | None) -> Scalar:
     if dtype in FLOATS:
         # One rounding of the float64 result is the correctly rounded result for + - * / sqrt.
         return float(FLOATS[dtype](scalar))
-    low, high = INTEGERS[dtype] if dtype in INTEGERS else (0, 0)
+    low, high = INTEGERS.get(dtype, (0, 0))
     if not isinstance(scalar, int) or not low <= scalar < high:
         raise Undecided("out of range")
     return int(scalar)
@@ -209,7 +221,11 @@ def _where(op: Op) -> Fact:
     if values is None:
         return Fact(shape, dtype)
     given = values
-    return Fact(shape, dtype, attempt(lambda: _apply(lambda c, a, b: a if c else b, given, dtype)))
+    return Fact(
+        shape,
+        dtype,
+        attempt(lambda: _apply(lambda c, a, b: a if c else b, given, dtype)),
+    )
 
 
 def _identity(op: Op) -> Fact:
@@ -230,7 +246,60 @@ def _dequantize(op: Op) -> Fact:
 
 _mod = pointwise(operator.mod)
 _fmod = pointwise()
-_PLAIN = ["Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Celu", "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "LRN", "MeanVarianceNormalization", "Mish", "PRelu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu", "RotaryEmbedding"]
+_PLAIN = (
+    *(
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BitwiseNot",
+        "Celu",
+        "Cos",
+        "Cosh",
+    ),
+    *(
+        "CumSum",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Hardmax",
+        "LRN",
+    ),
+    *(
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "Mish",
+    ),
+    *(
+        "PRelu",
+        "RotaryEmbedding",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+    ),
+    *(
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Trilu",
+    ),
+)
 _BROADCAST = ["BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mean"]
 
 RULES: dict[str, Rule] = {

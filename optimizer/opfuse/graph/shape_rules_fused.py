@@ -37,7 +37,7 @@ def _rope(op: Op) -> tuple[Fact, ...]:
 
 
 def _flash_attention(op: Op) -> Fact:
-    """q is [batch, seq, hidden] or [batch, heads, seq, head]; v's last axis is the output's."""
+    """Q is [batch, seq, hidden] or [batch, heads, seq, head]; v's last axis is the output's."""
     q, v = op.shape(), op.shape(2)
     if q is None or v is None:
         return Fact(q, op.dtype())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import TensorProto
+
 from opfuse.graph.facts import Fact, Op, Rule, attempt
+from opfuse.graph.shape_rules_layout import constant_shape
 
 INT64 = int(TensorProto.INT64)
 
@@ -18,7 +20,7 @@ def _gather(op: Op) -> Fact:
     picks = op.integers(1) if value is not None else None
     if value is None or picks is None:
         return Fact(out, op.dtype())
-    where = np.asarray(picks, np.int64).reshape([int(dim) for dim in indices])
+    where = np.asarray(picks, np.int64).reshape(constant_shape(indices))
     return Fact(out, op.dtype(), attempt(lambda: np.take(value, where, axis)))
 
 

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 from onnx import TensorProto
+
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, minimum, never_equal, product
 from opfuse.graph.facts import Fact, Op, Rule, Shape, attempt, broadcast_shapes
 
@@ -19,9 +20,10 @@ def constant_shape(shape: Shape) -> tuple[int, ...]:
     Raises:
         ValueError: A dimension is symbolic.
     """
-    if any(isinstance(dim, Sym) for dim in shape):
+    sizes = tuple(dim for dim in shape if isinstance(dim, int))
+    if len(sizes) != len(shape):
         raise ValueError("a dimension is symbolic")
-    return tuple(map(int, shape))
+    return sizes
 
 
 def _reshape(op: Op) -> Fact:
@@ -165,16 +167,20 @@ def _slice(op: Op) -> Fact:
     steps = (op.dims(4) if op.has(4) else None) or [1] * len(starts)
     out = list(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        try:
-            out[axis] = op.size(sliced(shape[axis], start, end, step))
-        except ValueError:
-            out[axis] = op.unknown_dim()
+        out[axis] = _kept(op, shape[axis], start, end, step)
     if value is None:
         return Fact(tuple(out), op.dtype())
     index = [slice(None)] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         index[axis] = slice(start, end, step)
     return Fact(tuple(out), op.dtype(), attempt(lambda: value[tuple(index)]))
+
+
+def _kept(op: Op, dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
+    try:
+        return op.size(sliced(dim, start, end, step))
+    except ValueError:
+        return op.unknown_dim()
 
 
 def _bounds(op: Op, name: str, index: int) -> list[Dim] | None:
@@ -199,8 +205,8 @@ def sliced(dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     """
     if isinstance(step, Sym) or step == 0:
         raise ValueError("the step is not constant")
-    if all(isinstance(item, int) for item in (dim, start, end)):
-        return len(range(*slice(start, end, step).indices(int(dim))))  # type: ignore[misc]
+    if isinstance(dim, int) and isinstance(start, int) and isinstance(end, int):
+        return len(range(*slice(start, end, step).indices(dim)))
     if step < 0:
         if start in (-1, *range(_FAR, _FAR + 2)) and isinstance(end, int) and end <= -_FAR:
             return (dim - step - 1) // -step

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
+
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, product
 from opfuse.graph.facts import (
     FLOATS,
@@ -32,9 +35,12 @@ def _constant(op: Op) -> Fact:
             return Fact((), dtype, as_value(op.attr(name)))
     for name, dtype in (("value_ints", INT64), ("value_floats", FLOAT)):
         if op.attr(name) is not None:
-            items = list(op.attr(name))
-            return Fact((len(items),), dtype, attempt(lambda: items))
+            return _constant_list(list(op.attr(name)), dtype)
     return Fact()
+
+
+def _constant_list(items: list[float], dtype: int) -> Fact:
+    return Fact((len(items),), dtype, attempt(lambda: items))
 
 
 def _constant_tensor(op: Op, tensor: gs.Constant | np.ndarray) -> Fact:
@@ -82,37 +88,24 @@ def _range(op: Op) -> Fact:
     if any(bound is None for bound in bounds):
         return Fact((op.unknown_dim(),), dtype)
     start, limit, delta = (bound.ravel()[0] for bound in bounds if bound is not None)
-    try:
-        length = op.size(_range_length(start, limit, delta))
-    except ValueError:
-        length = op.unknown_dim()
+    length = op.unknown_dim() if isinstance(delta, Sym) else _range_length(op, start, limit, delta)
     if isinstance(length, Sym) or length > MAX_ELEMENTS or dtype in FLOATS:
         return Fact((length,), dtype)
     return Fact((length,), dtype, as_value([start + step * delta for step in range(length)]))
 
 
-def _range_length(start: Dim | float, limit: Dim | float, delta: Dim | float) -> Dim:
-    if isinstance(delta, Sym):
-        raise ValueError("the step is not constant")
-    if isinstance(start, Sym) or isinstance(limit, Sym):
-        first, last, step = (_whole(item) for item in (start, limit, delta))
-        span = last - first if step > 0 else first - last
-        count = (span + abs(step) - 1) // abs(step)
-        return count if at_least(span, 0) else maximum(count, 0)
-    return max(int(np.ceil((limit - start) / delta)), 0)
-
-
-def _whole(item: Dim | float) -> int:
-    """An integer or a symbol, which counts as one here.
-
-    Raises:
-        ValueError: It is a fraction.
-    """
-    if isinstance(item, float):
-        if not item.is_integer():
-            raise ValueError("a fraction among symbols")
-        return int(item)
-    return item  # type: ignore[return-value]
+def _range_length(op: Op, start: Dim | float, limit: Dim | float, delta: float) -> Dim:
+    if not isinstance(start, Sym) and not isinstance(limit, Sym):
+        return max(math.ceil((limit - start) / delta), 0)
+    if not all(isinstance(bound, Sym) or float(bound).is_integer() for bound in (start, limit)):
+        return op.unknown_dim()
+    first, last = (bound if isinstance(bound, Sym) else int(bound) for bound in (start, limit))
+    step = int(delta)
+    if step != delta:
+        return op.unknown_dim()
+    span = last - first if step > 0 else first - last
+    count = (span + abs(step) - 1) // abs(step)
+    return count if at_least(span, 0) else maximum(count, 0)
 
 
 def _non_zero(op: Op) -> Fact:

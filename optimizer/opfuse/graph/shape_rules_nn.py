@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx import TensorProto
+
 from opfuse.graph.dims import Dim, Sym
 from opfuse.graph.facts import Fact, Op, Rule, Shape
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
+
 from opfuse.graph.dims import maximum, minimum, product
 from opfuse.graph.facts import INTEGERS, Fact, Op, Rule, attempt
 from opfuse.graph.shape_rules_elementwise import store

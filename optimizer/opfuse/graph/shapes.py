@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
+
 from opfuse.graph import (
     shape_rules_elementwise,
     shape_rules_fused,
