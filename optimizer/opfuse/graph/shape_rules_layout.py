@@ -208,16 +208,26 @@ def sliced(dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     if isinstance(dim, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*slice(start, end, step).indices(dim)))
     if step < 0:
-        if start in (-1, *range(_FAR, _FAR + 2)) and isinstance(end, int) and end <= -_FAR:
-            return (dim - step - 1) // -step
-        raise ValueError("a backward slice between symbols")
+        return _reversed(dim, start, end, step)
     last = _clamped(end, dim)
-    if isinstance(start, int) and start < 0 and last == dim:
-        length = minimum(-start, dim)
-    else:
-        first = _clamped(start, dim)
-        length = last - first if at_least(last, first) else maximum(last - first, 0)
+    length = _tail(dim, start) if last == dim else maximum(last - _clamped(start, dim), 0)
     return (length + step - 1) // step
+
+
+def _reversed(dim: Dim, start: Dim, end: Dim, step: int) -> Dim:
+    whole = start == -1 or (isinstance(start, int) and start >= _FAR)
+    if whole and isinstance(end, int) and end <= -_FAR:
+        return (dim - step - 1) // -step
+    raise ValueError("a backward slice between symbols")
+
+
+def _tail(dim: Dim, start: Dim) -> Dim:
+    """How many elements ``start:`` keeps, in one spelling: ``seq - min(1, seq)`` is another."""
+    if at_least(start, 0):
+        return maximum(dim - start, 0)
+    if at_least(-1, start):
+        return minimum(-start, dim)
+    raise ValueError("the sign of the start is not known")
 
 
 def _clamped(index: Dim, dim: Dim) -> Dim:
