@@ -131,7 +131,7 @@ def test_foreseen_errors_keep_their_class_and_fix():
 
 
 def test_a_bug_keeps_the_childs_traceback():
-    with pytest.raises(child.ChildBug, match="in stumble(.|\n)*ZeroDivisionError: no foresight"):
+    with pytest.raises(child.ChildBug, match=r"in stumble(.|\n)*ZeroDivisionError: no foresight"):
         call("stumble")
 
 
@@ -142,12 +142,12 @@ def test_death_by_signal_names_the_signal(number):
 
 
 def test_sigkill_hints_at_memory():
-    with pytest.raises(EngineError, match="SIGKILL.*out of memory"):
+    with pytest.raises(EngineError, match=r"SIGKILL.*out of memory"):
         call("die", int(signal.SIGKILL))
 
 
 def test_exit_without_an_answer_shows_the_last_output():
-    with pytest.raises(EngineError, match="exit code 7(.|\n)*last words"):
+    with pytest.raises(EngineError, match=r"exit code 7(.|\n)*last words"):
         call("leave")
 
 
@@ -185,7 +185,7 @@ def test_the_child_has_the_parents_path_and_the_variables_given():
 def test_time_limit_kills_the_whole_group(tmp_path):
     pid_file = tmp_path / "pids"
     began = time.monotonic()
-    with pytest.raises(TimeLimit, match="1.5 s"):
+    with pytest.raises(TimeLimit, match=r"1\.5 s"):
         call("sleep_with_grandchild", str(pid_file), time_limit=1.5)
     assert time.monotonic() - began < 2.5
     pids = [int(pid) for pid in pid_file.read_text().split()]

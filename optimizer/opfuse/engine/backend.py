@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from opfuse.engine.profile import Range
+from opfuse.errors import EngineError
+
+
+class ShapesRefused(EngineError):
+    """The shapes of the profile do not go together in the model; the message has the sizes."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opfuse import child
 from opfuse.engine import gpu, layers
-from opfuse.engine.backend import EngineInfo, Request, TensorInfo
+from opfuse.engine.backend import EngineInfo, Request, ShapesRefused, TensorInfo
 from opfuse.errors import EngineError
 from opfuse.files import translated
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "opfuse"
 _LISTING = "Layers:"
+_SHAPES_REFUSED = "violate shape constraints"
 _MAX_SHOWN = 12
 _EVENT_INTERVAL_S = 0.05
 
@@ -106,7 +107,7 @@ def build(api: ModuleType, name: str, request: Request) -> EngineInfo:
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise EngineError(f"{title} could not build the engine{journal.last_errors()}")
+            raise _build_error(title, journal)
         digest, size = _write(plan, request.engine)
         notes += cache.save()
         read_from, found = _read_back(api, logger, journal, plan, request, notes)
@@ -229,6 +230,16 @@ def _configure(
     if embed and request.embed_plugins:
         config.plugins_to_serialize = [str(request.plugin_library)]
     return config
+
+
+def _build_error(title: str, journal: Journal) -> EngineError:
+    errors = journal.last_errors()
+    if _SHAPES_REFUSED in errors:
+        return ShapesRefused(
+            f"{title} finds that the model does not take the shapes of the profile{errors}",
+            "set --minShapes, --optShapes and --maxShapes to sizes that the model takes",
+        )
+    return EngineError(f"{title} could not build the engine{errors}")
 
 
 class _TimingCache:

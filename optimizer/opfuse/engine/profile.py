@@ -13,8 +13,9 @@ from opfuse.errors import InputError
 from opfuse.graph.dims import Dim, Sym, evaluate, parse, symbol
 
 LEVELS = ("min", "opt", "max")
+LONGEST = 512
 _BATCH = (1, 1, 8)
-_SEQUENCE = (1, 128, 512)
+USUAL = 128
 _SPELT_SUM = re.compile(r"(\w+?)_(plus|minus)_(\w+)")
 _OPTIONS = "set --minShapes, --optShapes and --maxShapes"
 
@@ -43,7 +44,9 @@ class Profile:
     assumed: tuple[str, ...]
 
 
-def resolve(graph: GraphProto, given: Sequence[Mapping[str, Shape]]) -> Profile:
+def resolve(
+    graph: GraphProto, given: Sequence[Mapping[str, Shape]], longest: int = LONGEST
+) -> Profile:
     """Find the range of every dynamic input.
 
     A given shape fixes the symbols in it, for all inputs: ``input_ids:1x64`` also says what
@@ -53,6 +56,7 @@ def resolve(graph: GraphProto, given: Sequence[Mapping[str, Shape]]) -> Profile:
     Args:
         graph: The model; its inputs without an initializer count.
         given: Shapes by input name, for min, opt, and max.
+        longest: The largest size that is assumed for anything but a batch.
 
     Raises:
         InputError: An input has no rank or is no tensor, or shapes contradict the model or
@@ -63,7 +67,7 @@ def resolve(graph: GraphProto, given: Sequence[Mapping[str, Shape]]) -> Profile:
     bound = [
         _bind(level, shapes, inputs, listing) for level, shapes in zip(LEVELS, given, strict=True)
     ]
-    sizes, assumed = _complete(inputs, bound, listing)
+    sizes, assumed = _complete(inputs, bound, longest, listing)
     ranges = {}
     for name, dims in inputs.items():
         if any(isinstance(dim, Sym) for dim in dims):
@@ -152,7 +156,10 @@ def _solve(dim: Dim, size: int, known: Mapping[str, int]) -> tuple[str, int] | N
 
 
 def _complete(
-    inputs: Mapping[str, tuple[Dim, ...]], bound: Sequence[Mapping[str, int]], listing: str
+    inputs: Mapping[str, tuple[Dim, ...]],
+    bound: Sequence[Mapping[str, int]],
+    longest: int,
+    listing: str,
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
     """Values for every symbol at every level, and what was assumed."""
     sizes: list[dict[str, int]] = [{}, {}, {}]
@@ -160,10 +167,10 @@ def _complete(
     for name, axis in _symbols(inputs).items():
         low, usual, high = (level.get(name) for level in bound)
         if low is usual is high is None:
-            triple = _BATCH if axis == 0 else _SEQUENCE
+            triple = _BATCH if axis == 0 else (1, min(USUAL, longest), longest)
             assumed.append(
-                f"{name} is {triple[0]} to {triple[2]}, tuned for {triple[1]}: nothing was given "
-                f"({_OPTIONS})"
+                f"{name} was taken to be {triple[0]} to {triple[2]}, tuned for {triple[1]}; "
+                f"{_OPTIONS} to change that"
             )
         else:
             middle = next(size for size in (usual, high, low) if size is not None)

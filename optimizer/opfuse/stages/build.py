@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 import tempfile
@@ -12,8 +13,8 @@ from onnx import ModelProto
 
 from opfuse import child
 from opfuse.config import Config
-from opfuse.engine.backend import EngineInfo, Request
-from opfuse.engine.profile import resolve
+from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
+from opfuse.engine.profile import LONGEST, USUAL, resolve
 from opfuse.engine.select import select
 from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, translated, write_atomically
@@ -83,30 +84,71 @@ def _run(
 ) -> EngineInfo:
     choice = select(config.backend)
     backend = choice.backend
-    profile = resolve(model.graph, (config.min_shapes, config.opt_shapes, config.max_shapes))
+    request = Request(
+        model=_write_model(model, base_dir),
+        engine=engine,
+        ranges={},
+        plugin_library=plugin_library,
+        embed_plugins=config.embed_plugins,
+        timing_cache=cache if backend.uses_timing_cache else None,
+        verbose=config.debug,
+    )
+    info, assumed = _build_within_limits(model, backend, request, config, progress)
+    notes = [*assumed, *info.notes]
+    if cache is not None and not backend.uses_timing_cache:
+        notes.append(f"{backend.name} has no use for a timing cache: the option was ignored")
+    return dataclasses.replace(info, why=choice.why, notes=tuple(notes))
+
+
+def _build_within_limits(
+    model: ModelProto, backend: Backend, request: Request, config: Config, progress: Progress
+) -> tuple[EngineInfo, tuple[str, ...]]:
+    """Build, with shorter assumed sequences where the model turns out to be limited.
+
+    A table of 64 positions only shows when TensorRT compares it with the profile.
+    """
+    longest = LONGEST
+    given = (config.min_shapes, config.opt_shapes, config.max_shapes)
+    while True:
+        profile = resolve(model.graph, given, longest)
+        try:
+            info = _in_child(
+                backend, dataclasses.replace(request, ranges=profile.ranges), config, progress
+            )
+        except ShapesRefused as refusal:
+            shorter = _shorter(refusal.what, longest)
+            if shorter < 1 or resolve(model.graph, given, shorter).ranges == profile.ranges:
+                raise
+            longest = shorter
+        else:
+            return info, profile.assumed
+
+
+def _shorter(refusal: str, longest: int) -> int:
+    """The limit that the message names beside a size that was tried, else half."""
+    for pair in re.findall(r"(\d+) != (\d+)", refusal):
+        small, large = sorted(map(int, pair))
+        if 1 < small < longest and large in (longest, min(USUAL, longest)):
+            return small
+    return longest // 2
+
+
+def _in_child(backend: Backend, request: Request, config: Config, progress: Progress) -> EngineInfo:
     with tempfile.TemporaryDirectory(prefix="opfuse-") as folder:
-        request = Request(
-            model=_write_model(model, base_dir),
-            engine=engine,
-            ranges=profile.ranges,
-            plugin_library=plugin_library,
-            embed_plugins=config.embed_plugins,
-            timing_cache=cache if backend.uses_timing_cache else None,
-            verbose=config.debug,
-        )
         info: EngineInfo = child.run(
             backend.build,
             [request],
             task=backend.name,
             time_limit=config.time_limit,
             on_event=progress.event,
-            on_output=sys.stderr.write if config.debug else None,
+            on_output=_show if config.debug else None,
             env=backend.environment(Path(folder)),
         )
-    notes = [*profile.assumed, *info.notes]
-    if cache is not None and not backend.uses_timing_cache:
-        notes.append(f"{backend.name} has no use for a timing cache: the option was ignored")
-    return dataclasses.replace(info, why=choice.why, notes=tuple(notes))
+    return info
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
 
 
 def _write_model(model: ModelProto, base_dir: Path) -> Path:
