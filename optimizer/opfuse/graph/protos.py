@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 _BITS = {
@@ -86,6 +85,5 @@ def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 def type_name(data_type: int) -> str:
     """The ONNX spelling of an element type ("FLOAT16"); the number where it is unknown."""
-    known = onnx.TensorProto.DataType.keys()
-    names = {onnx.TensorProto.DataType.Value(name): name for name in known}
-    return names.get(data_type, str(data_type))
+    known = TensorProto.DataType.values()
+    return TensorProto.DataType.Name(data_type) if data_type in known else str(data_type)

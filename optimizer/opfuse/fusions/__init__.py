@@ -1,0 +1,54 @@
+"""Every fusion, in the order in which they are applied; the order is meaning.
+
+Norms come first because their sums and their outputs are what everything else reads; attention
+before rope and gates before GEMM epilogues, so that the wider takes what the narrower would claim;
+merges last, since they follow fused nodes back to the projections.
+"""
+
+from opfuse.fusions import (
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    gate_up_merge,
+    gated_act,
+    gelu,
+    gemm_act,
+    layer_norm,
+    qkv_merge,
+    rms_norm,
+    rope,
+)
+
+FUSIONS = (
+    rms_norm.FUSION,
+    layer_norm.FUSION,
+    add_rms_norm.FUSION,
+    add_layer_norm.FUSION,
+    attention.FUSION,
+    attention.WHOLE,
+    rope.FUSION,
+    rope.WHOLE,
+    gated_act.FUSION,
+    gate_up_merge.FUSION,
+    gemm_act.FUSION,
+    gelu.FUSION,
+    qkv_merge.FUSION,
+)
+
+DEFINITIONS = {
+    definition.op: definition
+    for definition in (
+        rms_norm.DEFINITION,
+        add_rms_norm.DEFINITION,
+        add_layer_norm.DEFINITION,
+        attention.DEFINITION,
+        rope.DEFINITION,
+        gated_act.DEFINITION,
+        gemm_act.DEFINITION,
+    )
+}
+
+# Standard operators that count as recognised wherever they stand alone in the fused graph.
+STANDARD = ("LayerNormalization", "Gelu")
+# Rooms that leave only standard operators; they are counted by what they did.
+MERGES = (qkv_merge.KIND, gate_up_merge.KIND)

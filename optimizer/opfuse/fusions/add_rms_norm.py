@@ -1,0 +1,31 @@
+"""AddRmsNorm: sum = x + residual; y = RmsNorm(sum). The sum is the residual stream's next value."""
+
+from __future__ import annotations
+
+from opfuse.fusions import rms_norm
+from opfuse.fusions.guards import floating, same_shape
+from opfuse.graph.definition import Definition, Uses
+from opfuse.graph.fusion import Found, Fusion, NewNode, Replacement
+from opfuse.graph.pattern import Var, fused, op
+
+total = op.Add(Var("x"), Var("residual"))
+y = fused.RmsNorm(total, Var("gamma"))
+
+
+def build(found: Found) -> Replacement:
+    floating(found, "x", "residual")
+    same_shape(found, "x", "residual")
+    outputs = (found.anchor.outputs[0], found.node(total).outputs[0])
+    inputs = (found["x"], found["residual"], found["gamma"])
+    attrs = {"epsilon": found.anchor.attrs["epsilon"]}
+    return Replacement([NewNode("AddRmsNorm", inputs, outputs, attrs)])
+
+
+def body(uses: Uses) -> str:
+    return f"sum = Add(x, residual)\n{rms_norm.statements(uses.opset, 'sum')}"
+
+
+DEFINITION = Definition(
+    "AddRmsNorm", ("x", "residual", "gamma"), ("y", "sum"), ("epsilon",), body
+)
+FUSION = Fusion("AddRmsNorm", ("RmsNorm",), y, build, domain="opfuse")

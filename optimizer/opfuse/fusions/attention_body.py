@@ -1,0 +1,142 @@
+"""What FlashAttention computes, written for the features that a model's attention has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from opfuse.graph import edit
+from opfuse.graph.definition import Definition, Uses, constant
+
+MASK = 3  # the input's index
+
+
+def body(uses: Uses) -> str:
+    parts = [_repeat(uses), _scores()]
+    if uses.any("softcap"):
+        parts.append(_softcap())
+    if uses.inputs > MASK:
+        parts.append("typed = CastLike(capped, mask)\nmasked = Add(typed, mask)")
+    else:
+        parts.append("masked = Identity(capped)")
+    parts.append(_causal() if uses.any("causal") else "logits = Identity(masked)")
+    parts.append("weights = Softmax<axis: int = -1>(logits)")
+    parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
+    parts.append("kept_v = CastLike(kept, values)\ny = MatMul(kept_v, values)")
+    text = "\n".join(parts)
+    return text if uses.any("softcap") else text.replace("capped", "scores")
+
+
+def _repeat(uses: Uses) -> str:
+    """Give each query head its key/value head, where a group of them shares one."""
+    if all(node.attrs["num_heads"] == node.attrs["kv_num_heads"] for node in uses.nodes):
+        return "keys = Identity(k)\nvalues = Identity(v)"
+    copies = """
+        {y}5 = Unsqueeze({x}, two)
+        {y}_front = Shape<start: int = 0, end: int = 2>({x})
+        {y}_batch = Shape<start: int = 0, end: int = 1>({x})
+        {y}_back = Shape<start: int = 2, end: int = 4>({x})
+        {y}_wide = Concat<axis: int = 0>({y}_front, group, {y}_back)
+        {y}_copies = Expand({y}5, {y}_wide)
+        {y}_flat = Concat<axis: int = 0>({y}_batch, heads, {y}_back)
+        {y} = Reshape({y}_copies, {y}_flat)"""
+    return """
+        one = Constant<value_ints: ints = [1]>()
+        two = Constant<value_ints: ints = [2]>()
+        heads0 = Constant<value_int: int = @num_heads>()
+        kv_heads0 = Constant<value_int: int = @kv_num_heads>()
+        heads = Reshape(heads0, one)
+        group0 = Div(heads0, kv_heads0)
+        group = Reshape(group0, one)""" + "".join(
+        copies.format(x=x, y=y) for x, y in (("k", "keys"), ("v", "values"))
+    )
+
+
+def _scores() -> str:
+    return """
+        scale32 = Constant<value_float: float = @scale>()
+        scale = CastLike(scale32, q)
+        q_scaled = Mul(q, scale)
+        keys_t = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
+        scores = MatMul(q_scaled, keys_t)"""
+
+
+def _softcap() -> str:
+    return f"""
+        cap32 = Constant<value_float: float = @softcap>()
+        {constant("cap_zero", 0.0)}
+        {constant("cap_one", 1.0)}
+        has_cap = Greater(cap32, cap_zero)
+        divisor32 = Where(has_cap, cap32, cap_one)
+        divisor = CastLike(divisor32, scores)
+        ratio = Div(scores, divisor)
+        bent = Tanh(ratio)
+        bounded = Mul(bent, divisor)
+        capped = Where(has_cap, bounded, scores)"""
+
+
+def _causal() -> str:
+    """Query i sees key j where j <= i + keys - queries: the lower-right triangle."""
+    return f"""
+        first = Constant<value_int: int = 0>()
+        step = Constant<value_int: int = 1>()
+        column = Constant<value_ints: ints = [1]>()
+        causal0 = Constant<value_int: int = @causal>()
+        everything = Equal(causal0, first)
+        queries1 = Shape<start: int = 2, end: int = 3>(masked)
+        keys1 = Shape<start: int = 3, end: int = 4>(masked)
+        queries = Squeeze(queries1)
+        count = Squeeze(keys1)
+        rows = Range(first, queries, step)
+        columns = Range(first, count, step)
+        offset = Sub(count, queries)
+        limits = Add(rows, offset)
+        limit = Unsqueeze(limits, column)
+        visible = LessOrEqual(columns, limit)
+        keep = Or(visible, everything)
+        {constant("nothing", 0.0)}
+        minus_inf32 = Log(nothing)
+        minus_inf = CastLike(minus_inf32, masked)
+        logits = Where(keep, masked, minus_inf)"""
+
+
+def _guard() -> str:
+    return f"""
+        guard0 = Constant<value_int: int = @nan_guard>()
+        guarded = Cast<to: int = 9>(guard0)
+        undefined = IsNaN(weights)
+        drop = And(undefined, guarded)
+        {constant("zero32", 0.0)}
+        zero = CastLike(zero32, weights)
+        kept = Where(drop, zero, weights)"""
+
+
+def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+    """Give a neutral mask to the nodes without one, where others have one."""
+    if len({len(node.inputs) for node in nodes}) < 2:
+        return
+    taken = edit.names(graph)
+    for node in nodes:
+        if len(node.inputs) == MASK:
+            name = _free(f"{node.name}/no_mask", taken)
+            dtype = node.inputs[0].dtype
+            node.inputs.append(gs.Constant(name, np.zeros((1, 1, 1, 1), dtype)))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+DEFINITION = Definition(
+    "FlashAttention",
+    ("q", "k", "v", "mask"),
+    ("y",),
+    ("num_heads", "kv_num_heads", "scale", "causal", "softcap", "nan_guard", "layout"),
+    body,
+    unify,
+)

@@ -1,0 +1,129 @@
+"""GatedAct: y = activation(gate) * up (Shazeer 2020), from two tensors or one that holds both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from opfuse.fusions import activations
+from opfuse.fusions.guards import floating, last_axis, same_shape, same_type
+from opfuse.graph import edit
+from opfuse.graph.definition import Definition, Uses, halves
+from opfuse.graph.edit import producer
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
+from opfuse.graph.pattern import Const, Var, op
+
+__all__ = ["DEFINITION", "FUSION", "statements"]
+
+y = op.Mul(activations.gate(Var("gate")), Var("up"))
+
+
+def build(found: Found) -> Replacement:
+    dtype = floating(found, "gate", "up")
+    result = found.anchor.outputs[0]
+    same_type(found, result, dtype)
+    same_shape(found, "gate", "up")
+    activation = activations.check(found)
+    found.work.claim("GatedAct", "activation", activation, found.anchor)
+    inputs: tuple[gs.Tensor, ...] = (found["gate"], found["up"])
+    split = _packed(found.work, found["gate"], found["up"])
+    if split is not None:
+        inputs = (split.inputs[0],)
+    node = NewNode("GatedAct", inputs, (result,), {"activation": activation})
+    return Replacement([node], [] if split is None else [split])
+
+
+def _packed(work: Work, gate: gs.Tensor, up: gs.Tensor) -> gs.Node | None:
+    """Return the Split whose two halves are gate and up, in this order, and nobody else's."""
+    node = producer(gate)
+    if node is None or node is not producer(up) or node.op != "Split" or len(node.outputs) != 2:
+        return None
+    shape = work.shape(node.inputs[0])
+    if shape is None or node.outputs[0] is not gate or work.shape(gate) != work.shape(up):
+        return None
+    try:
+        last_axis(node, len(shape), default=0)
+    except Miss:
+        return None
+    alone = all(sum(work.alive(u) for u in t.outputs) <= 2 for t in node.outputs)
+    return node if alone and not any(work.is_output(t) for t in node.outputs) else None
+
+
+def statements(activation: str, x: str) -> str:
+    """Return the statements that compute ``active`` from ``x`` in the type of ``x``."""
+    return {
+        "none": f"active = Identity({x})",
+        "relu": f"active = Relu({x})",
+        "silu": f"sigmoid = Sigmoid({x})\nactive = Mul({x}, sigmoid)",
+        "gelu": f"""
+            {_number("half", 0.5, x)}
+            {_number("one", 1.0, x)}
+            {_number("root", 2 ** 0.5, x)}
+            scaled = Div({x}, root)
+            erf = Erf(scaled)
+            phi = Add(erf, one)
+            double = Mul({x}, phi)
+            active = Mul(double, half)""",
+        "gelu_tanh": f"""
+            {_number("half", 0.5, x)}
+            {_number("one", 1.0, x)}
+            {_number("cubic", 0.044715, x)}
+            {_number("root", 0.7978845608028654, x)}
+            square = Mul({x}, {x})
+            cube = Mul(square, {x})
+            small = Mul(cube, cubic)
+            sum_ = Add({x}, small)
+            scaled = Mul(sum_, root)
+            tanh = Tanh(scaled)
+            phi = Add(tanh, one)
+            double = Mul({x}, phi)
+            active = Mul(double, half)""",
+        "quick_gelu": f"""
+            {_number("quick", 1.702, x)}
+            scaled = Mul({x}, quick)
+            sigmoid = Sigmoid(scaled)
+            active = Mul({x}, sigmoid)""",
+    }[activation]
+
+
+def _number(name: str, value: float, like: str) -> str:
+    return (
+        f"{name}32 = Constant<value_float: float = {value!r}>()\n"
+        f"{name} = CastLike({name}32, {like})"
+    )
+
+
+def body(uses: Uses) -> str:
+    (activation,) = uses.values("activation")
+    source = halves(uses.opset, "gate", "up", "gate_up") if uses.inputs == 1 else ""
+    return f"{source}\n{statements(str(activation), 'gate')}\ny = Mul(active, up)"
+
+
+def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+    """Split packed inputs again where other nodes of the model have two."""
+    if len({len(node.inputs) for node in nodes}) < 2:
+        return
+    for node in nodes:
+        if len(node.inputs) == 1:
+            packed = node.inputs[0]
+            parts = [gs.Variable(f"{packed.name}/{part}", packed.dtype) for part in ("gate", "up")]
+            attrs = {"axis": -1, **({"num_outputs": 2} if graph.opset >= 18 else {})}
+            split = gs.Node("Split", f"{node.name}/split", attrs, [packed], parts)
+            graph.nodes.append(split)
+            edit.set_input(node, 0, parts[0])
+            node.inputs.append(parts[1])
+
+
+class _GatedDefinition(Definition):
+    """GatedAct's inputs have other names where there is one."""
+
+    def function(self, uses: Uses) -> object:
+        names = ("gate_up",) if uses.inputs == 1 else ("gate", "up")
+        return Definition(
+            self.op, names, self.outputs, self.attributes, self.body, self.unify
+        ).function(uses)
+
+
+DEFINITION = _GatedDefinition("GatedAct", ("gate", "up"), ("y",), ("activation",), body, unify)
+FUSION = Fusion("GatedAct", ("Mul",), y, build, near=6)

@@ -1,0 +1,64 @@
+"""GemmAct: y = activation(x W + b), an epilogue of the matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from opfuse.fusions import activations
+from opfuse.fusions.gated_act import statements
+from opfuse.fusions.guards import floating, same_type, text
+from opfuse.fusions.linear import linear
+from opfuse.graph.definition import Definition, Uses
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+
+__all__ = ["DEFINITION", "FUSION"]
+
+y = activations.any_activation(linear)
+
+
+def build(found: Found) -> Replacement:
+    dtype = floating(found, "x", "weight")
+    result = found.anchor.outputs[0]
+    same_type(found, result, dtype)
+    shape = found.shape("weight")
+    if len(shape) != 2:
+        raise Miss(f"weight {text(shape)} is not a matrix", found.anchor)
+    activation = activations.check(found)
+    found.work.claim("GemmAct", "activation", activation, found.anchor)
+    inputs = [found["x"], found["weight"]]
+    if found.has("bias"):
+        if found.shape("bias") != (shape[1],):
+            raise Miss(f"bias is {text(found.shape('bias'))}, want ({shape[1]})", found.anchor)
+        inputs.append(found["bias"])
+    return Replacement(
+        [NewNode("GemmAct", tuple(inputs), (result,), {"activation": activation})]
+    )
+
+
+def body(uses: Uses) -> str:
+    (activation,) = uses.values("activation")
+    total = "total = Add(product, bias)" if uses.inputs > 2 else "total = Identity(product)"
+    return (
+        f"product = MatMul(x, weight)\n{total}\n"
+        f"{statements(str(activation), 'total')}\ny = Identity(active)"
+    )
+
+
+def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+    """Give a bias of zeros to the nodes without one, where others have one."""
+    if len({len(node.inputs) for node in nodes}) < 2:
+        return
+    for node in nodes:
+        if len(node.inputs) == 2:
+            weight = node.inputs[1]
+            values = np.zeros(weight.shape[1], weight.dtype)
+            node.inputs.append(gs.Constant(f"{node.name}/no_bias", values))
+
+
+DEFINITION = Definition(
+    "GemmAct", ("x", "weight", "bias"), ("y",), ("activation",), body, unify
+)
+FUSION = Fusion("GemmAct", activations.ANCHORS, y, build, near=5)

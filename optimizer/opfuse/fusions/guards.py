@@ -1,0 +1,124 @@
+"""Questions that several rooms ask of a match before they accept it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.graph.dims import Dim
+from opfuse.graph.fusion import Decline, Found, Miss, Work
+
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+
+def floating(found: Found, *names: str) -> int:
+    """Return the one floating-point type of the named tensors.
+
+    Raises:
+        Miss: They differ, or are not fp32, fp16, or bf16.
+    """
+    types = {found.work.dtype(found[name]) for name in names}
+    if len(types) != 1:
+        raise Miss(f"{', '.join(names)} differ in type", found.anchor)
+    (dtype,) = types
+    if dtype not in FLOATS:
+        raise Miss(f"{names[0]} is neither fp32, fp16, nor bf16", found.anchor)
+    return dtype
+
+
+def same_type(found: Found, tensor: gs.Tensor, dtype: int) -> None:
+    """Refuse a result of another type than the input's."""
+    if found.work.dtype(tensor) != dtype:
+        raise Miss(f"{tensor.name} has another type than its input", found.anchor)
+
+
+def equals(found: Found, name: str, want: float) -> None:
+    """Refuse a constant with another value."""
+    if found.has(name):
+        value = found.scalar(name)
+        if not np.isclose(value, want, rtol=1e-3):
+            raise Miss(f"constant {found[name].name} is {value:g}, want {want:g}", found.anchor)
+
+
+def axes_of(work: Work, node: gs.Node) -> list[int] | None:
+    """Return the axes of a Reduce node, from its attribute or its input; None where unknown."""
+    if "axes" in node.attrs:
+        return [int(axis) for axis in node.attrs["axes"]]
+    if len(node.inputs) < 2 or node.inputs[1].is_empty():
+        return None
+    values = work.facts.value(node.inputs[1])
+    return None if values is None else [int(axis) for axis in values.reshape(-1)]
+
+
+def reduces_last(work: Work, node: gs.Node, rank: int) -> None:
+    """Refuse a reduction over anything but the last axis, or one that drops it."""
+    axes = axes_of(work, node)
+    if axes is None or [axis % rank for axis in axes] != [rank - 1]:
+        raise Miss(f"reduces over axes {axes}, want the last of {rank}", node)
+    if not node.attrs.get("keepdims", 1):
+        raise Miss("drops the axis that it reduces", node)
+
+
+def last_axis(node: gs.Node, rank: int, default: int = -1) -> None:
+    """Refuse a node whose ``axis`` is not the last."""
+    axis = int(node.attrs.get("axis", default))
+    if axis % rank != rank - 1:
+        raise Miss(f"works along axis {axis}, want the last of {rank}", node)
+
+
+def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
+    """Return weight ``name`` as a tensor of shape (length,) and of ``dtype`` or fp32.
+
+    Leading dimensions of 1 are dropped from a constant.
+
+    Raises:
+        Miss: It has another shape or type.
+    """
+    tensor, work = found[name], found.work
+    shape = work.shape(tensor)
+    if work.dtype(tensor) not in (dtype, onnx.TensorProto.FLOAT):
+        raise Miss(f"{tensor.name} is neither of the input's type nor fp32", found.anchor)
+    if shape == (length,):
+        return tensor
+    if shape and shape[-1] == length and all(dim == 1 for dim in shape[:-1]):
+        if isinstance(tensor, gs.Constant):
+            return work.constant(tensor, "flat", tensor.values.reshape(-1))
+    raise Miss(f"{tensor.name} has shape {text(shape)}, want ({length})", found.anchor)
+
+
+def same_shape(found: Found, first: str, second: str) -> tuple[Dim, ...]:
+    """Return the shape that two tensors share.
+
+    Raises:
+        Decline: They differ: one is broadcast, as a bias is.
+    """
+    a, b = found.work.shape(found[first]), found.work.shape(found[second])
+    if a is None or a != b:
+        raise Decline(f"{first} {text(a)} and {second} {text(b)}")
+    return a
+
+
+def broadcasts(shape: tuple[Dim, ...], target: tuple[Dim, ...]) -> bool:
+    """Tell whether ``shape`` provably broadcasts to ``target`` without enlarging it."""
+    padded = (1,) * (len(target) - len(shape)) + tuple(shape)
+    return len(shape) <= len(target) and all(
+        dim == 1 or dim == want for dim, want in zip(padded, target, strict=True)
+    )
+
+
+def static(dim: Dim, what: str, node: gs.Node) -> int:
+    """Return a dimension that must be a number.
+
+    Raises:
+        Miss: It is symbolic.
+    """
+    if not isinstance(dim, int):
+        raise Miss(f"{what} is {dim}, want a number; export with a fixed one", node)
+    return dim
+
+
+def text(shape: tuple[Dim, ...] | None) -> str:
+    """Return a shape as messages write it."""
+    return "of unknown rank" if shape is None else f"({', '.join(str(dim) for dim in shape)})"

@@ -1,0 +1,44 @@
+"""LayerNormalization written out becomes the standard operator (Ba et al. 2016, eq. 4)."""
+
+from __future__ import annotations
+
+from opfuse.fusions.guards import equals, floating, reduces_last, same_type, text, vector
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.pattern import Const, Var, any_of, op
+
+SINCE = 17  # ai.onnx opset of LayerNormalization
+
+x, gamma, beta = Var("x"), Var("gamma"), Var("beta")
+mean = op.ReduceMean(x, ...)
+centred = op.Sub(x, mean)
+square = any_of(op.Pow(centred, Const("two")), op.Mul(centred, centred))
+spread = op.ReduceMean(square, ...)
+root = op.Sqrt(op.Add(spread, Const("epsilon")))
+unit = any_of(
+    op.Div(centred, root),
+    op.Mul(centred, any_of(op.Reciprocal(root), op.Div(Const("one"), root))),
+)
+y = any_of(op.Add(op.Mul(unit, gamma), beta))
+
+
+def build(found: Found) -> Replacement:
+    dtype = floating(found, "x")
+    shape = found.shape("x")
+    if found.work.opset < SINCE:
+        raise Miss(f"LayerNormalization needs opset {SINCE}", found.anchor)
+    for node in (found.node(mean), found.node(spread)):
+        reduces_last(found.work, node, len(shape))
+    for name, want in (("two", 2.0), ("one", 1.0)):
+        equals(found, name, want)
+    result = found.anchor.outputs[0]
+    same_type(found, result, dtype)
+    if found.work.shape(result) != shape:
+        raise Miss(f"gamma or beta widens {text(shape)}", found.anchor)
+    scale, shift = (vector(found, name, shape[-1], dtype) for name in ("gamma", "beta"))
+    attrs = {"axis": -1, "epsilon": found.scalar("epsilon")}
+    return Replacement(
+        [NewNode("LayerNormalization", (found["x"], scale, shift), (result,), attrs, "")]
+    )
+
+
+FUSION = Fusion("LayerNormalization", ("Add",), y, build, near=5)

@@ -1,0 +1,81 @@
+"""RmsNorm: y = x * rsqrt(mean(x^2, -1) + epsilon) * gamma (Zhang and Sennrich 2019, eq. 4)."""
+
+from __future__ import annotations
+
+from opfuse.fusions.guards import (
+    equals,
+    floating,
+    last_axis,
+    reduces_last,
+    same_type,
+    text,
+    vector,
+)
+from opfuse.graph.definition import Definition, Uses, mean_last
+from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
+
+x, gamma = Var("x"), Var("gamma")
+wide = maybe_cast(x)
+square = any_of(op.Pow(wide, Const("two")), op.Mul(wide, wide))
+mean = op.ReduceMean(square, ...)
+variance = op.Add(mean, Const("epsilon"))
+root = op.Sqrt(variance)
+inverse = any_of(
+    op.Reciprocal(root),
+    op.Div(Const("one"), root),
+    op.Pow(any_of(root, variance), Const("exponent")),
+)
+unit = maybe_cast(any_of(op.Mul(wide, inverse), op.Div(wide, root)))
+whole = op.RMSNormalization(x, gamma)
+y = any_of(whole, op.Mul(unit, gamma), op.Cast(op.Mul(unit, gamma)))
+
+
+def build(found: Found) -> Replacement:
+    dtype = floating(found, "x")
+    shape = found.shape("x")
+    if found.has(whole):
+        last_axis(found.node(whole), len(shape))
+        epsilon = float(found.node(whole).attrs.get("epsilon", 1e-5))
+        if found.node(whole).attrs.get("stash_type", 1) != 1:
+            raise Miss("computes in another type than fp32", found.anchor)
+    else:
+        reduces_last(found.work, found.node(mean), len(shape))
+        for name, want in (("two", 2.0), ("one", 1.0)):
+            equals(found, name, want)
+        if found.has("exponent"):
+            equals(found, "exponent", -1.0 if found.has(root) else -0.5)
+        epsilon = found.scalar("epsilon")
+    result = found.anchor.outputs[0]
+    if found.work.dtype(result) != dtype and found.anchor.op == "Mul":
+        raise Decline("the Cast behind it decides")
+    same_type(found, result, dtype)
+    if found.work.shape(result) != shape:
+        raise Miss(f"gamma widens {text(shape)}", found.anchor)
+    weight = vector(found, "gamma", shape[-1], dtype)
+    return Replacement(
+        [NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})]
+    )
+
+
+def body(uses: Uses) -> str:
+    return "\n".join((statements(uses.opset, "x"),))
+
+
+def statements(opset: int, source: str) -> str:
+    """Return the definition of y from ``source`` and gamma, computed in fp32 and rounded once."""
+    return f"""
+        wide = Cast<to: int = 1>({source})
+        square = Mul(wide, wide)
+        {mean_last(opset, "mean", "square")}
+        epsilon = Constant<value_float: float = @epsilon>()
+        variance = Add(mean, epsilon)
+        root = Sqrt(variance)
+        unit = Div(wide, root)
+        gamma_wide = Cast<to: int = 1>(gamma)
+        scaled = Mul(unit, gamma_wide)
+        y = CastLike(scaled, x)"""
+
+
+DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), body)
+FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, build, near=4)

@@ -1,0 +1,127 @@
+"""Constants computed ahead of time, and equal computations done once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from opfuse.graph import edit
+from opfuse.graph.rewriter import Rewriter, numpy_dtype
+
+MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
+_RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
+
+
+def known(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Replace what the shape analysis knows to be constant integers or booleans."""
+    if len(node.outputs) != 1 or node.op == "Constant":
+        return None
+    rewriter.facts.infer(node)
+    value = rewriter.facts.value(node.outputs[0])
+    dtype = numpy_dtype(rewriter.facts.dtype(node.outputs[0]))
+    if value is None or dtype is None or dtype.kind not in "iub":
+        return None
+    if not all(isinstance(item, int) for item in value.ravel()):
+        return None
+    return rewriter.constant(node.outputs[0], np.array(value.tolist(), dtype).reshape(value.shape))
+
+
+def constant_node(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A Constant node is an initializer."""
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return gs.Constant(rewriter.name(f"{node.outputs[0].name}/constant"), value._values)
+    kinds = {"value_int": np.int64, "value_ints": np.int64,
+             "value_float": np.float32, "value_floats": np.float32}
+    for name, dtype in kinds.items():
+        if name in node.attrs and not isinstance(node.attrs[name], gs.Node.AttributeRef):
+            return rewriter.constant(node.outputs[0], np.array(node.attrs[name], dtype))
+    return None
+
+
+def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Compute a node whose inputs are all small constants."""
+    if len(node.outputs) != 1 or not node.inputs or any(edit.subgraphs(node)):
+        return None
+    if node.op.startswith(_RANDOM) or not all(_small(tensor) for tensor in node.inputs):
+        return None
+    rewriter.facts.infer(node)
+    shape = rewriter.shape(node.outputs[0])
+    if shape is None or not all(isinstance(dim, int) for dim in shape):
+        return None
+    if int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
+        return None
+    result = _evaluate(rewriter, node)
+    return None if result is None else rewriter.constant(node.outputs[0], result)
+
+
+def _small(tensor: gs.Tensor) -> bool:
+    return (
+        isinstance(tensor, gs.Constant)
+        and not isinstance(tensor.dtype, int)
+        and int(np.prod(tensor.shape, dtype=object)) <= MAX_ELEMENTS
+        and not getattr(getattr(tensor._values, "tensor", None), "external_data", ())
+    )
+
+
+def _evaluate(rewriter: Rewriter, node: gs.Node) -> np.ndarray | None:
+    from onnx.reference import ReferenceEvaluator
+
+    proto = OnnxExporter.export_node(node)
+    names = [f"i{number}" for number in range(len(node.inputs))]
+    del proto.input[:], proto.output[:]
+    proto.input.extend(names)
+    proto.output.append("o")
+    values = dict(zip(names, (tensor.values for tensor in node.inputs), strict=True))
+    infos = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in values.items()
+    ]
+    out = onnx.helper.make_tensor_value_info("o", rewriter.facts.dtype(node.outputs[0]) or 1, None)
+    graph = onnx.helper.make_graph([proto], "fold", infos, [out])
+    opset = [onnx.helper.make_opsetid("", rewriter.graph.opset)]
+    try:
+        model = onnx.helper.make_model(graph, opset_imports=opset)
+        (result,) = ReferenceEvaluator(model).run(None, values)
+    except Exception:  # the reference evaluator raises anything; the node then simply stays
+        return None
+    want = numpy_dtype(rewriter.facts.dtype(node.outputs[0]))
+    result = np.asarray(result)
+    return result if want is None or result.dtype == want else None
+
+
+class Common:
+    """Finds the first of several equal computations."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple, gs.Tensor] = {}
+        self._content: dict[int, tuple[gs.Constant, object]] = {}
+
+    def __call__(self, rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+        """Return the output of the equal node that came first, if there is one."""
+        if len(node.outputs) != 1 or node.op.startswith(_RANDOM) or any(edit.subgraphs(node)):
+            return None
+        attrs = tuple(sorted((name, _hashable(value)) for name, value in node.attrs.items()))
+        inputs = tuple(self._identity(tensor) for tensor in node.inputs)
+        first = self._first.setdefault((node.op, attrs, inputs), node.outputs[0])
+        return None if first is node.outputs[0] else first
+
+    def _identity(self, tensor: gs.Tensor) -> object:
+        if not isinstance(tensor, gs.Constant) or not _small(tensor):
+            return "" if tensor.is_empty() else id(tensor)
+        if int(np.prod(tensor.shape, dtype=object)) > 64:
+            return id(tensor)
+        if id(tensor) not in self._content:
+            key = (str(tensor.dtype), tuple(tensor.shape), tensor.values.tobytes())
+            self._content[id(tensor)] = tensor, key
+        return self._content[id(tensor)][1]
+
+
+def _hashable(value: object) -> object:
+    if isinstance(value, gs.Constant):
+        return (str(value.dtype), tuple(value.shape), value.values.tobytes())
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,65 @@
+"""What one applied fusion leaves behind, for the proof and for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.graph.dims import Dim
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A free tensor of a subgraph.
+
+    ``dtype`` is an ``onnx.TensorProto`` element type; ``shape`` holds integers and symbolic
+    dimensions, or is None where the rank is unknown.
+    """
+
+    name: str
+    dtype: int
+    shape: tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """Nodes in topological order with the tensors that enter and leave them.
+
+    ``constants`` are the weights and other initializers that the nodes read; their values may
+    still lie in the model's external data file.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    constants: tuple[gs.Constant, ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One place where a fusion was applied.
+
+    ``kind`` is the report's key ("FlashAttention", "qkv_merge"), ``node`` the name of the node
+    that stands there now, ``anchor`` the name that the user's model has for it. ``before`` and
+    ``after`` take the same inputs to the same outputs. ``signature`` is equal for two matches
+    that are the same computation on the same shapes, whatever their weights.
+    """
+
+    kind: str
+    node: str
+    anchor: str
+    before: Subgraph
+    after: Subgraph
+    signature: str
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A candidate that was left alone: ``node`` is the one that blocked it, ``reason`` says why."""
+
+    kind: str
+    anchor: str
+    node: str
+    reason: str

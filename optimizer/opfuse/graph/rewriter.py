@@ -1,0 +1,120 @@
+"""A forward sweep over a graph that rewrites node by node and keeps the facts up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.graph import edit
+from opfuse.graph.facts import Facts, Shape
+
+Rule = Callable[["Rewriter", gs.Node], "gs.Tensor | None"]
+
+
+class Rewriter:
+    """Applies rules to every node once, in topological order.
+
+    A rule returns the tensor that holds what the node's first output holds, if it knows one; the
+    node is then dropped. It may also change the node in place, and emit new ones before it.
+    """
+
+    def __init__(self, graph: gs.Graph, facts: Facts) -> None:
+        self.graph = graph
+        self.facts = facts
+        self.changed = False
+        self._names = edit.names(graph)
+        self._fixed = {id(tensor) for tensor in graph.outputs}
+        self._captured = edit.captured(graph)
+        self._ordered: list[gs.Node] = []
+
+    def run(self, rules: Mapping[str, Sequence[Rule]], everywhere: Sequence[Rule] = ()) -> None:
+        """Visit every node; ``everywhere`` are rules for all types, tried last."""
+        for node in list(self.graph.nodes):
+            self._visit(node, (*rules.get(node.op, ()), *everywhere))
+        self.graph.nodes[:] = self._ordered
+
+    def _visit(self, node: gs.Node, rules: Sequence[Rule]) -> None:
+        if edit.is_standard(node) and len(node.outputs) >= 1:
+            for rule in rules:
+                result = rule(self, node)
+                if result is not None and self._forward(node, result):
+                    self.changed = True
+                    return
+        self._ordered.append(node)
+        self.facts.infer(node)
+
+    def _forward(self, node: gs.Node, result: gs.Tensor) -> bool:
+        """Let ``result`` stand for the node's output; False where its name must stay."""
+        old = node.outputs[0]
+        if id(old) in self._captured:
+            return False
+        if id(old) in self._fixed:
+            return self._rename(node, old, result)
+        edit.redirect(old, result)
+        edit.detach(node)
+        return True
+
+    def _rename(self, node: gs.Node, old: gs.Tensor, result: gs.Tensor) -> bool:
+        """Give ``result`` the identity of graph output ``old``."""
+        source = edit.producer(result)
+        kept = id(result) in self._fixed or id(result) in self._captured
+        if source is None or kept or isinstance(result, gs.Constant):
+            return False
+        index = next(i for i, tensor in enumerate(source.outputs) if tensor is result)
+        edit.detach(node)
+        edit.redirect(result, old)
+        list.__setitem__(source.outputs, index, old)
+        list.clear(result.inputs)
+        list.append(old.inputs, source)
+        self.facts.infer(source)
+        return True
+
+    def emit(
+        self, op: str, inputs: Sequence[gs.Tensor], attrs: Mapping[str, object], like: gs.Tensor
+    ) -> gs.Variable:
+        """Add a node before the one visited and return its output, named after ``like``."""
+        dtype = None if isinstance(like, gs.Constant) else like.dtype
+        output = gs.Variable(self.name(f"{like.name}/{op}"), dtype)
+        node = gs.Node(op, output.name, dict(attrs), list(inputs), [output])
+        self._ordered.append(node)
+        self.facts.infer(node)
+        self.changed = True
+        return output
+
+    def constant(self, like: gs.Tensor, values: np.ndarray) -> gs.Constant:
+        """Return a constant named after ``like``."""
+        return gs.Constant(self.name(f"{like.name}/constant"), values)
+
+    def name(self, base: str) -> str:
+        """Return a tensor name that nothing has yet."""
+        name, count = base, 1
+        while name in self._names:
+            name, count = f"{base}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def shape(self, tensor: gs.Tensor) -> Shape | None:
+        """Return the symbolic shape of ``tensor``."""
+        return self.facts.shape(tensor)
+
+    def integers(self, tensor: gs.Tensor) -> list[int] | None:
+        """Return the content of a small integer tensor where all of it is known."""
+        value = self.facts.value(tensor)
+        if value is None or not all(isinstance(item, int) for item in value.ravel()):
+            return None
+        return [int(item) for item in value.ravel()]
+
+    def scalar(self, tensor: gs.Tensor) -> float | None:
+        """Return the one value of a constant of one element."""
+        if not isinstance(tensor, gs.Constant) or int(np.prod(tensor.shape)) != 1:
+            return None
+        value = self.facts.value(tensor)
+        return None if value is None else float(value.ravel()[0])
+
+
+def numpy_dtype(dtype: int | None) -> np.dtype | None:
+    """Return the NumPy dtype of an ONNX element type."""
+    return None if not dtype else onnx.helper.tensor_dtype_to_np_dtype(dtype)

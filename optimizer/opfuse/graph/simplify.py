@@ -1,0 +1,263 @@
+"""One spelling for what exporters write in many ways; every rule keeps the numbers as they are.
+
+A rule that needs a shape asks the symbolic analysis and does nothing where it is not certain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.graph import edit
+from opfuse.graph.dims import Dim
+from opfuse.graph.edit import producer
+from opfuse.graph.rewriter import Rewriter, Rule
+
+_WIDER = {
+    (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT),
+    (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT),
+}
+_NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0, "Pow": 1.0}
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+
+
+def forward_first(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Identity, a Concat of one, and Dropout without its mask give what they take."""
+    if node.op == "Concat" and len(node.inputs) != 1:
+        return None
+    if node.op == "Dropout" and (len(node.outputs) > 1 or len(node.inputs) > 2):
+        return None
+    return node.inputs[0]
+
+
+def cast(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A Cast to the type that is there already, or back from a wider one."""
+    source, facts = node.inputs[0], rewriter.facts
+    to = _dtype_attribute(node)
+    have = facts.dtype(source)
+    if have is not None and have == to:
+        return source
+    inner = producer(source)
+    if inner is not None and inner.op == "Cast":
+        first = facts.dtype(inner.inputs[0])
+        if first == to and (first, have) in _WIDER:
+            return inner.inputs[0]
+    return None
+
+
+def _dtype_attribute(node: gs.Node) -> int:
+    to = node.attrs["to"]
+    return int(to) if isinstance(to, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+
+
+def neutral(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """x * 1, x / 1, x + 0, x - 0, x ** 1."""
+    if len(node.inputs) != 2:
+        return None
+    left, right = node.inputs
+    pairs = [(left, right)]
+    if node.op in ("Mul", "Add"):
+        pairs.append((right, left))
+    for x, other in pairs:
+        if rewriter.scalar(other) == _NEUTRAL[node.op] and _same(rewriter, x, node):
+            return x
+    return None
+
+
+def logic(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """x and true, x or false."""
+    want = 1.0 if node.op == "And" else 0.0
+    for x, other in (node.inputs, node.inputs[::-1]):
+        if rewriter.scalar(other) == want and _same(rewriter, x, node):
+            return x
+    return None
+
+
+def _same(rewriter: Rewriter, x: gs.Tensor, node: gs.Node) -> bool:
+    """Tell whether ``x`` has the shape and type of the node's output, whatever it was before."""
+    shape = rewriter.shape(x)
+    rewriter.facts.infer(node)
+    out = node.outputs[0]
+    return (
+        shape is not None
+        and shape == rewriter.shape(out)
+        and rewriter.facts.dtype(x) == rewriter.facts.dtype(out)
+    )
+
+
+def same_shape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """An Expand or a Slice that leaves everything as it is."""
+    if node.op == "Slice" and len(node.inputs) > 4:
+        steps = rewriter.integers(node.inputs[4])
+        if steps is None or any(step != 1 for step in steps):
+            return None
+    return node.inputs[0] if _same(rewriter, node.inputs[0], node) else None
+
+
+def view(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A view that ends in the shape in which the chain of views before it began."""
+    rewriter.facts.infer(node)
+    shape = rewriter.shape(node.outputs[0])
+    source = node.inputs[0]
+    while shape is not None:
+        if rewriter.shape(source) == shape:
+            return source
+        inner = producer(source)
+        if inner is None or inner.op not in _VIEWS:
+            return None
+        source = inner.inputs[0]
+    return None
+
+
+def reshape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Write the target of a Reshape as a constant, and reshape from as far back as possible."""
+    rewriter.facts.infer(node)
+    out = rewriter.shape(node.outputs[0])
+    if out is None:
+        return None
+    inner = producer(node.inputs[0])
+    sources = [node.inputs[0]]
+    if inner is not None and inner.op in _VIEWS:
+        sources.insert(0, inner.inputs[0])
+    for source in sources:
+        target = _target(rewriter.shape(source), out)
+        if target is not None:
+            _retarget(rewriter, node, source, target)
+            return None
+    return None
+
+
+def _target(have: tuple[Dim, ...] | None, want: tuple[Dim, ...]) -> list[int] | None:
+    """Return a constant Reshape target, with 0 for a dimension kept and at most one -1."""
+    if have is None:
+        return None
+    target: list[int] = []
+    for index, dim in enumerate(want):
+        if isinstance(dim, int):
+            if dim == 0:
+                return None
+            target.append(dim)
+        else:
+            target.append(0 if index < len(have) and have[index] == dim else -1)
+    return target if target.count(-1) <= 1 else None
+
+
+def _retarget(rewriter: Rewriter, node: gs.Node, source: gs.Tensor, target: list[int]) -> None:
+    if source is not node.inputs[0]:
+        edit.set_input(node, 0, source)
+        rewriter.changed = True
+    current = node.inputs[1]
+    if isinstance(current, gs.Constant) and rewriter.integers(current) == target:
+        node.attrs.pop("allowzero", None)
+        return
+    node.attrs.pop("allowzero", None)
+    values = np.array(target, np.int64)
+    edit.set_input(node, 1, rewriter.constant(node.outputs[0], values))
+    rewriter.changed = True
+
+
+def transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A Transpose of a Transpose is one; one that moves nothing is none."""
+    perm = node.attrs.get("perm")
+    if perm is None:
+        shape = rewriter.shape(node.inputs[0])
+        if shape is None:
+            return None
+        perm = list(reversed(range(len(shape))))
+        node.attrs["perm"] = perm
+    inner = producer(node.inputs[0])
+    if inner is not None and inner.op == "Transpose" and inner.attrs.get("perm") is not None:
+        perm = [int(inner.attrs["perm"][axis]) for axis in perm]
+        node.attrs["perm"] = perm
+        edit.set_input(node, 0, inner.inputs[0])
+        rewriter.changed = True
+    return node.inputs[0] if list(perm) == sorted(perm) else None
+
+
+def flat_transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """[a, b, c, d] -> [a*b, c, d] -> [a*b, d, c] -> [a, b, d, c] is one Transpose."""
+    turn = producer(node.inputs[0])
+    if turn is None or turn.op != "Transpose" or list(turn.attrs.get("perm", ())) != [0, 2, 1]:
+        return None
+    flatten = producer(turn.inputs[0])
+    if flatten is None or flatten.op != "Reshape":
+        return None
+    rewriter.facts.infer(node)
+    source = flatten.inputs[0]
+    have, flat = rewriter.shape(source), rewriter.shape(flatten.outputs[0])
+    out = rewriter.shape(node.outputs[0])
+    if have is None or flat is None or len(have) != 4 or out is None:
+        return None
+    a, b, c, d = have
+    if flat[1:] != (c, d) or out != (a, b, d, c):
+        return None
+    return rewriter.emit("Transpose", [source], {"perm": [0, 1, 3, 2]}, node.outputs[0])
+
+
+def unflattened_linear(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """[..., k] -> [n, k] -> linear layer -> [n, m] -> [..., m] needs no reshaping."""
+    layer, bias = producer(node.inputs[0]), None
+    if layer is not None and layer.op == "Add":
+        bias = next((t for t in layer.inputs if isinstance(t, gs.Constant)), None)
+        rest = [t for t in layer.inputs if t is not bias]
+        layer = producer(rest[0]) if bias is not None and len(bias.shape) == 1 else None
+    if layer is None or layer.op != "MatMul" or not isinstance(layer.inputs[1], gs.Constant):
+        return None
+    flatten = producer(layer.inputs[0])
+    if flatten is None or flatten.op != "Reshape" or len(layer.inputs[1].shape) != 2:
+        return None
+    rewriter.facts.infer(node)
+    source = flatten.inputs[0]
+    have, out = rewriter.shape(source), rewriter.shape(node.outputs[0])
+    rows, columns = layer.inputs[1].shape
+    if have is None or out is None or have[-1] != rows or out != (*have[:-1], columns):
+        return None
+    result = rewriter.emit("MatMul", [source, layer.inputs[1]], {}, node.outputs[0])
+    if bias is not None:
+        result = rewriter.emit("Add", [result, bias], {}, node.outputs[0])
+    return result
+
+
+def gemm(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Gemm with factors of 1 is MatMul and Add."""
+    attrs = node.attrs
+    if attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return None
+    weight = node.inputs[1]
+    if attrs.get("transB", 0):
+        weight = _transposed(rewriter, weight)
+        if weight is None:
+            return None
+    out = rewriter.emit("MatMul", [node.inputs[0], weight], {}, node.outputs[0])
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        out = rewriter.emit("Add", [out, node.inputs[2]], {}, node.outputs[0])
+    return out
+
+
+def _transposed(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
+    if not isinstance(weight, gs.Constant) or weight.data_location is not None:
+        return None
+    users = {id(user) for user in weight.outputs}
+    if len(users) != 1 or isinstance(weight.dtype, int):
+        return None
+    return rewriter.constant(weight, np.ascontiguousarray(weight.values.T))
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "Identity": (forward_first,),
+    "Dropout": (forward_first,),
+    "Concat": (forward_first,),
+    "Cast": (cast,),
+    **dict.fromkeys(_NEUTRAL, (neutral,)),
+    "And": (logic,),
+    "Or": (logic,),
+    "Expand": (same_shape,),
+    "Slice": (same_shape,),
+    "Squeeze": (view,),
+    "Unsqueeze": (view,),
+    "Flatten": (view,),
+    "Reshape": (view, flat_transpose, unflattened_linear, reshape),
+    "Transpose": (transpose,),
+    "Gemm": (gemm,),
+}

@@ -1,0 +1,100 @@
+"""Graph in normal form -> fused graph, what matched, and what nearly did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD
+from opfuse.graph.definition import VERSION, Uses
+from opfuse.graph.fusion import Work
+from opfuse.graph.match import Match, NearMiss
+from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.shapes import analyse
+from opfuse.graph.weights import DerivedValues
+from opfuse.stages.load import Source
+from opfuse.stages.normalise import clean
+
+_IR_VERSION = 8  # the first with model-local functions (onnx/docs/IR.md)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused graph with its record.
+
+    ``counts`` holds for each kind how many stand in the graph: fused ops and recognised standard
+    operators by their nodes, merges by what was merged.
+    """
+
+    graph: gs.Graph
+    matches: tuple[Match, ...]
+    misses: tuple[NearMiss, ...]
+    counts: Mapping[str, int]
+
+
+def fuse(graph: gs.Graph, base_dir: Path, vetoes: Mapping[str, str] | None = None) -> Fused:
+    """Apply every fusion in order.
+
+    Args:
+        graph: A graph in normal form; it is changed.
+        base_dir: The folder that external weights are relative to.
+        vetoes: Signatures of matches that a proof has refuted, with the reason.
+    """
+    work = Work(graph, analyse(graph), base_dir, vetoes or {})
+    for fusion in FUSIONS:
+        fusion.run(work)
+    work.finish()
+    for op, definition in DEFINITIONS.items():
+        nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
+        if nodes and definition.unify is not None:
+            definition.unify(graph, nodes)
+    clean(graph)
+    standing = {node.name for node in graph.nodes}
+    misses = tuple(miss for miss in work.misses if miss.anchor in standing)
+    return Fused(graph, tuple(work.matches), misses, _counts(graph, work.matches))
+
+
+def _counts(graph: gs.Graph, matches: list[Match]) -> dict[str, int]:
+    counts = dict.fromkeys((*DEFINITIONS, *STANDARD, *MERGES), 0)
+    for node in graph.nodes:
+        fused = node.domain == OPFUSE and node.op in DEFINITIONS
+        if fused or (node.op in STANDARD and not node.domain):
+            counts[node.op] += 1
+    for match in matches:
+        if match.kind in MERGES:
+            counts[match.kind] += 1
+    return counts
+
+
+def export(fused: Fused, source: Source) -> onnx.ModelProto:
+    """Return the fused model; external weights still point at the source's files."""
+    graph = fused.graph
+    _settle_weights(graph, any(t.external_data for t in source.proto.graph.initializer))
+    model = gs.export_onnx(graph, do_type_check=False)
+    model.ir_version = max(source.proto.ir_version, _IR_VERSION)
+    _define(model, graph)
+    return model
+
+
+def _settle_weights(graph: gs.Graph, external: bool) -> None:
+    """Compute merged weights, unless the model's weights lie in files: then they are streamed."""
+    for tensor in graph.tensors().values():
+        values = getattr(tensor, "_values", None)
+        if isinstance(values, DerivedValues) and (not external or values.nbytes < 1 << 16):
+            tensor.values = values.load()
+
+
+def _define(model: onnx.ModelProto, graph: gs.Graph) -> None:
+    used = {op: [n for n in graph.nodes if n.op == op and n.domain == OPFUSE] for op in DEFINITIONS}
+    kept = [f for f in model.functions if f.domain != OPFUSE]
+    del model.functions[:]
+    model.functions.extend(kept)
+    for op, nodes in used.items():
+        if nodes:
+            model.functions.append(DEFINITIONS[op].function(Uses(int(graph.opset), nodes)))
+    if not any(entry.domain == OPFUSE for entry in model.opset_import) and any(used.values()):
+        model.opset_import.append(onnx.helper.make_opsetid(OPFUSE, VERSION))

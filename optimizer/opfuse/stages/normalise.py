@@ -1,0 +1,75 @@
+"""Source -> gs.Graph in normal form: one spelling for what exporters write in many ways."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from opfuse.graph import edit, folding, simplify, weights
+from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.reroot import reroot
+from opfuse.graph.rewriter import Rewriter, Rule
+from opfuse.graph.shapes import analyse
+from opfuse.stages.load import Source
+
+OLDEST = 17  # what the fused ops' definitions need
+_SWEEPS = 4  # a second finds what the first uncovered; more are rare
+_SMALL = 1 << 16  # bytes of an external tensor that is read at once
+# Operators whose meaning changed between opset 13 and OLDEST other than by more types.
+_CHANGED = ("RoiAlign", "BatchNormalization")
+
+
+def normalise(source: Source) -> gs.Graph:
+    """Return the model as a sorted graph in normal form; large weights stay where they are."""
+    graph = gs.import_onnx(_inlined(source.proto))
+    graph.producer_name = "opfuse"
+    _read_small_weights(graph, source)
+    _raise_opset(graph)
+    edit.sort(graph)
+    rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
+    rules["Constant"] = (folding.constant_node,)
+    for _ in range(_SWEEPS):
+        rewriter = Rewriter(graph, analyse(graph))
+        rewriter.run(rules, (folding.known, folding.computable, folding.Common()))
+        edit.sweep(graph)
+        if not rewriter.changed:
+            break
+    if reroot(graph):
+        clean(graph)
+    return graph
+
+
+def clean(graph: gs.Graph) -> None:
+    """Do equal computations once and drop what nothing needs."""
+    everywhere: tuple[Rule, ...] = (folding.Common(),)
+    Rewriter(graph, analyse(graph)).run({}, everywhere)
+    edit.sweep(graph)
+    edit.sort(graph)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with its local functions written out, but for fused ops of an earlier run."""
+    foreign = [(f.domain, f.name) for f in model.functions if f.domain != OPFUSE]
+    if not foreign:
+        return model
+    return onnx.inliner.inline_selected_functions(model, foreign)
+
+
+def _read_small_weights(graph: gs.Graph, source: Source) -> None:
+    for tensor in graph.tensors().values():
+        values = getattr(tensor, "_values", None)
+        if isinstance(values, LazyValues) and weights.is_external(values.tensor):
+            if values.nbytes <= _SMALL:
+                tensor.values = weights.load(tensor, source.base_dir)
+                tensor.data_location = None
+
+
+def _raise_opset(graph: gs.Graph) -> None:
+    """Import opset 17 for an older model whose operators mean the same there (ONNX Changelog.md)."""
+    if graph.opset >= OLDEST or any(node.op in _CHANGED for node in graph.nodes):
+        return
+    graph.opset = OLDEST
+    for entry in graph.import_domains or ():
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OLDEST
