@@ -1,0 +1,182 @@
+"""Runs a model in pieces, so that only the weights of one piece are in memory at a time.
+
+A single weight above the limit is mapped; where it is the operand of a matrix product, the product
+is made block by block and the pages that were read are given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, ModelProto, NodeProto
+from onnx.helper import (
+    make_empty_tensor_value_info,
+    make_graph,
+    make_model,
+    make_tensor_value_info,
+    np_dtype_to_tensor_dtype,
+)
+
+from opfuse.graph.protos import subgraphs
+from opfuse.numerics import stored
+from opfuse.numerics.compare import Array
+from opfuse.numerics.product import matmul
+from opfuse.numerics.session import CannotRun, OnnxRuntime
+from opfuse.numerics.stored import Joined, Stored
+
+LIMIT = 192 << 20  # bytes of weights in one piece
+_INLINE = 1 << 16  # bytes up to which a weight is written into the piece's model
+
+
+@dataclass
+class Piece:
+    """Consecutive nodes and the names of the weights that they read.
+
+    ``heavy`` is the weight of a lone MatMul that is computed block by block.
+    """
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    weights: set[str] = field(default_factory=set)
+    nbytes: int = 0
+    heavy: str = ""
+
+
+class Chunked:
+    """A model ready to run in pieces.
+
+    Args:
+        model: Its nodes are sorted; its initializers need not have values.
+        weights: The values of every initializer.
+        limit: Bytes of weights that one piece may hold.
+    """
+
+    def __init__(
+        self, model: ModelProto, weights: Mapping[str, Stored], limit: int = LIMIT
+    ) -> None:
+        self._model, self._weights, self._limit = model, weights, limit
+        self.outputs = [info.name for info in model.graph.output]
+        nodes = list(model.graph.node)
+        self._transposed = self._giant_transposes(nodes)
+        self.pieces = self._split(n for n in nodes if n.output[0] not in self._transposed)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every graph output by name.
+
+        Raises:
+            CannotRun: onnxruntime refuses a piece or the inputs.
+        """
+        live = dict(feeds)
+        last = self._last_uses()
+        for number, piece in enumerate(self.pieces):
+            made = [name for node in piece.nodes for name in node.output]
+            wanted = [name for name in made if name and last.get(name, -1) > number]
+            live.update(self._run_piece(piece, live, wanted))
+            for name in [name for name in live if last.get(name, -1) <= number]:
+                del live[name]
+        return {name: self._output(name, live) for name in self.outputs}
+
+    def _output(self, name: str, live: Mapping[str, Array]) -> Array:
+        return live[name] if name in live else self._weights[name].array()
+
+    def _run_piece(
+        self, piece: Piece, live: Mapping[str, Array], wanted: list[str]
+    ) -> dict[str, Array]:
+        if not wanted:
+            return {}
+        if piece.heavy:
+            node = piece.nodes[0]
+            transposed = node.input[1] in self._transposed
+            x = live[node.input[0]]
+            return {wanted[0]: matmul(x, self._weights[piece.heavy], transposed=transposed)}
+        feeds = {name: live[name] for name in sorted(_reads(piece.nodes)) if name in live}
+        small = [n for n in sorted(piece.weights) if self._weights[n].nbytes <= _INLINE]
+        large = [n for n in sorted(piece.weights) if self._weights[n].nbytes > _INLINE]
+        feeds.update((name, self._weights[name].array()) for name in large)
+        graph = make_graph(
+            piece.nodes,
+            "piece",
+            [make_tensor_value_info(n, _element(n, a), None) for n, a in feeds.items()],
+            [make_empty_tensor_value_info(name) for name in wanted],
+            [stored.to_proto(name, self._weights[name]) for name in small],
+        )
+        model = make_model(
+            graph,
+            ir_version=self._model.ir_version,
+            opset_imports=self._model.opset_import,
+            functions=self._model.functions,
+        )
+        return dict(zip(wanted, OnnxRuntime(model).run(feeds), strict=True))
+
+    def _split(self, nodes: Iterable[NodeProto]) -> list[Piece]:
+        pieces = [Piece()]
+        for node in nodes:
+            heavy = self._heavy(node)
+            names = {name for name in _reads([node]) if name in self._weights}
+            cost = sum(self._cost(name) for name in names - pieces[-1].weights)
+            full = pieces[-1].nbytes + cost > self._limit
+            if pieces[-1].nodes and (full or heavy or pieces[-1].heavy):
+                pieces.append(Piece())
+                cost = sum(self._cost(name) for name in names)
+            piece = pieces[-1]
+            piece.nodes.append(node)
+            piece.weights |= names
+            piece.nbytes += cost
+            piece.heavy = heavy
+        return pieces
+
+    def _cost(self, name: str) -> int:
+        """The bytes that feeding a weight takes; a joined one is a copy beside its parts."""
+        value = self._weights[name]
+        return 2 * value.nbytes if isinstance(value, Joined) else value.nbytes
+
+    def _is_giant(self, name: str) -> bool:
+        value = self._weights.get(name)
+        return value is not None and len(value.shape) == 2 and self._cost(name) > self._limit
+
+    def _heavy(self, node: NodeProto) -> str:
+        """The weight above the limit that ``node`` multiplies with, or ""."""
+        if node.op_type != "MatMul" or node.domain:
+            return ""
+        name = self._transposed.get(node.input[1], node.input[1])
+        return name if self._is_giant(name) else ""
+
+    def _giant_transposes(self, nodes: list[NodeProto]) -> dict[str, str]:
+        """Transposed weights above the limit that only products read: result to weight."""
+        found = {
+            node.output[0]: node.input[0]
+            for node in nodes
+            if node.op_type == "Transpose" and self._is_giant(node.input[0])
+        }
+        for node in nodes:
+            factor = node.input[1:] if node.op_type == "MatMul" and not node.domain else ()
+            for name in _reads([node]) - set(factor):
+                found.pop(name, None)
+        return {name: weight for name, weight in found.items() if name not in self.outputs}
+
+    def _last_uses(self) -> dict[str, int]:
+        """The last piece that reads each value; graph outputs are read behind the last."""
+        last = {name: n for n, piece in enumerate(self.pieces) for name in _reads(piece.nodes)}
+        return {**last, **dict.fromkeys(self.outputs, len(self.pieces))}
+
+
+def _element(name: str, values: Array) -> int:
+    if not hasattr(values, "dtype"):
+        raise CannotRun(f"{name} is not a tensor")
+    return int(np_dtype_to_tensor_dtype(values.dtype))
+
+
+def _reads(nodes: Iterable[NodeProto]) -> set[str]:
+    """The values that nodes read, those that their subgraphs capture included."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(name for name in node.input if name)
+        for graph in subgraphs(node):
+            names |= _captured(graph)
+    return names
+
+
+def _captured(graph: GraphProto) -> set[str]:
+    own = {info.name for info in graph.input} | {t.name for t in graph.initializer}
+    own.update(name for node in graph.node for name in node.output)
+    return (_reads(graph.node) | {info.name for info in graph.output}) - own

@@ -1,0 +1,131 @@
+"""How far two arrays are apart, and how far they may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = {
+    TensorProto.DOUBLE: 1e-4,
+    TensorProto.FLOAT: 1e-4,
+    TensorProto.FLOAT16: 2e-2,
+    TensorProto.BFLOAT16: 8e-2,
+}
+FLOATS = frozenset(TOLERANCE)
+
+# The last finite steps before the limit of a type round to infinity on one side only.
+_NEAR_LIMIT = 0.98
+_NARROW_ROW = 8
+_ROW_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What separates ``other`` from ``reference``.
+
+    ``max_rel`` is the largest absolute error over the root mean square of its row (the last
+    axis). The rms rather than the maximum, because one outlier in a row would excuse everything
+    beside it; rows rather than the whole, because norms and attention scale each row by itself.
+    ``reason`` is set where no number can say it: shape, type, or place of NaN and infinity.
+    """
+
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    cosine: float = 1.0
+    reason: str = ""
+
+    def within(self, tolerance: float) -> bool:
+        """Whether this is a rounding difference."""
+        return not self.reason and self.max_rel <= tolerance
+
+    def __str__(self) -> str:
+        return self.reason or f"relative error {self.max_rel:.2g}"
+
+
+def tolerance(elements: Iterable[int]) -> float:
+    """The tolerance of the coarsest of the ONNX element types ``elements``."""
+    return max((TOLERANCE[e] for e in elements if e in TOLERANCE), default=1e-4)
+
+
+def compare(reference: Array, other: Array) -> Difference:
+    """Compare two arrays of any shape and type; integers and booleans must be equal."""
+    if reference.shape != other.shape:
+        return _apart(f"shape {list(other.shape)}, want {list(reference.shape)}")
+    if not is_float(reference):
+        same = np.array_equal(reference, other)
+        return Difference() if same else _apart(f"{_share(reference != other)} of the values differ")
+    if not is_float(other):
+        return _apart(f"type {other.dtype}, want {reference.dtype}")
+    reason = _non_finite(reference, other)
+    if reason:
+        return _apart(reason)
+    return distance(reference, other)
+
+
+def distance(reference: Array, other: Array) -> Difference:
+    """The distance of two float arrays of one shape where both are finite."""
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.any():
+        return Difference()
+    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    error = np.abs(a - b)
+    relative = error / _scale(a, finite)
+    norms = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    cosine = float((a * b).sum()) / norms if norms > 0 else float(not error.any())
+    return Difference(float(error.max()), float(relative.max()), min(cosine, 1.0))
+
+
+def is_float(array: Array) -> bool:
+    """Whether the type is a floating-point one, those of ml_dtypes included."""
+    return bool(np.issubdtype(array.dtype, np.floating)) or array.dtype.name == "bfloat16"
+
+
+def _scale(reference: Array, finite: Array) -> Array:
+    """The divisor of each row's error; ``reference`` is 0 where not ``finite``, 1 divides zeros."""
+    whole = math.sqrt(float(np.square(reference).sum()) / int(finite.sum()))
+    if whole == 0.0:
+        return np.ones(())
+    if reference.ndim == 0 or reference.shape[-1] < _NARROW_ROW:
+        return np.asarray(whole)
+    rows = np.sqrt(np.mean(np.square(reference), axis=-1, keepdims=True))
+    return np.maximum(rows, _ROW_FLOOR * whole)
+
+
+def _non_finite(reference: Array, other: Array) -> str:
+    """Say where NaN and infinity stand in one array and not in the other; empty if nowhere."""
+    nan = np.isnan(reference) != np.isnan(other)
+    if nan.any():
+        having = "the fused form" if np.isnan(other)[nan].any() else "only the original"
+        return f"NaN in {_share(nan)} of the values in {having}"
+    a, b = _signed_infinity(reference), _signed_infinity(other)
+    if (a == b).all():
+        return ""
+    differ = (a != b) & ~(_near_limit(reference) & _near_limit(other))
+    return f"infinity in {_share(differ)} of the values on one side only" if differ.any() else ""
+
+
+def _signed_infinity(array: Array) -> Array:
+    return np.where(np.isinf(array), np.sign(array.astype(np.float32)), 0)
+
+
+def _near_limit(array: Array) -> Array:
+    import ml_dtypes
+
+    limit = float(ml_dtypes.finfo(array.dtype).max)
+    return np.abs(array.astype(np.float64)) >= _NEAR_LIMIT * limit
+
+
+def _share(flags: Array) -> str:
+    return f"{int(flags.sum())} of {flags.size}"
+
+
+def _apart(reason: str) -> Difference:
+    return Difference(math.inf, math.inf, 0.0, reason)

@@ -1,0 +1,188 @@
+"""Inputs for one match: concrete sizes, ordinary values, and the values that break kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from math import prod
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto, helper
+
+from opfuse.graph.dims import Dim, Sym, evaluate
+from opfuse.graph.match import TensorSpec
+from opfuse.numerics.case import Case, Weight
+from opfuse.numerics.compare import FLOATS, Array
+from opfuse.numerics.roles import Roles
+
+Sizes = Mapping[str, int]
+
+_PRIMES = (7, 5, 11, 13, 3, 17, 19, 23, 29, 31)
+_POOL = 1_048_573  # prime, so that no two rows of a tiled weight are equal
+_LARGE = (1e2, 1e4)
+_SMALL = (1e-4, 1e-2)  # squares about as large as the epsilon of a norm
+_WIDE = 8.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of a case. ``values`` names how the inputs are drawn: see :func:`inputs`."""
+
+    name: str
+    sizes: Sizes
+    values: str = "normal"
+    own_weights: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {dict(self.sizes)}"
+
+
+Family = tuple[Sizes, Sizes, Sizes]
+
+
+def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
+    """Ways to give sizes to the symbols, most telling first: (ordinary, S = 1, batch = 1).
+
+    Sizes that the shape analysis holds for independent may have to be equal after all; only
+    running the original tells, hence several families.
+    """
+    symbols = list(dict.fromkeys(s for spec in specs for d in _dims(spec) for s in _symbols(d)))
+    leading = {s for spec in specs for dim in _dims(spec)[:1] for s in _symbols(dim)}
+    batch = [name for name in symbols if name in leading]
+    rest = [name for name in symbols if name not in leading]
+    primes = dict(zip(rest, chain(_PRIMES, count(37)), strict=False))
+    same = dict.fromkeys(rest, 7)
+    for others in (primes, same):
+        two, one = dict.fromkeys(batch, 2), dict.fromkeys(batch, 1)
+        yield {**two, **others}, {**two, **dict.fromkeys(rest, 1)}, {**one, **others}
+    everything = dict.fromkeys(symbols, 6)
+    yield everything, dict.fromkeys(symbols, 1), everything
+    large = {**dict.fromkeys(batch, 2), **dict.fromkeys(rest, 64)}
+    yield large, large, large
+
+
+def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
+    """The runs of a case, the ordinary one first."""
+    usual, single, one = family
+    runs = [Setting("ordinary", usual), Setting("S = 1", single), Setting("batch 1", one)]
+    if any(weight.values is not None and weight.free for weight in case.weights):
+        runs.append(Setting("the model's weights", usual, own_weights=True))
+    runs += [Setting("zeros", usual, "zeros"), Setting("offset", usual, "offset")]
+    if roles.scale_free:
+        runs.append(Setting("near the type's limit", usual, "large"))
+        runs.append(Setting("near zero", usual, "small"))
+    if roles.softmax:
+        runs.append(Setting("saturated softmax", usual, "wide"))
+    if roles.masks:
+        runs.append(Setting("fully masked rows (-inf)", usual, "masked"))
+        runs.append(Setting("fully masked rows (lowest)", usual, "lowest"))
+    return list({(str(run), run.values, run.own_weights): run for run in runs}.values())
+
+
+def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, Array]:
+    """Draw every input and weight of ``case``.
+
+    Float inputs are standard normal, and by ``setting.values``: "zeros"; "offset" far from zero;
+    "large" and "small" rows of magnitudes up to 1e4 and down to 1e-4; "wide" 8 times as wide; "masked" and "lowest" normal,
+    with -inf or the lowest finite number in whole rows of the additive masks, or False in those of
+    the boolean ones.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for spec in case.inputs:
+        shape = tuple(evaluate(dim, setting.sizes) for dim in _dims(spec))
+        feeds[spec.name] = _input(spec, shape, roles, setting.values, rng)
+    for weight in case.weights:
+        feeds[weight.name] = _weight(weight, feeds, setting.own_weights, rng)
+    return feeds
+
+
+def typed(values: Array, element: int) -> Array:
+    """Cast to an ONNX element type."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(element))
+
+
+def _dims(spec: TensorSpec) -> tuple[Dim, ...]:
+    return spec.shape or ()
+
+
+def _symbols(dim: Dim) -> list[str]:
+    return sorted(dim.symbols()) if isinstance(dim, Sym) else []
+
+
+def _input(
+    spec: TensorSpec, shape: tuple[int, ...], roles: Roles, values: str, rng: np.random.Generator
+) -> Array:
+    masked = spec.name in roles.masks and values in ("masked", "lowest")
+    if spec.dtype == TensorProto.BOOL:
+        flags = rng.random(shape) < 0.7
+        return _hide_rows(flags, False) if masked else _keep_one(flags)
+    if spec.dtype not in FLOATS:
+        bound = roles.bounds.get(spec.name, 2)
+        return typed(rng.integers(0, bound, shape), spec.dtype)
+    drawn = _floats(shape, values, rng, mask=spec.name in roles.masks)
+    if masked:
+        limit = ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(spec.dtype)).min
+        lowest = -np.inf if values == "masked" else float(limit)
+        hidden = np.where(rng.random(shape) < 0.3, lowest, drawn)
+        drawn = _hide_rows(hidden, lowest)
+    return typed(drawn, spec.dtype)
+
+
+def _floats(
+    shape: tuple[int, ...], values: str, rng: np.random.Generator, *, mask: bool
+) -> Array:
+    normal = rng.standard_normal(shape)
+    if values == "zeros":
+        return np.zeros(shape)
+    if mask:
+        return normal
+    if values == "offset":
+        return normal + 10.0
+    if values == "wide":
+        return normal * _WIDE
+    if values in ("large", "small") and shape:
+        low, high = np.log10(_LARGE if values == "large" else _SMALL)
+        return np.clip(normal, -3, 3) * 10.0 ** rng.uniform(low, high, (*shape[:-1], 1))
+    return normal
+
+
+def _hide_rows(mask: Array, hidden: object) -> Array:
+    """Every second row of the last axis, the first among them."""
+    rows = mask.reshape(-1, mask.shape[-1]) if mask.ndim else mask.reshape(1, 1)
+    rows[::2] = hidden
+    return rows.reshape(mask.shape)
+
+
+def _keep_one(flags: Array) -> Array:
+    """No row of a boolean mask is False throughout."""
+    if flags.ndim and flags.shape[-1]:
+        flags[..., 0] = True
+    return flags
+
+
+def _weight(
+    weight: Weight, feeds: Mapping[str, Array], own: bool, rng: np.random.Generator
+) -> Array:
+    if weight.joined:
+        return np.concatenate([feeds[name] for name in weight.joined], weight.axis)
+    if weight.values is None:
+        fan_in = weight.shape[-2] if len(weight.shape) > 1 else 1
+        pool = rng.standard_normal(min(_POOL, prod(weight.shape)), np.float32) / np.sqrt(fan_in)
+        return np.resize(typed(pool, weight.element), weight.shape)
+    values = weight.values.array()
+    return values if own or not weight.free else typed(_vary(values, rng), weight.element)
+
+
+def _vary(values: Array, rng: np.random.Generator) -> Array:
+    """Other values of the same kind: similar magnitudes and signs, zeros and ones no longer so."""
+    wide = values.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    rms = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+    factor, noise = rng.uniform(0.5, 1.5, wide.shape), rng.standard_normal(wide.shape)
+    limit = float(ml_dtypes.finfo(values.dtype).max)
+    varied = np.clip(wide * factor, -limit, limit)
+    return np.where(np.isfinite(wide), varied, wide) + 0.05 * (rms or 2.0) * noise

@@ -1,0 +1,168 @@
+"""Runs the original and the fused form of each case side by side; lives in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from opfuse import child
+from opfuse.graph.dims import evaluate
+from opfuse.numerics import draw, roles
+from opfuse.numerics.case import Case
+from opfuse.numerics.compare import Array, is_float, tolerance
+from opfuse.numerics.draw import Family, Setting
+from opfuse.numerics.retype import retype
+from opfuse.numerics.session import CannotRun, Reference, Runner, open_model
+from opfuse.numerics.settle import Outcome, settle
+
+_HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_SINGLES = _HALVES | {TensorProto.FLOAT}
+_SLOW_ELEMENTS = 1 << 18  # above this the reference evaluator takes seconds
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a case is proven; ``reason`` says why not and is empty where it is."""
+
+    signature: str
+    reason: str
+    max_rel_err: float
+
+
+def prove(cases: Sequence[Case], seed: int, rtol: float | None) -> None:
+    """Judge the cases in order, emitting ``{"started": i}`` and ``{"verdict": Verdict}``.
+
+    The results travel as events, so that those before a crash are not lost with it.
+    """
+    for number, case in enumerate(cases):
+        child.emit({"started": number})
+        child.emit({"verdict": judge(case, seed, rtol)})
+
+
+def judge(case: Case, seed: int, rtol: float | None = None) -> Verdict:
+    """Compare the two forms of ``case`` under every setting until one refutes it."""
+    try:
+        trial = _Trial(case, seed, rtol)
+        return trial.run()
+    except CannotRun as reason:
+        return Verdict(case.signature, str(reason), 0.0)
+
+
+class _Trial:
+    """One case with both of its models ready to run.
+
+    Raises:
+        CannotRun: One of the models is refused, or the original runs with no sizes.
+    """
+
+    def __init__(self, case: Case, seed: int, rtol: float | None) -> None:
+        self.case, self.seed = case, seed
+        self.models = ModelProto.FromString(case.before), ModelProto.FromString(case.after)
+        self.before = _open(self.models[0], "the original cannot be run alone")
+        self.after = _open(self.models[1], "the fused form is refused")
+        self.family = self._family()
+        elements = {item.dtype for item in case.inputs} | {w.element for w in case.weights}
+        self.tolerance = rtol if rtol is not None else tolerance(elements)
+        self.half = not _HALVES.isdisjoint(elements)
+
+    def run(self) -> Verdict:
+        worst, decided = 0.0, False
+        for setting in draw.settings(self.case, self._roles(self.family[0]), self.family):
+            outcome = self._compare(setting, self.before, self.after)
+            if self.half and outcome is not None and not outcome.reason:
+                outcome = self._compare_rounded(setting) or outcome
+            if outcome is None or outcome.open:
+                continue
+            if outcome.reason:
+                return Verdict(self.case.signature, f"{setting}: {outcome.reason}", outcome.error)
+            worst, decided = max(worst, outcome.error), True
+        reason = "" if decided else "rounding drowns the result for every input that was tried"
+        return Verdict(self.case.signature, reason, worst)
+
+    def _family(self) -> Family:
+        """The first family of sizes that the original runs with."""
+        reasons = []
+        for family in draw.families(self.case.inputs):
+            try:
+                self.before.run(self._feeds(Setting("ordinary", family[0])))
+            except (CannotRun, ValueError, ArithmeticError) as reason:
+                reasons.append(str(reason))
+            else:
+                return family
+        raise CannotRun(f"the original does not run with any sizes: {reasons[0]}")
+
+    def _feeds(self, setting: Setting) -> dict[str, Array]:
+        return draw.inputs(self.case, self._roles(setting.sizes), setting, self.seed)
+
+    def _roles(self, sizes: Mapping[str, int]) -> roles.Roles:
+        shapes = {
+            spec.name: tuple(evaluate(dim, sizes) for dim in spec.shape or ())
+            for spec in self.case.inputs
+        }
+        shapes.update((weight.name, weight.shape) for weight in self.case.weights)
+        graph = self.models[0].graph
+        shapes.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
+        return roles.of_subgraph(self.models[0], shapes)
+
+    def _compare(self, setting: Setting, before: Runner, after: Runner) -> Outcome | None:
+        """None where the original does not take these sizes."""
+        try:
+            feeds = self._feeds(setting)
+            expected = before.run(feeds)
+        except (CannotRun, ValueError, ArithmeticError):
+            return None
+        outputs = len(self.case.outputs)
+        feeds.update(zip(self.case.shared, expected[outputs:], strict=True))
+        try:
+            actual = after.run(feeds)
+        except CannotRun as reason:
+            return Outcome(reason=f"the fused form does not run: {reason}")
+        precise = _Precise(self.models[0], feeds)
+        return settle(expected[:outputs], actual, precise.outputs, self.tolerance)
+
+    def _compare_rounded(self, setting: Setting) -> Outcome | None:
+        """As above with a rounding behind every operator, where that is affordable.
+
+        onnxruntime on the CPU computes chains of fp16 operators in fp32 and so hides overflow.
+        None where the evaluator does not know an operator or a type.
+        """
+        feeds = self._feeds(setting)
+        if sum(array.size for array in feeds.values()) > _SLOW_ELEMENTS:
+            return None
+        try:
+            before, after = (Reference(model) for model in self.models)
+            before.run(feeds)
+        except CannotRun:
+            return None
+        outcome = self._compare(setting, before, after)
+        runs = outcome is not None and not outcome.reason.startswith("the fused form does not run")
+        return outcome if runs else None
+
+
+class _Precise:
+    """The original computed in float64, when first asked for."""
+
+    def __init__(self, model: ModelProto, feeds: Mapping[str, Array]) -> None:
+        self._model, self._feeds = model, feeds
+        self._outputs: list[Array] | None = None
+
+    def outputs(self) -> list[Array] | None:
+        """None where the evaluator cannot run the model."""
+        if self._outputs is None:
+            wide = {n: a.astype(np.float64) if is_float(a) else a for n, a in self._feeds.items()}
+            try:
+                model = retype(self._model, _SINGLES, TensorProto.DOUBLE)
+                self._outputs = Reference(model).run(wide)
+            except CannotRun:
+                return None
+        return self._outputs
+
+
+def _open(model: ModelProto, trouble: str) -> Runner:
+    try:
+        return open_model(model)
+    except CannotRun as reason:
+        raise CannotRun(f"{trouble}: {reason}") from None

@@ -1,0 +1,72 @@
+"""The same model in another floating-point type: the reference that settles rounding disputes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from opfuse.graph.protos import is_external, subgraphs
+from opfuse.numerics.compare import Array
+
+# Attributes whose value is an element type.
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type", "softmax_precision", "output_dtype"})
+
+
+def retype(model: ModelProto, old: Collection[int], new: int) -> ModelProto:
+    """Return a copy that computes in element type ``new`` wherever ``model`` does in one of ``old``.
+
+    External initializers keep their type; whoever feeds them converts them.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _graph(copy.graph, old, new)
+    for function in copy.functions:
+        _function(function, old, new)
+    return copy
+
+
+def _graph(graph: onnx.GraphProto, old: Collection[int], new: int) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.type.tensor_type.elem_type in old:
+            info.type.tensor_type.elem_type = new
+    for tensor in graph.initializer:
+        _tensor(tensor, old, new)
+    _nodes(graph.node, old, new)
+
+
+def _function(function: FunctionProto, old: Collection[int], new: int) -> None:
+    del function.value_info[:]
+    _nodes(function.node, old, new)
+
+
+def _nodes(nodes: Iterable[NodeProto], old: Collection[int], new: int) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            _attribute(attribute, old, new)
+        for graph in subgraphs(node):
+            _graph(graph, old, new)
+
+
+def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> None:
+    if attribute.type == AttributeProto.TENSOR:
+        _tensor(attribute.t, old, new)
+    elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in old:
+        attribute.i = new
+    elif attribute.name in ("value_float", "value_floats") and TensorProto.FLOAT in old:
+        values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+        attribute.CopyFrom(
+            onnx.helper.make_attribute("value", numpy_helper.from_array(_array(values, new)))
+        )
+
+
+def _tensor(tensor: TensorProto, old: Collection[int], new: int) -> None:
+    if tensor.data_type in old and not is_external(tensor):
+        converted = numpy_helper.from_array(_array(numpy_helper.to_array(tensor), new), tensor.name)
+        tensor.CopyFrom(converted)
+
+
+def _array(values: object, element: int) -> Array:
+    return np.asarray(values).astype(onnx.helper.tensor_dtype_to_np_dtype(element))

@@ -1,0 +1,104 @@
+"""What the inputs of a subgraph are, told from the operators that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_SOFTMAX = frozenset({"Softmax", "Attention", "MaskedSoftmax", "FlashAttention"})
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "ReduceMean", "RmsNorm"})
+_SCALED = frozenset({"MatMul", "Gemm", "Conv", "Einsum"}) | _SOFTMAX
+# Operators that a value passes on its way without becoming another quantity.
+_PASS = frozenset(
+    "Cast Reshape Unsqueeze Squeeze Expand Slice Transpose Identity Neg Not Concat Tile".split()
+)
+_ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
+_ATTENTION_MASK = 3
+
+
+@dataclass(frozen=True)
+class Roles:
+    """How to draw the inputs of a model.
+
+    Attributes:
+        masks: Additive float masks and boolean masks of attention scores.
+        bounds: For integer inputs that index something: the first index that is too large.
+        softmax: Whether a softmax is computed.
+        scale_free: Whether magnitudes near the limit of the type have a meaningful result: norms.
+    """
+
+    masks: frozenset[str]
+    bounds: Mapping[str, int]
+    softmax: bool
+    scale_free: bool
+
+
+class Flow:
+    """Who reads what in a graph, followed forwards."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node in graph.node:
+            for name in dict.fromkeys(node.input):
+                self.readers.setdefault(name, []).append(node)
+
+    def reached(self, name: str, through: frozenset[str]) -> Iterator[tuple[NodeProto, str]]:
+        """Every (node, name it reads) that ``name`` arrives at through operators ``through``."""
+        pending, seen = [name], {name}
+        while pending:
+            value = pending.pop()
+            for node in self.readers.get(value, ()):
+                yield node, value
+                if node.op_type in through:
+                    new = [out for out in node.output if out not in seen]
+                    seen.update(new)
+                    pending.extend(new)
+
+    def bound(self, name: str, shapes: Shapes) -> int | None:
+        """The length of the shortest table, of those with known ``shapes``, that it indexes."""
+        found = [
+            shapes[node.input[0]][_axis(node)]
+            for node, value in self.reached(name, _PASS)
+            if node.op_type == "Gather" and node.input[1] == value and node.input[0] in shapes
+        ]
+        return min(found, default=None)
+
+
+def of_subgraph(model: ModelProto, shapes: Shapes) -> Roles:
+    """Roles of the inputs of a match's original; ``shapes`` as in :meth:`Flow.bound`."""
+    flow = Flow(model.graph)
+    operators = {node.op_type for node in model.graph.node}
+    types = {info.name: info.type.tensor_type.elem_type for info in model.graph.input}
+    bounds = {name: flow.bound(name, shapes) for name in types}
+    return Roles(
+        frozenset(name for name, kind in types.items() if _is_mask(flow, name, kind)),
+        {name: bound for name, bound in bounds.items() if bound is not None},
+        not operators.isdisjoint(_SOFTMAX),
+        not operators.isdisjoint(_NORMS) and operators.isdisjoint(_SCALED),
+    )
+
+
+def _axis(node: NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "axis"), 0)
+
+
+def _is_mask(flow: Flow, name: str, element: int) -> bool:
+    if element == TensorProto.BOOL:
+        return True
+    for node, value in flow.reached(name, _PASS):
+        if node.op_type == "Attention" and value in node.input[_ATTENTION_MASK:]:
+            return True
+        if node.op_type in _SOFTMAX and value in node.input[1:]:
+            return True
+        if node.op_type in ("Add", "Sub") and _meets_softmax(flow, node):
+            return True
+    return False
+
+
+def _meets_softmax(flow: Flow, node: NodeProto) -> bool:
+    reached = flow.reached(node.output[0], _ELEMENTWISE)
+    return any(reader.op_type == "Softmax" for reader, _ in reached)

@@ -1,0 +1,90 @@
+"""Decides whether two results differ by more than rounding explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opfuse.numerics.compare import Array, Difference, compare, distance, is_float
+
+# The fused form may be this much worse than the original against the precise result.
+_SLACK = 2.0
+# An input on which the original itself is this many tolerances off says nothing about the fusion.
+_ILL_CONDITIONED = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run says: ``reason`` refutes the fusion, ``open`` says that it decides nothing."""
+
+    error: float = 0.0
+    reason: str = ""
+    open: bool = False
+
+
+def settle(
+    expected: Sequence[Array],
+    actual: Sequence[Array],
+    precise: Callable[[], list[Array] | None],
+    tolerance: float,
+) -> Outcome:
+    """Judge the outputs of the fused form, ``actual``, by those of the original, ``expected``.
+
+    Within the tolerance of each other they agree. Beyond it ``precise``, the original in float64,
+    settles which of them is wrong: the fused form passes if it is no further from that than the
+    tolerance or twice the original's own error, and where it is finite although the original has
+    overflowed. NaN and infinity that the precise result has too must be in both.
+    """
+    outcomes = [
+        _settle_output(number, reference, result, precise, tolerance)
+        for number, (reference, result) in enumerate(zip(expected, actual, strict=True))
+    ]
+    refuted = next((outcome for outcome in outcomes if outcome.reason), None)
+    if refuted is not None:
+        return refuted
+    error = max((outcome.error for outcome in outcomes), default=0.0)
+    return Outcome(error, open=any(outcome.open for outcome in outcomes))
+
+
+def _settle_output(
+    number: int,
+    expected: Array,
+    actual: Array,
+    precise: Callable[[], list[Array] | None],
+    tolerance: float,
+) -> Outcome:
+    plain = compare(expected, actual)
+    if plain.within(tolerance):
+        vacuous = is_float(expected) and expected.size > 0 and not np.isfinite(expected).any()
+        return Outcome(plain.max_rel, open=vacuous)
+    comparable = is_float(expected) and is_float(actual) and expected.shape == actual.shape
+    results = precise() if comparable else None
+    if results is None:
+        return Outcome(plain.max_rel, f"output {number}: {plain}")
+    return _arbitrate(number, expected, actual, results[number], plain, tolerance)
+
+
+def _arbitrate(
+    number: int,
+    expected: Array,
+    actual: Array,
+    truth: Array,
+    plain: Difference,
+    tolerance: float,
+) -> Outcome:
+    refuted = Outcome(plain.max_rel, f"output {number}: {plain}")
+    if truth.shape != expected.shape:
+        return refuted
+    if plain.reason:
+        overflowed = np.isfinite(truth) & ~np.isfinite(expected)
+        settled = np.where(overflowed, truth.astype(np.float64), expected.astype(np.float64))
+        if not np.array_equal(np.isfinite(settled), np.isfinite(actual)):
+            return refuted
+    theirs, ours = distance(truth, expected).max_rel, distance(truth, actual).max_rel
+    if ours <= max(tolerance, min(_SLACK * theirs, _ILL_CONDITIONED * tolerance)):
+        return Outcome(ours)
+    if theirs > _ILL_CONDITIONED * tolerance and not plain.reason:
+        return Outcome(open=True)
+    return Outcome(ours, f"output {number}: {plain}, of which {theirs:.2g} is the original's own")

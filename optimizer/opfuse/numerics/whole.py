@@ -1,0 +1,195 @@
+"""Runs two whole models on the same inputs and compares their outputs; lives in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto
+
+from opfuse import child
+from opfuse.graph.protos import all_tensors, is_external
+from opfuse.numerics import sample, stored
+from opfuse.numerics.chunks import LIMIT, Chunked
+from opfuse.numerics.compare import Array, Difference, compare, tolerance
+from opfuse.numerics.retype import retype
+from opfuse.numerics.session import CannotRun
+from opfuse.numerics.stored import Converted, Stored
+
+_SMALL = 64 << 20  # bytes of weights up to which a second run costs nothing
+
+Run = tuple[Mapping[str, Array], Mapping[str, Array]]
+"""Inputs and outputs by name."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to run.
+
+    Attributes:
+        path: The file of its protobuf message; values in external files stay there.
+        base_dir: What external files are relative to.
+        merged: Weights that exist in no file yet, by name.
+    """
+
+    path: Path
+    base_dir: Path
+    merged: Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        outputs: The difference of each output, by the first model's name for it.
+        tolerance: The relative error that is rounding, for the coarsest type in the models.
+        not_run: Why nothing was compared; then there are no outputs.
+        refused: Why the second model does not run although the first does.
+    """
+
+    outputs: Mapping[str, Difference]
+    tolerance: float
+    not_run: str = ""
+    refused: str = ""
+
+    @property
+    def max_rel_err(self) -> float:
+        """The largest relative error over the outputs."""
+        return max((item.max_rel for item in self.outputs.values()), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is equal within the tolerance."""
+        return not self.refused and all(
+            item.within(self.tolerance) for item in self.outputs.values()
+        )
+
+
+def compare_models(
+    original: Subject,
+    other: Subject,
+    seed: int,
+    rtol: float | None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    limit: int = LIMIT,
+) -> Comparison:
+    """Run both models on inputs made for the first, in ``shapes`` where they are given.
+
+    Small models run a second time, with all sizes 1.
+    """
+    first = _Loaded(original, limit)
+    allowed = rtol if rtol is not None else tolerance(first.elements)
+    try:
+        runs = first.run_somehow(seed, shapes or {})
+    except (CannotRun, ValueError) as reason:
+        return Comparison({}, allowed, not_run=str(reason))
+    child.emit({"model": "fused", "text": "the fused model"})
+    try:
+        second = _Loaded(other, limit)
+        results = [second.run(second.rename(feeds, first)) for feeds, _ in runs]
+    except CannotRun as reason:
+        return Comparison({}, allowed, refused=str(reason))
+    differences: dict[str, Difference] = {}
+    for (_, expected), actual in zip(runs, results, strict=True):
+        for name, found in _differences(expected, actual).items():
+            worst = differences.get(name, found)
+            differences[name] = max(worst, found, key=lambda item: item.max_rel)
+    return Comparison(differences, allowed)
+
+
+class _Loaded:
+    """A model whose values stay in their files until a piece needs them."""
+
+    def __init__(self, subject: Subject, limit: int) -> None:
+        model = onnx.load(subject.path, load_external_data=False)
+        if model.graph.sparse_initializer:
+            raise CannotRun("sparse initializers are not supported here")
+        weights = _weights(model, subject)
+        self.elements = {value.element for value in weights.values()} | _graph_types(model.graph)
+        if TensorProto.BFLOAT16 in self.elements:
+            # onnxruntime has no bfloat16 kernels for the CPU; float32 has the same range.
+            model = retype(model, {TensorProto.BFLOAT16}, TensorProto.FLOAT)
+            weights = {name: _widened(value) for name, value in weights.items()}
+        self.graph = model.graph
+        self.small = sum(value.nbytes for value in weights.values()) <= _SMALL
+        self._runner = Chunked(model, weights, limit)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._runner.run(feeds)
+
+    def run_somehow(self, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Run]:
+        """Run with the first sizes that the model takes, and with all sizes 1 if it is small."""
+        items = sample.inputs(self.graph)
+        tries = list(sample.assignments(items, shapes))
+        reasons = []
+        for sizes in tries:
+            try:
+                feeds = sample.draw(items, sizes, seed)
+                runs = [(feeds, self.run(feeds))]
+            except (CannotRun, ValueError) as reason:
+                reasons.append(str(reason))
+                continue
+            if self.small and not shapes and sizes != tries[-1]:
+                runs += self._run_single(items, tries[-1], seed)
+            return runs
+        raise CannotRun(reasons[0])
+
+    def _run_single(self, items: Sequence[sample.Input], sizes: sample.Sizes, seed: int) -> list[Run]:
+        """Not every model takes a sequence of one."""
+        try:
+            feeds = sample.draw(items, sizes, seed)
+            return [(feeds, self.run(feeds))]
+        except (CannotRun, ValueError):
+            return []
+
+    def rename(self, feeds: Mapping[str, Array], first: _Loaded) -> dict[str, Array]:
+        """The same inputs under this model's names: its own where they agree, else by position."""
+        mine, theirs = _input_names(self.graph), _input_names(first.graph)
+        if set(mine) == set(theirs) or len(mine) != len(theirs):
+            return dict(feeds)
+        return {new: feeds[old] for new, old in zip(mine, theirs, strict=True)}
+
+
+def _weights(model: ModelProto, subject: Subject) -> dict[str, Stored]:
+    """Take the values out of the message; what is left of an initializer is its type."""
+    weights = {}
+    for tensor in model.graph.initializer:
+        name = tensor.name
+        merged = subject.merged.get(name)
+        weights[name] = merged if merged is not None else stored.of_tensor(tensor, subject.base_dir)
+        tensor.CopyFrom(TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims))
+    for tensor in all_tensors(model):
+        if is_external(tensor):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(subject.base_dir))
+            tensor.data_location = TensorProto.DEFAULT
+    return weights
+
+
+def _widened(value: Stored) -> Stored:
+    is_bfloat16 = value.element == TensorProto.BFLOAT16
+    return Converted(value, TensorProto.FLOAT) if is_bfloat16 else value
+
+
+def _graph_types(graph: GraphProto) -> set[int]:
+    return {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output)}
+
+
+def _input_names(graph: GraphProto) -> list[str]:
+    stored_names = {tensor.name for tensor in graph.initializer}
+    return [info.name for info in graph.input if info.name not in stored_names]
+
+
+def _differences(
+    expected: Mapping[str, Array], actual: Mapping[str, Array]
+) -> dict[str, Difference]:
+    """Outputs are paired by name where the names agree, else by position."""
+    if set(expected) == set(actual):
+        return {name: compare(values, actual[name]) for name, values in expected.items()}
+    if len(expected) != len(actual):
+        raise CannotRun(f"it has {len(actual)} outputs, the original {len(expected)}")
+    pairs = zip(expected.items(), actual.values(), strict=True)
+    return {name: compare(values, result) for (name, values), result in pairs}

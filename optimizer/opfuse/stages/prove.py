@@ -1,0 +1,184 @@
+"""Compares each distinct fusion, and then the whole model, with the original on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from opfuse import child
+from opfuse.config import Config
+from opfuse.errors import EngineError
+from opfuse.graph.match import Match
+from opfuse.graph.weights import ConcatValues
+from opfuse.numerics import extract, stored
+from opfuse.numerics.case import Case
+from opfuse.numerics.handover import Handover
+from opfuse.numerics.prover import Verdict
+from opfuse.numerics.stored import Stored
+from opfuse.numerics.whole import Comparison, Subject
+from opfuse.progress import Progress
+from opfuse.stages.load import Source
+
+_TASK = "the proof"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A fusion that is not proven: ``nodes`` are the places in the user's model."""
+
+    signature: str
+    kind: str
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared.
+
+    Attributes:
+        matches: How many distinct fusions were compared.
+        failed: Those to be undone; the whole model is compared only where there are none.
+        max_rel_err: The largest relative error that passed, the whole model's included.
+        whole: The whole model against the original.
+    """
+
+    matches: int
+    failed: tuple[Failure, ...]
+    max_rel_err: float
+    whole: Comparison | None
+
+    @property
+    def vetoes(self) -> Mapping[str, str]:
+        """What to fuse without: signature to reason."""
+        return {failure.signature: failure.reason for failure in self.failed}
+
+
+def prove(
+    source: Source,
+    model: ModelProto,
+    matches: Sequence[Match],
+    config: Config,
+    progress: Progress,
+) -> Proof:
+    """Prove that ``model``, in which ``matches`` were applied, computes what ``source`` does.
+
+    Runs in child processes; a fusion that kills its process fails and takes no other with it.
+
+    Raises:
+        EngineError: The process cannot start.
+        TimeLimit: ``config.time_limit`` has passed.
+    """
+    first = extract.distinct(matches)
+    cases, refused = _cases(first, model, source.base_dir)
+    with tempfile.TemporaryDirectory(prefix="opfuse-proof-") as folder:
+        pair = None if refused else _pair(source, model, matches, Path(folder))
+        run = _Run(cases, pair, config, progress)
+        run.finish()
+    verdicts = [*refused, *run.verdicts]
+    failed = tuple(_failure(v, matches) for v in verdicts if v.reason)
+    errors = [verdict.max_rel_err for verdict in verdicts if not verdict.reason]
+    if run.whole is not None and run.whole.passed:
+        errors.append(run.whole.max_rel_err)
+    return Proof(len(first), failed, max(errors, default=0.0), run.whole)
+
+
+class _Run:
+    """The judging of all cases over as many child processes as it takes."""
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        pair: tuple[Subject, Subject] | None,
+        config: Config,
+        progress: Progress,
+    ) -> None:
+        self.verdicts: list[Verdict] = []
+        self.whole: Comparison | None = None
+        self._cases, self._pair = cases, pair
+        self._config, self._progress = config, progress
+        self._last: Mapping[str, Any] = {}
+
+    def finish(self) -> None:
+        """Judge every case, going on behind one that kills the process."""
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        """Run one child to its end; tell whether cases are left."""
+        left = self._cases[len(self.verdicts) :]
+        pair = None if any(verdict.reason for verdict in self.verdicts) else self._pair
+        self._last = {}
+        try:
+            self.whole = child.run(
+                "opfuse.numerics.worker:prove",
+                (left, pair, self._config.seed, self._config.rtol),
+                task=_TASK,
+                time_limit=self._config.time_limit,
+                on_event=self._note,
+            )
+        except EngineError as death:
+            self._bury(death)
+            return len(self.verdicts) < len(self._cases)
+        return False
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        self._last = event
+        if "verdict" in event:
+            self.verdicts.append(event["verdict"])
+        self._progress.step(str(event["text"]), len(self.verdicts), len(self._cases))
+
+    def _bury(self, death: EngineError) -> None:
+        """Blame what was running.
+
+        Raises:
+            EngineError: Nothing was.
+        """
+        if "model" in self._last:
+            ours = self._last["model"] == "fused"
+            reason = {"refused": death.what} if ours else {"not_run": death.what}
+            self.whole = Comparison({}, 0.0, **reason)
+        elif "case" in self._last and "verdict" not in self._last:
+            signature = self._cases[len(self.verdicts)].signature
+            self.verdicts.append(Verdict(signature, death.what, 0.0))
+        else:
+            raise death
+
+
+def _cases(
+    first: Mapping[str, Match], model: ModelProto, base_dir: Path
+) -> tuple[list[Case], list[Verdict]]:
+    """The jobs, and a verdict for each match that cannot be made one."""
+    cases, refused = [], []
+    for signature, match in first.items():
+        try:
+            cases.append(extract.build(match, model, base_dir))
+        except extract.CannotProve as reason:
+            refused.append(Verdict(signature, f"cannot be proven alone: {reason}", 0.0))
+    return cases, refused
+
+
+def _pair(
+    source: Source, model: ModelProto, matches: Sequence[Match], folder: Path
+) -> tuple[Subject, Subject]:
+    """The original and the fused model, written for the child."""
+    merged: dict[str, Stored] = {
+        constant.name: stored.of_constant(constant, source.base_dir)
+        for match in matches
+        for constant in match.after.constants
+        if isinstance(constant._values, ConcatValues)
+    }
+    handover = Handover(folder)
+    original = handover.subject(source.proto, source.base_dir)
+    return original, handover.subject(model, source.base_dir, merged)
+
+
+def _failure(verdict: Verdict, matches: Sequence[Match]) -> Failure:
+    same = [match for match in matches if match.signature == verdict.signature]
+    nodes = tuple(dict.fromkeys(match.anchor for match in same))
+    return Failure(verdict.signature, same[0].kind, nodes, verdict.reason)
