@@ -99,6 +99,10 @@ class Facts:
             return _constant_value(tensor)
         return self._fact(tensor).value
 
+    def knows(self, node: gs.Node) -> bool:
+        """Whether the outputs of ``node`` have been inferred."""
+        return all(id(tensor) in self._known for tensor in node.outputs)
+
     def infer(self, node: gs.Node) -> None:
         """Compute and remember the facts of the outputs of ``node`` from those of its inputs."""
         results = self._results(node)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -18,7 +20,6 @@ def known(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Replace what the shape analysis knows to be constant integers or booleans."""
     if len(node.outputs) != 1 or node.op == "Constant":
         return None
-    rewriter.facts.infer(node)
     value = rewriter.facts.value(node.outputs[0])
     dtype = numpy_dtype(rewriter.facts.dtype(node.outputs[0]))
     if value is None or dtype is None or dtype.kind not in "iub":
@@ -47,11 +48,10 @@ def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
         return None
     if node.op.startswith(_RANDOM) or not all(_small(tensor) for tensor in node.inputs):
         return None
-    rewriter.facts.infer(node)
-    shape = rewriter.shape(node.outputs[0])
+    shape = rewriter.out_shape(node)
     if shape is None or not all(isinstance(dim, int) for dim in shape):
         return None
-    if int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
+    if prod(shape) > MAX_ELEMENTS:
         return None
     result = _evaluate(rewriter, node)
     return None if result is None else rewriter.constant(node.outputs[0], result)
@@ -61,7 +61,7 @@ def _small(tensor: gs.Tensor) -> bool:
     return (
         isinstance(tensor, gs.Constant)
         and not isinstance(tensor.dtype, int)
-        and int(np.prod(tensor.shape, dtype=object)) <= MAX_ELEMENTS
+        and prod(tensor.shape) <= MAX_ELEMENTS
         and not getattr(getattr(tensor._values, "tensor", None), "external_data", ())
     )
 
@@ -113,7 +113,7 @@ class Common:
     def _identity(self, tensor: gs.Tensor) -> object:
         if not isinstance(tensor, gs.Constant) or not _small(tensor):
             return "" if tensor.is_empty() else id(tensor)
-        if int(np.prod(tensor.shape, dtype=object)) > 64:
+        if prod(tensor.shape) > 64:
             return id(tensor)
         if id(tensor) not in self._content:
             key = (str(tensor.dtype), tuple(tensor.shape), tensor.values.tobytes())

@@ -8,17 +8,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim
+from opfuse.graph.facts import Facts
 from opfuse.graph.rewriter import Rewriter
-from opfuse.graph.shapes import analyse
 
 
-def reroot(graph: gs.Graph) -> bool:
+
+def reroot(graph: gs.Graph, facts: Facts) -> bool:
     """Rewrite every Shape of an inner tensor whose sizes are sizes of graph inputs.
 
     Returns:
         Whether anything was rewritten.
     """
-    facts = analyse(graph)
     rewriter = Rewriter(graph, facts)
     inputs = {id(tensor) for tensor in graph.inputs}
     sources = _sources(graph, rewriter)
@@ -26,7 +26,6 @@ def reroot(graph: gs.Graph) -> bool:
     def rule(_: Rewriter, node: gs.Node) -> gs.Tensor | None:
         if id(node.inputs[0]) in inputs:
             return None
-        facts.infer(node)
         value = facts.value(node.outputs[0])
         if value is None or value.ndim != 1 or value.size == 0:
             return None

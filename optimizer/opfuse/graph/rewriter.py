@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -18,7 +19,9 @@ class Rewriter:
     """Applies rules to every node once, in topological order.
 
     A rule returns the tensor that holds what the node's first output holds, if it knows one; the
-    node is then dropped. It may also change the node in place, and emit new ones before it.
+    node is then dropped. It may also change the node in place, and emit new ones before it. What a
+    tensor holds never changes, so facts stay true over any number of sweeps, and each node's
+    outputs are inferred once.
     """
 
     def __init__(self, graph: gs.Graph, facts: Facts) -> None:
@@ -37,6 +40,8 @@ class Rewriter:
         self.graph.nodes[:] = self._ordered
 
     def _visit(self, node: gs.Node, rules: Sequence[Rule]) -> None:
+        if not self.facts.knows(node):
+            self.facts.infer(node)
         if edit.is_standard(node) and len(node.outputs) >= 1:
             for rule in rules:
                 result = rule(self, node)
@@ -44,7 +49,6 @@ class Rewriter:
                     self.changed = True
                     return
         self._ordered.append(node)
-        self.facts.infer(node)
 
     def _forward(self, node: gs.Node, result: gs.Tensor) -> bool:
         """Let ``result`` stand for the node's output; False where its name must stay."""
@@ -96,6 +100,10 @@ class Rewriter:
         self._names.add(name)
         return name
 
+    def out_shape(self, node: gs.Node) -> Shape | None:
+        """Return the symbolic shape of the first output of ``node``."""
+        return self.facts.shape(node.outputs[0])
+
     def shape(self, tensor: gs.Tensor) -> Shape | None:
         """Return the symbolic shape of ``tensor``."""
         return self.facts.shape(tensor)
@@ -109,7 +117,7 @@ class Rewriter:
 
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """Return the one value of a constant of one element."""
-        if not isinstance(tensor, gs.Constant) or int(np.prod(tensor.shape)) != 1:
+        if not isinstance(tensor, gs.Constant) or prod(tensor.shape) != 1:
             return None
         value = self.facts.value(tensor)
         return None if value is None else float(value.ravel()[0])

@@ -16,7 +16,7 @@ from opfuse.graph import (
 )
 from opfuse.graph.facts import Fact, Facts, Rule, Shape
 
-__all__ = ["Fact", "Facts", "Shape", "analyse"]
+__all__ = ["Fact", "Facts", "Shape", "analyse", "begin"]
 
 RULES: dict[str, Rule] = {
     **shape_rules_elementwise.RULES,
@@ -36,9 +36,15 @@ def analyse(graph: gs.Graph) -> Facts:
     Nodes have to be in topological order. An odd node or an operator that has no rule costs only
     its own outputs their facts: they fall back to what the model itself states of them.
     """
+    facts = begin(graph)
+    for node in graph.nodes:
+        facts.infer(node)
+    return facts
+
+
+def begin(graph: gs.Graph) -> Facts:
+    """Facts of the inputs of ``graph`` alone, for a pass that infers its nodes as it goes."""
     facts = Facts(RULES)
     for tensor in graph.inputs:
         facts.declare(tensor)
-    for node in graph.nodes:
-        facts.infer(node)
     return facts

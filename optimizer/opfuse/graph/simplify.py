@@ -75,14 +75,12 @@ def logic(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 
 def _same(rewriter: Rewriter, x: gs.Tensor, node: gs.Node) -> bool:
-    """Tell whether ``x`` has the shape and type of the node's output, whatever it was before."""
-    shape = rewriter.shape(x)
-    rewriter.facts.infer(node)
-    out = node.outputs[0]
+    """Tell whether ``x`` has the shape and type of the node's output."""
+    shape, facts = rewriter.shape(x), rewriter.facts
     return (
         shape is not None
-        and shape == rewriter.shape(out)
-        and rewriter.facts.dtype(x) == rewriter.facts.dtype(out)
+        and shape == rewriter.out_shape(node)
+        and facts.dtype(x) == facts.dtype(node.outputs[0])
     )
 
 
@@ -97,8 +95,7 @@ def same_shape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 def view(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """A view that ends in the shape in which the chain of views before it began."""
-    rewriter.facts.infer(node)
-    shape = rewriter.shape(node.outputs[0])
+    shape = rewriter.out_shape(node)
     source = node.inputs[0]
     while shape is not None:
         if rewriter.shape(source) == shape:
@@ -112,8 +109,7 @@ def view(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 def reshape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Write the target of a Reshape as a constant, and reshape from as far back as possible."""
-    rewriter.facts.infer(node)
-    out = rewriter.shape(node.outputs[0])
+    out = rewriter.out_shape(node)
     if out is None:
         return None
     inner = producer(node.inputs[0])
@@ -183,10 +179,9 @@ def flat_transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     flatten = producer(turn.inputs[0])
     if flatten is None or flatten.op != "Reshape":
         return None
-    rewriter.facts.infer(node)
     source = flatten.inputs[0]
     have, flat = rewriter.shape(source), rewriter.shape(flatten.outputs[0])
-    out = rewriter.shape(node.outputs[0])
+    out = rewriter.out_shape(node)
     if have is None or flat is None or len(have) != 4 or out is None:
         return None
     a, b, c, d = have
@@ -207,9 +202,8 @@ def unflattened_linear(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     flatten = producer(layer.inputs[0])
     if flatten is None or flatten.op != "Reshape" or len(layer.inputs[1].shape) != 2:
         return None
-    rewriter.facts.infer(node)
     source = flatten.inputs[0]
-    have, out = rewriter.shape(source), rewriter.shape(node.outputs[0])
+    have, out = rewriter.shape(source), rewriter.out_shape(node)
     rows, columns = layer.inputs[1].shape
     if have is None or out is None or have[-1] != rows or out != (*have[:-1], columns):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -14,10 +13,9 @@ from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.fusion import Work
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
-from opfuse.graph.shapes import analyse
 from opfuse.graph.weights import DerivedValues
 from opfuse.stages.load import Source
-from opfuse.stages.normalise import clean
+from opfuse.stages.normalise import Normal, clean
 
 _IR_VERSION = 8  # the first with model-local functions (onnx/docs/IR.md)
 
@@ -36,15 +34,15 @@ class Fused:
     counts: Mapping[str, int]
 
 
-def fuse(graph: gs.Graph, base_dir: Path, vetoes: Mapping[str, str] | None = None) -> Fused:
+def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     """Apply every fusion in order.
 
     Args:
-        graph: A graph in normal form; it is changed.
-        base_dir: The folder that external weights are relative to.
+        normal: A graph in normal form; it is changed.
         vetoes: Signatures of matches that a proof has refuted, with the reason.
     """
-    work = Work(graph, analyse(graph), base_dir, vetoes or {})
+    graph = normal.graph
+    work = Work(graph, normal.facts, normal.base_dir, vetoes or {})
     for fusion in FUSIONS:
         fusion.run(work)
     work.finish()
@@ -52,7 +50,7 @@ def fuse(graph: gs.Graph, base_dir: Path, vetoes: Mapping[str, str] | None = Non
         nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
         if nodes and definition.unify is not None:
             definition.unify(graph, nodes)
-    clean(graph)
+    clean(graph, normal.facts)
     standing = {node.name for node in graph.nodes}
     misses = tuple(miss for miss in work.misses if miss.anchor in standing)
     return Fused(graph, tuple(work.matches), misses, _counts(graph, work.matches))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import edit, folding, simplify, weights
+from opfuse.graph.facts import Facts
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.reroot import reroot
 from opfuse.graph.rewriter import Rewriter, Rule
-from opfuse.graph.shapes import analyse
+from opfuse.graph.shapes import begin
 from opfuse.stages.load import Source
 
 OLDEST = 17  # what the fused ops' definitions need
@@ -20,8 +24,17 @@ _SMALL = 1 << 16  # bytes of an external tensor that is read at once
 _CHANGED = ("RoiAlign", "BatchNormalization")
 
 
-def normalise(source: Source) -> gs.Graph:
-    """Return the model as a sorted graph in normal form; large weights stay where they are."""
+@dataclass(frozen=True)
+class Normal:
+    """A sorted graph in normal form with what is known of its tensors."""
+
+    graph: gs.Graph
+    facts: Facts
+    base_dir: Path
+
+
+def normalise(source: Source) -> Normal:
+    """Return the model in normal form; large weights stay where they are."""
     graph = gs.import_onnx(_inlined(source.proto))
     graph.producer_name = "opfuse"
     _read_small_weights(graph, source)
@@ -29,21 +42,22 @@ def normalise(source: Source) -> gs.Graph:
     edit.sort(graph)
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
+    facts = begin(graph)
     for _ in range(_SWEEPS):
-        rewriter = Rewriter(graph, analyse(graph))
+        rewriter = Rewriter(graph, facts)
         rewriter.run(rules, (folding.known, folding.computable, folding.Common()))
         edit.sweep(graph)
         if not rewriter.changed:
             break
-    if reroot(graph):
-        clean(graph)
-    return graph
+    if reroot(graph, facts):
+        clean(graph, facts)
+    return Normal(graph, facts, source.base_dir)
 
 
-def clean(graph: gs.Graph) -> None:
+def clean(graph: gs.Graph, facts: Facts) -> None:
     """Do equal computations once and drop what nothing needs."""
     everywhere: tuple[Rule, ...] = (folding.Common(),)
-    Rewriter(graph, analyse(graph)).run({}, everywhere)
+    Rewriter(graph, facts).run({}, everywhere)
     edit.sweep(graph)
     edit.sort(graph)
 
