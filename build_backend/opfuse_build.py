@@ -1,21 +1,19 @@
 """PEP 517 backend: scikit-build-core, plus what the plugin library needs and this machine lacks.
 
 A machine with only g++ and PyPI can build: the CUDA compiler then comes as wheels, and ``pip``
-lets CMake fetch TensorRT's headers. ``cmake/CudaCompiler.cmake`` and
-``cmake/NvInferHeaders.cmake`` find what is asked for here, by the same rules.
+lets CMake fetch TensorRT's headers (``cmake/NvInferHeaders.cmake``).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 
 from scikit_build_core import build as base
 from scikit_build_core.build import (
-    build_editable,
     build_sdist,
-    build_wheel,
     get_requires_for_build_sdist,
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
@@ -53,6 +51,18 @@ def has_nvcc() -> bool:
     )
 
 
+def use_wheel_nvcc() -> None:
+    """Points CMake at the nvcc of the wheels where the machine has no other."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        nvcc = Path(folder, "cu13", "bin", "nvcc")
+        if nvcc.is_file() and not has_nvcc():
+            os.environ["CUDACXX"] = str(nvcc)
+            # The wheels have lib/ where nvcc looks for lib64/; gcc links from here too.
+            paths = [str(nvcc.parent.parent / "lib"), os.environ.get("LIBRARY_PATH", "")]
+            os.environ["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+
+
 def missing_tools() -> list[str]:
     """The build requirements that this machine adds to scikit-build-core's own."""
     compiler = [] if has_nvcc() else list(CUDA_COMPILER)
@@ -67,3 +77,25 @@ def get_requires_for_build_wheel(config_settings: Settings | None = None) -> lis
 def get_requires_for_build_editable(config_settings: Settings | None = None) -> list[str]:
     """PEP 660 hook: what an editable install needs here."""
     return [*base.get_requires_for_build_editable(config_settings), *missing_tools()]
+
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: Settings | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """PEP 517 hook: builds the wheel, plugin library included."""
+    use_wheel_nvcc()
+    wheel: str = base.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return wheel
+
+
+def build_editable(
+    wheel_directory: str,
+    config_settings: Settings | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """PEP 660 hook: builds the plugin library and links the sources."""
+    use_wheel_nvcc()
+    wheel: str = base.build_editable(wheel_directory, config_settings, metadata_directory)
+    return wheel

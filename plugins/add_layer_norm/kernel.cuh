@@ -3,13 +3,9 @@
 #pragma once
 #include "../device/reduce.cuh"
 #include "../device/row.cuh"
+#include "launch.h"
 
 namespace opfuse {
-
-struct AddLayerNormParameters {
-    device::Parameter gamma, beta;  // [cols]
-    device::Parameter bias;         // [cols], or null
-};
 
 // ---- kernels
 
@@ -20,7 +16,7 @@ __device__ device::Vec<T, kVec> add_vector(T const* x, T const* residual, device
     auto const a = device::load<kVec>(x, v);
     auto const b = device::load<kVec>(residual, v);
     device::Vec<float, kVec> total;
-    if (bias) {
+    if (bias.data) {
         total = device::load_parameter<T, kVec>(bias, v);
     } else {
 #pragma unroll

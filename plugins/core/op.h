@@ -1,6 +1,6 @@
 // An op as the adaptors see it, and what makes one out of a room's plain struct.
 //
-// A room (plugins/<op>/op.cu) writes a struct and one OPFUSE_REGISTER_OP line:
+// A room (plugins/<op>/op.cpp) writes a struct and one OPFUSE_REGISTER_OP line:
 //   kTraits                     name, version, inputs, outputs
 //   fields(), check()           its attributes, and whether their values make sense
 //   accepts(i, types)           may input i have types[i], given types[0..i)?

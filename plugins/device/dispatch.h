@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "../core/types.h"
-#include "vec.cuh"
+#include "parameter.h"
 
 namespace opfuse {
 

@@ -1,9 +1,8 @@
 // Activations in fp32, in forms that keep their relative accuracy in the tails.
 #pragma once
+#include "activation.h"
 
 namespace opfuse::device {
-
-enum class Activation { kSilu, kGelu, kGeluTanh };
 
 template <Activation kActivation>
 __device__ float activate(float x) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "parameter.h"
+
 namespace opfuse::device {
 
 template <class T, int kSize>
@@ -44,14 +46,6 @@ template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
     return __float2bfloat16_rn(value);
 }
-
-// gamma, beta, bias: [cols] of T or of float; null where absent.
-struct Parameter {
-    void const* data;
-    bool is_float;
-
-    explicit __host__ __device__ operator bool() const { return data != nullptr; }
-};
 
 // The branch on is_float is the same for the whole grid, and costs less than twice the kernels.
 template <class T, int kSize>

@@ -7,13 +7,14 @@
 
 #include "../device/math.cuh"
 #include "../device/vec.cuh"
+#include "launch.h"
 
 namespace opfuse {
 
 // ---- kernels
 
 // Blocks tile [rows, cols] by blockDim.y rows and blockDim.x * kItems vectors, numbered row-major.
-template <class T, device::Activation kActivation, int kVec, int kItems>
+template <class T, Activation kActivation, int kVec, int kItems>
 __global__ void gated_act_kernel(T* y,                           // [rows, cols]
                                  T const* gate, T const* up,     // [rows, cols]
                                  int64_t stride,                 // elements between their rows
@@ -41,7 +42,7 @@ __global__ void gated_act_kernel(T* y,                           // [rows, cols]
 
 // ---- launchers
 
-template <class T, device::Activation kActivation, int kVec>
+template <class T, Activation kActivation, int kVec>
 cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
                              int64_t cols, cudaStream_t stream) {
     constexpr int kThreads = 256, kItems = 2;
@@ -60,10 +61,25 @@ cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, i
                               stride, rows, vectors, tiles_per_row, tiles);
 }
 
-template <class T, device::Activation kActivation>
+template <class T, int kVec>
+cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
+                             int64_t cols, Activation activation, cudaStream_t stream) {
+    auto const launch = [&]<Activation kActivation>() {
+        return launch_gated_act<T, kActivation, kVec>(y, gate, up, stride, rows, cols, stream);
+    };
+    switch (activation) {
+    case Activation::kSilu: return launch.template operator()<Activation::kSilu>();
+    case Activation::kGelu: return launch.template operator()<Activation::kGelu>();
+    case Activation::kGeluTanh: return launch.template operator()<Activation::kGeluTanh>();
+    }
+    return cudaErrorInvalidValue;
+}
+
+template <class T>
 cudaError_t gated_act(T* y,                        // [rows, cols], contiguous
                       T const* gate, T const* up,  // [rows, cols], rows `stride` elements apart
-                      int64_t stride, int64_t rows, int64_t cols, cudaStream_t stream) {
+                      int64_t stride, int64_t rows, int64_t cols, Activation activation,
+                      cudaStream_t stream) {
     constexpr int kVec = device::kVecBytes / sizeof(T);
     if (rows < 0 || cols < 0 || stride < cols) return cudaErrorInvalidValue;
     if (rows == 0 || cols == 0) return cudaSuccess;
@@ -73,8 +89,8 @@ cudaError_t gated_act(T* y,                        // [rows, cols], contiguous
     }
     bool const vectors =
         device::aligned(y, gate, up) && cols % kVec == 0 && (rows == 1 || stride % kVec == 0);
-    return vectors ? launch_gated_act<T, kActivation, kVec>(y, gate, up, stride, rows, cols, stream)
-                   : launch_gated_act<T, kActivation, 1>(y, gate, up, stride, rows, cols, stream);
+    auto const launch = vectors ? launch_gated_act<T, kVec> : launch_gated_act<T, 1>;
+    return launch(y, gate, up, stride, rows, cols, activation, stream);
 }
 
 }  // namespace opfuse

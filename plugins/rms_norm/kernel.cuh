@@ -2,6 +2,7 @@
 #pragma once
 #include "../device/reduce.cuh"
 #include "../device/row.cuh"
+#include "launch.h"
 
 namespace opfuse {
 

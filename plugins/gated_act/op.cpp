@@ -1,7 +1,8 @@
 #include "../core/op.h"
+
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
-#include "kernel.cuh"
+#include "launch.h"
 
 namespace opfuse {
 
@@ -15,7 +16,7 @@ struct GatedAct {
         return std::tuple(Field<GatedAct, std::string>{"activation", &GatedAct::activation});
     }
     void check() const {
-        if (activation != "silu" && activation != "gelu" && activation != "gelu_tanh")
+        if (!device::find_activation(activation))
             throw std::invalid_argument("attribute 'activation' is '" + activation +
                                         "', need silu, gelu, or gelu_tanh");
     }
@@ -36,23 +37,14 @@ struct GatedAct {
     }
 
     cudaError_t run(Call const& call) const {
-        using device::Activation;
-        if (activation == "silu") return launch<Activation::kSilu>(call);
-        if (activation == "gelu") return launch<Activation::kGelu>(call);
-        return launch<Activation::kGeluTanh>(call);
-    }
-
-  private:
-    template <device::Activation kActivation>
-    cudaError_t launch(Call const& call) const {
         Tensor const& y = call.outputs[0];
         bool const packed = call.inputs.size() == 1;
         return with_type(y.type, [&]<class T>(std::type_identity<T>) {
             T const* gate = data<T>(call.inputs[0]);
             T const* up = packed ? gate + y.cols() : data<T>(call.inputs[1]);
             int64_t const stride = packed ? 2 * y.cols() : y.cols();
-            return gated_act<T, kActivation>(data<T>(y), gate, up, stride, y.rows(), y.cols(),
-                                             call.stream);
+            return gated_act<T>(data<T>(y), gate, up, stride, y.rows(), y.cols(),
+                                *device::find_activation(activation), call.stream);
         });
     }
 };

@@ -1,7 +1,8 @@
 #include "../core/op.h"
+
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
-#include "kernel.cuh"
+#include "launch.h"
 
 namespace opfuse {
 

@@ -1,17 +1,19 @@
 #include "../core/op.h"
+
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
-#include "kernel.cuh"
+#include "launch.h"
 
 namespace opfuse {
 
-struct AddRmsNorm {
-    static constexpr OpTraits kTraits{"AddRmsNorm", "1", 3, 3, 2};  // x, residual, gamma -> y, sum
+struct AddLayerNorm {
+    // x, residual, gamma, beta, bias? -> y, sum
+    static constexpr OpTraits kTraits{"AddLayerNorm", "1", 4, 5, 2};
 
     float epsilon = 1e-5f;
 
     static auto fields() {
-        return std::tuple(Field<AddRmsNorm, float>{"epsilon", &AddRmsNorm::epsilon});
+        return std::tuple(Field<AddLayerNorm, float>{"epsilon", &AddLayerNorm::epsilon});
     }
     void check() const { check_epsilon(epsilon); }
 
@@ -25,19 +27,23 @@ struct AddRmsNorm {
     void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath&) const {
         need_same_shape("residual", in[1], in[0]);
         need_columns("gamma", in[2], in[0]);
+        need_columns("beta", in[3], in[0]);
+        if (in.size() > 4) need_columns("bias", in[4], in[0]);
         out[0] = out[1] = in[0];
     }
 
     cudaError_t run(Call const& call) const {
         Tensor const& x = call.inputs[0];
+        AddLayerNormParameters parameters{parameter(call.inputs[2]), parameter(call.inputs[3]), {}};
+        if (call.inputs.size() > 4) parameters.bias = parameter(call.inputs[4]);
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
-            return add_rms_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
-                                   data<T>(call.inputs[1]), parameter(call.inputs[2]), x.rows(),
-                                   x.cols(), epsilon, call.stream);
+            return add_layer_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
+                                     data<T>(call.inputs[1]), parameters, x.rows(), x.cols(),
+                                     epsilon, call.stream);
         });
     }
 };
 
 }  // namespace opfuse
 
-OPFUSE_REGISTER_OP(opfuse::AddRmsNorm)
+OPFUSE_REGISTER_OP(opfuse::AddLayerNorm)
