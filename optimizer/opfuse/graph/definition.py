@@ -6,8 +6,9 @@ plugin's tests compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,6 +16,16 @@ import onnx_graphsurgeon as gs
 from opfuse.graph.pattern import OPFUSE
 
 VERSION = 1  # of the domain
+
+
+class Call(Protocol):
+    """A node that calls a function, in a graph or on its way there."""
+
+    @property
+    def inputs(self) -> Sequence[gs.Tensor]: ...
+
+    @property
+    def attrs(self) -> Mapping[str, object]: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Uses:
     """
 
     opset: int
-    nodes: Sequence[gs.Node]
+    nodes: Sequence[Call]
 
     @property
     def inputs(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from opfuse.graph import edit
+from opfuse.graph.definition import Uses
 from opfuse.graph.dims import Dim
 from opfuse.graph.match import Match, NearMiss, Subgraph, TensorSpec
 from opfuse.graph.pattern import OPFUSE, Bindings, Fit, Matcher, Op, Pattern
@@ -57,6 +58,7 @@ class Work:
     graph: gs.Graph
     facts: Facts
     base_dir: Path
+    define: Callable[[str, Uses], onnx.FunctionProto]
     vetoes: Mapping[str, str] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
     misses: list[NearMiss] = field(default_factory=list)
@@ -399,7 +401,14 @@ class _Draft:
             tuple(spec(t) for t in self.inputs),
             tuple(spec(t) for t in self.outputs),
             tuple(self.constants),
+            tuple(self._functions()),
         )
+
+    def _functions(self) -> Iterator[onnx.FunctionProto]:
+        """Yield what defines the fused ops here; it may differ from what the model will hold."""
+        for op in dict.fromkeys(node.op for node in self.nodes if node.domain == OPFUSE):
+            nodes = [node for node in self.nodes if node.op == op and node.domain == OPFUSE]
+            yield self.work.define(op, Uses(self.work.opset, nodes))
 
 
 def _signature(kind: str, before: _Draft, after: _Draft) -> str:

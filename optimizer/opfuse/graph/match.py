@@ -28,13 +28,14 @@ class Subgraph:
     """Nodes in topological order with the tensors that enter and leave them.
 
     ``constants`` are the weights and other initializers that the nodes read; their values may
-    still lie in the model's external data file.
+    still lie in the model's external data file. ``functions`` define the fused ops among the nodes.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     constants: tuple[gs.Constant, ...]
+    functions: tuple[onnx.FunctionProto, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
         vetoes: Signatures of matches that a proof has refuted, with the reason.
     """
     graph = normal.graph
-    work = Work(graph, normal.facts, normal.base_dir, vetoes or {})
+    work = Work(graph, normal.facts, normal.base_dir, _define_one, vetoes or {})
     for fusion in FUSIONS:
         fusion.run(work)
     work.finish()
@@ -54,6 +54,10 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     standing = {node.name for node in graph.nodes}
     misses = tuple(miss for miss in work.misses if miss.anchor in standing)
     return Fused(graph, tuple(work.matches), misses, _counts(graph, work.matches))
+
+
+def _define_one(op: str, uses: Uses) -> onnx.FunctionProto:
+    return DEFINITIONS[op].function(uses)
 
 
 def _counts(graph: gs.Graph, matches: list[Match]) -> dict[str, int]:
