@@ -73,10 +73,11 @@ def _command(arguments: list[str]) -> int:
 
 
 def _run(args: Namespace, progress: Progress) -> int:
+    config = config_of(args)
     from opfuse import pipeline
     from opfuse.stages.report_text import render
 
-    report = pipeline.run(config_of(args), args.command, progress)
+    report = pipeline.run(config, args.command, progress)
     _show(args, report.as_json, lambda: render(report, every_candidate=args.command == "explain"))
     return 0
 
@@ -119,9 +120,7 @@ def _show(args: Namespace, as_json: Callable[[], str], text: Callable[[], Render
     if args.json:
         sys.stdout.write(as_json())
     elif not args.quiet:
-        from rich.console import Console
-
-        Console(no_color=not terminal.wants_color(args.no_color), highlight=False).print(text())
+        terminal.console(args.no_color).print(text())
 
 
 @contextmanager

@@ -1,12 +1,29 @@
-"""The stages in order: load, normalise, fuse, prove, lower and build or save, report."""
+"""The stages in order, on one screen."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
 from opfuse.config import Config
+from opfuse.errors import CheckFailed, InputError
 from opfuse.files import check_output
-from opfuse.profiles import check_shapes
 from opfuse.progress import Progress
-from opfuse.stages.report import Report
+from opfuse.stages.report import Report, check_suffix, describe
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.fuse import Fused
+    from opfuse.stages.load import Source
+    from opfuse.stages.prove import Proof
+    from opfuse.stages.verify import Comparison
+
+GOALS = ("explain", "fuse", "build")
 
 
 def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
@@ -18,30 +35,117 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         progress: Told about each stage.
 
     Raises:
-        OpfuseError: Any foreseen failure; nothing was written.
+        OpfuseError: Any foreseen failure; the outputs are then as they were.
     """
     progress = progress or Progress()
-    for path in (config.output, *config.reports):
-        if path is not None:
-            check_output(path)
+    output = _checked_output(config, goal)
     with progress.stage("load"):
         from opfuse.stages.load import load
+        from opfuse.stages.shapes import check_shapes
 
         source = load(config.model)
-        check_shapes(config, source.proto.graph)
+        check_shapes(source, config)
+    proof = None
+    if config.prove and goal != "explain":
+        fused, model, proof = _proven(source, config, progress)
+    else:
+        fused, model = _fused(source, {}, progress)
+    facts = describe(source, model, output)
+    built: dict[str, Any] = {}
+    if goal == "build":
+        built = _built(source, fused, model, config, progress)
+    elif output is not None:
+        with progress.stage("save"):
+            from opfuse.stages.save import save
+
+            save(fused.graph, model, source.base_dir, output)
+    report = Report(facts, fused.matches, fused.misses, fused.counts, proof, **built)
+    report = replace(report, timings=dict(progress.timings))
+    for path in config.reports:
+        report.write(path)
+    return report
+
+
+def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -> Comparison:
+    """Runs two models on the same inputs and compares their outputs."""
+    from opfuse.stages.verify import verify as compare
+
+    with (progress or Progress()).stage("verify"):
+        return compare(a, b, config)
+
+
+def plugins(library: Path | None) -> LibraryInfo:
+    """Describes the plugin library."""
+    from opfuse.stages.library import describe_library
+
+    return describe_library(library)
+
+
+def _checked_output(config: Config, goal: str) -> Path | None:
+    """Refuses, before any work, what could not be written after it."""
+    for path in config.reports:
+        check_suffix(path)
+        check_output(path)
+    if goal == "explain":
+        return None
+    if config.output is None:
+        raise InputError(f"{goal} has no output file", "name one with -o")
+    check_output(config.output)
+    return config.output
+
+
+def _fused(
+    source: Source, vetoes: Mapping[str, str], progress: Progress
+) -> tuple[Fused, ModelProto]:
     with progress.stage("normalise"):
         from opfuse.stages.normalise import normalise
 
-        graph = normalise(source)
+        normal = normalise(source)
     with progress.stage("fuse"):
         from opfuse.stages.fuse import export, fuse
 
-        fused = fuse(graph)
-        model = export(fused, source)
-    report = Report.of(source, fused, progress.timings)
-    if config.prove and goal != "explain":
-        from opfuse.stages.prove import prove
+        fused = fuse(normal, vetoes)
+        return fused, export(fused, source)
 
+
+def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, ModelProto, Proof]:
+    """Fuses again without what the proof refutes, until it refutes nothing."""
+    from opfuse.stages.prove import prove
+
+    failed: tuple[Any, ...] = ()
+    vetoes: dict[str, str] = {}
+    while True:
+        fused, model = _fused(source, vetoes, progress)
         with progress.stage("prove"):
-            report.proof = prove(source, model, fused.matches, config, progress)
-    return report
+            proof = prove(source, model, fused.matches, config, progress)
+        failed += proof.failed
+        if not proof.failed or proof.vetoes.keys() <= vetoes.keys():
+            break
+        vetoes |= proof.vetoes
+    whole = proof.whole
+    if proof.failed or (whole is not None and not whole.passed):
+        error = whole.refused or f"relative error {whole.max_rel_err:.1e}" if whole else ""
+        raise CheckFailed(
+            f"{source.path}: the fused model does not compute what the original does: {error}",
+            "report it with the model; --no-prove writes the result all the same",
+        )
+    return fused, model, replace(proof, failed=failed)
+
+
+def _built(
+    source: Source, fused: Fused, model: ModelProto, config: Config, progress: Progress
+) -> dict[str, Any]:
+    from opfuse.stages.build import build
+    from opfuse.stages.library import choose_library
+    from opfuse.stages.lower import lower
+    from opfuse.stages.save import save
+
+    with TemporaryDirectory(prefix="opfuse-") as folder:
+        with progress.stage("lower"):
+            library = choose_library(config)
+            save(fused.graph, model, source.base_dir, Path(folder, "fused.onnx"))
+            lowering = lower(model, config.lower, library.ops)
+        with progress.stage("build"):
+            used = library.path if any(item.choice == "plugin" for item in lowering) else None
+            engine = build(model, Path(folder), config, progress, used)
+    return {"lowering": lowering, "engine": engine}

@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING
 from opfuse.progress import Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.status import Status
+
+_PIPE_WIDTH = 140
 
 
 def wants_color(no_color: bool) -> bool:
     """Whether colours may be used: NO_COLOR and --no-color forbid them."""
     return not no_color and not os.environ.get("NO_COLOR")
+
+
+def console(no_color: bool) -> Console:
+    """Where the report goes: stdout, with room for names where it is no terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(no_color=not wants_color(no_color), highlight=False, width=width)
 
 
 def progress(*, quiet: bool, verbose: bool, color: bool) -> Progress:

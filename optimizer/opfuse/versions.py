@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from opfuse import __version__
-from opfuse.errors import OpfuseError
+from opfuse.stages.library import library_version
 
 _PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime")
 _ENGINES = {
@@ -22,7 +22,7 @@ def versions() -> str:
     for name, packages in _ENGINES.items():
         found = next((text for text in map(_installed, packages) if text), "not installed")
         lines.append(f"{name} {found}")
-    return "\n".join([*lines, _plugin_library()])
+    return "\n".join([*lines, f"plugin library {library_version()}"])
 
 
 def _installed(package: str) -> str | None:
@@ -30,13 +30,3 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _plugin_library() -> str:
-    from opfuse.runtime.library import describe, find
-
-    try:
-        path = find()
-        return f"plugin library {describe(path).version} ({path})"
-    except OpfuseError as error:
-        return f"plugin library: {error.what}"

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, numpy_helper
-
 from opfuse.errors import InputError
 from opfuse.graph import external, wellformed
 from opfuse.graph.filekind import file_kind

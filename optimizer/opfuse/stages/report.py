@@ -6,11 +6,17 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opfuse.errors import InputError
 from opfuse.files import write_atomically
 from opfuse.graph.match import Match, NearMiss
+from opfuse.graph.protos import type_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+    from opfuse.stages.load import Source
 
 SCHEMA = 1
 SUFFIXES = (".json", ".txt")
@@ -24,7 +30,7 @@ class Report:
         model: Facts of the file: path, bytes, opset, nodes, inputs, outputs, notes.
         matches: The fusions that were applied.
         misses: The candidates that were left alone, with their reasons.
-        kinds: Every kind of fusion that was looked for, in the order of the report.
+        counts: How many of each kind stand in the fused graph, for every kind there is.
         proof: The comparison with the original; None where none was asked for.
         lowering: For each fusion what it became in the engine; empty without an engine.
         engine: Facts read back from the built engine; None without an engine.
@@ -34,7 +40,7 @@ class Report:
     model: Mapping[str, Any]
     matches: tuple[Match, ...] = ()
     misses: tuple[NearMiss, ...] = ()
-    kinds: tuple[str, ...] = ()
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     proof: Any = None
     lowering: tuple[Any, ...] = ()
     engine: Any = None
@@ -71,21 +77,34 @@ class Report:
             text = as_text(self)
         write_atomically(path, text.encode())
 
-    def fused(self, kind: str) -> int:
-        """How many fusions of a kind were applied."""
-        return sum(match.kind == kind for match in self.matches)
-
     def nearly(self, kind: str) -> list[NearMiss]:
         """The candidates of a kind that were left alone, in a stable order."""
         return sorted((miss for miss in self.misses if miss.kind == kind), key=_position)
 
     def _all_kinds(self) -> list[str]:
-        found = {item.kind for item in (*self.matches, *self.misses)}
-        return [*self.kinds, *sorted(found - set(self.kinds))]
+        return sorted({*self.counts, *(miss.kind for miss in self.misses)})
 
     def _fusion(self, kind: str) -> dict[str, Any]:
         nearly = [{"node": miss.node, "reason": miss.reason} for miss in self.nearly(kind)]
-        return {"fused": self.fused(kind), "nearly": nearly}
+        return {"fused": self.counts.get(kind, 0), "nearly": nearly}
+
+
+def describe(source: Source, fused: ModelProto, output: Path | None) -> dict[str, Any]:
+    """The facts of the model that a report begins with."""
+    graph = source.proto.graph
+    weights = {item.name for item in graph.initializer}
+    return {
+        "path": str(source.path),
+        "bytes": source.path.stat().st_size,
+        "opset": next(item.version for item in source.proto.opset_import if not item.domain),
+        "producer": f"{source.proto.producer_name} {source.proto.producer_version}".strip(),
+        "inputs": [_value(item) for item in graph.input if item.name not in weights],
+        "outputs": [_value(item) for item in graph.output],
+        "nodes": len(graph.node),
+        "fused_nodes": len(fused.graph.node),
+        "output": None if output is None else str(output),
+        "notes": list(source.notes),
+    }
 
 
 def check_suffix(path: Path) -> None:
@@ -114,6 +133,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if value - value == 0 else str(value)
     return value if isinstance(value, (str, int, bool)) or value is None else str(value)
+
+
+def _value(item: ValueInfoProto) -> dict[str, Any]:
+    tensor = item.type.tensor_type
+    dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return {"name": item.name, "dtype": type_name(tensor.elem_type), "shape": dims}
 
 
 def _position(miss: NearMiss) -> tuple[str, str, str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from opfuse.stages.report import Report
+from opfuse.stages.report import Report, plain
+
+if TYPE_CHECKING:
+    from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.verify import Comparison
 
 _MOST_NEARLY = 20
 _FILE_WIDTH = 120
@@ -39,29 +44,35 @@ def render(report: Report, *, every_candidate: bool = False) -> RenderableType:
 
 
 def _parts(report: Report, every_candidate: bool) -> Iterator[RenderableType]:
-    yield Text.from_markup(_headline(report))
+    yield _headline(report)
     for note in report.model.get("notes", ()):
-        yield Text.from_markup(f"note: {clean(note)}")
+        yield _line(f"note: {clean(note)}")
     yield _fusions(report)
     if every_candidate and report.matches:
         yield _matches(report)
     if report.misses:
         yield _nearly(report, None if every_candidate else _MOST_NEARLY)
     facts = report.as_dict()
-    yield Text.from_markup(_proof(facts["proof"]))
+    yield _proof(facts["proof"])
     if report.engine is not None:
         yield from _engine(facts)
-    yield Text.from_markup(_timings(report))
+    yield _timings(report)
 
 
-def _headline(report: Report) -> str:
+def _line(markup: str) -> Text:
+    """One line, never folded: paths stay whole."""
+    text = Text.from_markup(markup)
+    text.no_wrap, text.overflow = True, "ignore"
+    return text
+
+
+def _headline(report: Report) -> Text:
     model = report.model
     line = f"[bold]{clean(model['path'])}[/]: {model['nodes']} nodes, opset {model['opset']}"
-    if "fused_nodes" in model:
-        line += f" -> {model['fused_nodes']} nodes"
-    if model.get("output"):
-        line += f" in [bold]{clean(model['output'])}[/]"
-    return line
+    line += f", {model['fused_nodes']} nodes fused"
+    if model["output"]:
+        line += f" -> [bold]{clean(model['output'])}[/]"
+    return _line(line)
 
 
 def _fusions(report: Report) -> RenderableType:
@@ -82,8 +93,10 @@ def _matches(report: Report) -> RenderableType:
     table = Table(title="fused", title_justify="left")
     for column in ("kind", "node"):
         table.add_column(column, overflow="fold")
+    taken = {node.name for match in report.matches for node in match.before.nodes}
     for match in report.matches:
-        table.add_row(clean(match.kind), clean(match.anchor or match.node))
+        if match.node not in taken:
+            table.add_row(clean(match.kind), clean(match.anchor or match.node))
     return table
 
 
@@ -99,31 +112,53 @@ def _nearly(report: Report, most: int | None) -> RenderableType:
     return table
 
 
-def _proof(proof: dict[str, Any] | None) -> str:
+def _proof(proof: dict[str, Any] | None) -> Text:
     if proof is None:
-        return "proof: not run"
-    error = proof["max_rel_err"]
-    shown = f"{error:.1e}" if isinstance(error, float) else error
-    verdict = "[green]all equal[/]" if not proof["failed"] else f"[red]{proof['failed']} undone[/]"
-    line = f"proof: {proof['matches']} distinct fusions, {verdict}, largest relative error {shown}"
-    return "\n".join([line, *(f"  undone: {clean(failure)}" for failure in proof["failures"])])
+        return Text("proof: not run")
+    undone = proof["failed"]
+    verdict = f"[red]{undone} undone[/]" if undone else "[green]all equal to the original[/]"
+    line = f"proof: {proof['matches']} distinct fusions, {verdict}"
+    whole = proof["whole"]
+    if whole and whole["not_run"]:
+        line += f"; the whole model was not compared: {clean(whole['not_run'])}"
+    elif whole:
+        line += "; [green]the whole model too[/]"
+    return _line(f"{line}; largest relative error {proof['max_rel_err']:.1e}")
 
 
 def _engine(facts: dict[str, Any]) -> Iterator[RenderableType]:
-    if facts["lowering"]:
+    choices = Counter((item["op"], item["choice"], item["reason"]) for item in facts["lowering"])
+    if choices:
         table = Table(title="lowering", title_justify="left")
-        columns = list(facts["lowering"][0])
-        for column in columns:
-            table.add_column(clean(column), overflow="fold")
-        for choice in facts["lowering"]:
-            table.add_row(*(clean(choice[column]) for column in columns))
+        for column in ("op", "becomes", "count", "because"):
+            table.add_column(column, justify="right" if column == "count" else "left")
+        for (op, choice, reason), count in sorted(choices.items()):
+            table.add_row(clean(op), clean(choice), str(count), clean(reason))
         yield table
+    engine = facts["engine"]
     table = Table(title="engine", title_justify="left", show_header=False)
     table.add_column("fact")
     table.add_column("value", overflow="fold")
-    for name, value in facts["engine"].items():
-        table.add_row(clean(name.replace("_", " ")), clean(_shown(value)))
+    for name, value in engine.items():
+        if name not in ("io", "notes", "sha256"):
+            table.add_row(clean(name.replace("_", " ")), clean(_shown(value)) or "none")
+    for tensor in engine["io"]:
+        table.add_row(clean(tensor["mode"]), clean(_tensor(tensor)))
     yield table
+    for note in engine["notes"]:
+        yield _line(f"note: {clean(note)}")
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    shape = _dims(tensor["shape"])
+    if tensor["range"]:
+        low, usual, high = map(_dims, tensor["range"])
+        shape = f"{low} to {high}, tuned for {usual}"
+    return f"{tensor['name']}: {tensor['dtype']} {shape}"
+
+
+def _dims(shape: list[int]) -> str:
+    return "x".join("?" if dim < 0 else str(dim) for dim in shape) or "scalar"
 
 
 def _shown(value: Any) -> str:
@@ -131,9 +166,45 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:.2g}"
     return str(value)
 
 
-def _timings(report: Report) -> str:
+def _timings(report: Report) -> Text:
     parts = [f"{name} {seconds:.2f} s" for name, seconds in report.timings.items()]
-    return "time: " + ", ".join(parts)
+    return _line("time: " + ", ".join(parts))
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """The outputs of two models side by side."""
+    facts = plain(comparison)
+    table = Table(title="outputs", title_justify="left")
+    table.add_column("output", overflow="fold")
+    for name, difference in facts["outputs"].items():
+        if not table.rows:
+            for column in difference:
+                table.add_column(clean(column.replace("_", " ")), justify="right")
+        table.add_row(clean(name), *(clean(_shown(value)) for value in difference.values()))
+    verdict = "[green]equal[/]" if comparison.passed else "[red]different[/]"
+    line = f"{verdict} within a relative error of {comparison.tolerance:g}"
+    if comparison.refused:
+        line = f"[red]different[/]: the second model does not run: {clean(comparison.refused)}"
+    return Group(table, Text.from_markup(line))
+
+
+def render_library(library: LibraryInfo) -> RenderableType:
+    """The plugins of a library."""
+    headline = Text(
+        f"version {library.version}, for {', '.join(library.architectures)}, "
+        f"compiled with TensorRT {library.headers} headers"
+    )
+    table = Table()
+    for column in ("plugin", "version", "inputs", "outputs", "attributes"):
+        table.add_column(column, overflow="fold")
+    for op in library.ops:
+        least, most = op.inputs
+        inputs = str(least) if least == most else f"{least} to {most}"
+        attributes = ", ".join(f"{name} {kind}" for name, kind in op.attributes.items())
+        table.add_row(op.name, op.version, inputs, str(op.outputs), attributes)
+    return Group(headline, table)

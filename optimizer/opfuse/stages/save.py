@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 from opfuse.errors import InputError
@@ -96,7 +97,7 @@ def _reads_file(values: ConcatValues) -> bool:
         if isinstance(inner, ConcatValues):
             if _reads_file(inner):
                 return True
-        elif isinstance(inner, gs.LazyValues) and is_external(inner.tensor):
+        elif isinstance(inner, LazyValues) and is_external(inner.tensor):
             return True
     return False
 

@@ -1,0 +1,91 @@
+"""Runs the command line in this process or in one of its own, and builds small models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from models import tiny
+
+from opfuse.cli import main
+
+SOURCE = Path(sys.modules["opfuse"].__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, code: int, *parts: str) -> None:
+        """Assert one clear error that names the things and a fix, and nothing of Python's."""
+        assert self.code == code, self.err
+        assert self.err.count("opfuse: error:") == 1, self.err
+        assert "Traceback" not in self.err
+        message = self.err[self.err.index("opfuse: error:") :]
+        assert "\n  fix: " in message
+        assert [part for part in parts if part not in message] == [], message
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SOURCE), **more}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "opfuse", *map(str, arguments)]
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def spawn():
+    """Run the command line in a process of its own; options go to subprocess.run."""
+
+    def run(*arguments: object, **options: object) -> Result:
+        done = subprocess.run(
+            command(*arguments),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=120,
+            check=False,
+            **options,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def llama(tmp_path) -> Path:
+    """A one-layer Llama."""
+    return tiny.llama(layers=1).write(tmp_path / "llama.onnx")
+
+
+@pytest.fixture
+def old_output(tmp_path) -> Path:
+    """An output of an earlier run, which a failed run must not touch."""
+    path = tmp_path / "fused.onnx"
+    path.write_bytes(b"the old output")
+    yield path
+    assert path.read_bytes() == b"the old output"
+    assert [item.name for item in tmp_path.iterdir() if item.name.endswith(".tmp")] == []
