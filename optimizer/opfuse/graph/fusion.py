@@ -15,7 +15,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from opfuse.graph import edit
 from opfuse.graph.definition import Uses
-from opfuse.graph.dims import Dim
+from opfuse.graph.dims import Dim, Sym
 from opfuse.graph.match import Match, NearMiss, Subgraph, TensorSpec
 from opfuse.graph.pattern import OPFUSE, Bindings, Fit, Matcher, Op, Pattern
 from opfuse.graph.shapes import Facts
@@ -395,7 +395,7 @@ class _Draft:
     work: Work
 
     def freeze(self) -> Subgraph:
-        spec = lambda t: TensorSpec(t.name, self.work.dtype(t) or 0, self.work.shape(t))  # noqa: E731
+        spec = self._spec
         return Subgraph(
             tuple(node.proto() for node in self.nodes),
             tuple(spec(t) for t in self.inputs),
@@ -403,6 +403,13 @@ class _Draft:
             tuple(self.constants),
             tuple(self._functions()),
         )
+
+    def _spec(self, tensor: gs.Tensor) -> TensorSpec:
+        value = self.work.facts.value(tensor)
+        sizes = None if value is None else tuple(value.ravel())
+        if sizes is not None and not all(isinstance(item, (int, Sym)) for item in sizes):
+            sizes = None
+        return TensorSpec(tensor.name, self.work.dtype(tensor) or 0, self.work.shape(tensor), sizes)
 
     def _functions(self) -> Iterator[onnx.FunctionProto]:
         """Yield what defines the fused ops here; it may differ from what the model will hold."""

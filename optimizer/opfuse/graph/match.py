@@ -15,12 +15,14 @@ class TensorSpec:
     """A free tensor of a subgraph.
 
     ``dtype`` is an ``onnx.TensorProto`` element type; ``shape`` holds integers and symbolic
-    dimensions, or is None where the rank is unknown.
+    dimensions, or is None where the rank is unknown. ``value`` is the content of a tensor of sizes,
+    flat, where the shape analysis knows it.
     """
 
     name: str
     dtype: int
     shape: tuple[Dim, ...] | None
+    value: tuple[Dim, ...] | None = None
 
 
 @dataclass(frozen=True)
