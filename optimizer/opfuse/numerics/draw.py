@@ -48,8 +48,9 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     Sizes that the shape analysis holds for independent may have to be equal after all; only
     running the original tells, hence several families.
     """
-    symbols = list(dict.fromkeys(s for spec in specs for d in _dims(spec) for s in _symbols(d)))
-    leading = {s for spec in specs for dim in _dims(spec)[:1] for s in _symbols(dim)}
+    dims = [dim for spec in specs for dim in (*_dims(spec), *(spec.value or ()))]
+    symbols = list(dict.fromkeys(name for dim in dims for name in _symbols(dim)))
+    leading = {s for spec in specs for dim in (spec.shape or ())[:1] for s in _symbols(dim)}
     batch = [name for name in symbols if name in leading]
     rest = [name for name in symbols if name not in leading]
     primes = dict(zip(rest, chain(_PRIMES, count(37)), strict=False))
@@ -69,12 +70,14 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
     runs = [Setting("ordinary", usual), Setting("S = 1", single), Setting("batch 1", one)]
     if any(weight.values is not None and weight.free for weight in case.weights):
         runs.append(Setting("the model's weights", usual, own_weights=True))
-    runs += [Setting("zeros", usual, "zeros"), Setting("offset", usual, "offset")]
+    runs.append(Setting("zeros", usual, "zeros"))
     if roles.scale_free:
         runs.append(Setting("near the type's limit", usual, "large"))
         runs.append(Setting("near zero", usual, "small"))
     if roles.softmax:
         runs.append(Setting("saturated softmax", usual, "wide"))
+    else:
+        runs.append(Setting("far from zero", usual, "offset"))
     if roles.masks:
         runs.append(Setting("fully masked rows (-inf)", usual, "masked"))
         runs.append(Setting("fully masked rows (lowest)", usual, "lowest"))
@@ -92,8 +95,12 @@ def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, A
     rng = np.random.default_rng(seed)
     feeds = {}
     for spec in case.inputs:
-        shape = tuple(evaluate(dim, setting.sizes) for dim in _dims(spec))
-        feeds[spec.name] = _input(spec, shape, roles, setting.values, rng)
+        shape = tuple(evaluate(dim, setting.sizes) for dim in spec.shape or ())
+        if spec.value is None:
+            feeds[spec.name] = _input(spec, shape, roles, setting, rng)
+        else:
+            sizes = [evaluate(dim, setting.sizes) for dim in spec.value]
+            feeds[spec.name] = typed(np.array(sizes), spec.dtype).reshape(shape)
     for weight in case.weights:
         feeds[weight.name] = _weight(weight, feeds, setting.own_weights, rng)
     return feeds
@@ -106,7 +113,7 @@ def typed(values: Array, element: int) -> Array:
 
 
 def _dims(spec: TensorSpec) -> tuple[Dim, ...]:
-    return spec.shape or ()
+    return (*(spec.shape or ()), *(spec.value or ()))
 
 
 def _symbols(dim: Dim) -> list[str]:
@@ -114,19 +121,26 @@ def _symbols(dim: Dim) -> list[str]:
 
 
 def _input(
-    spec: TensorSpec, shape: tuple[int, ...], roles: Roles, values: str, rng: np.random.Generator
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    roles: Roles,
+    setting: Setting,
+    rng: np.random.Generator,
 ) -> Array:
-    masked = spec.name in roles.masks and values in ("masked", "lowest")
+    if spec.value is not None:
+        sizes = [evaluate(dim, setting.sizes) for dim in spec.value]
+        return typed(np.array(sizes).reshape(shape), spec.dtype)
+    masked = spec.name in roles.masks and setting.values in ("masked", "lowest")
     if spec.dtype == TensorProto.BOOL:
         flags = rng.random(shape) < 0.7
         return _hide_rows(flags, False) if masked else _keep_one(flags)
     if spec.dtype not in FLOATS:
         bound = roles.bounds.get(spec.name, 2)
         return typed(rng.integers(0, bound, shape), spec.dtype)
-    drawn = _floats(shape, values, rng, mask=spec.name in roles.masks)
+    drawn = _floats(shape, setting.values, rng, mask=spec.name in roles.masks)
     if masked:
         limit = ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(spec.dtype)).min
-        lowest = -np.inf if values == "masked" else float(limit)
+        lowest = -np.inf if setting.values == "masked" else float(limit)
         hidden = np.where(rng.random(shape) < 0.3, lowest, drawn)
         drawn = _hide_rows(hidden, lowest)
     return typed(drawn, spec.dtype)

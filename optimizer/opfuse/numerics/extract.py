@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import ModelProto
 from onnx.helper import make_empty_tensor_value_info, make_graph, make_model, make_tensor_value_info
 
 from opfuse.graph.match import Match, Subgraph, TensorSpec
-from opfuse.graph.protos import all_nodes
 from opfuse.graph.weights import ConcatValues
 from opfuse.numerics import stored
 from opfuse.numerics.case import Case, Weight
@@ -30,7 +29,12 @@ class CannotProve(Exception):
 
 
 def build(match: Match, model: ModelProto, base_dir: Path) -> Case:
-    """Make the two models of ``match``, whose functions and opsets are those of ``model``.
+    """Make the two models of ``match``.
+
+    Args:
+        match: What to prove.
+        model: Its opsets and IR version hold for both.
+        base_dir: The folder that external weights are relative to.
 
     Raises:
         CannotProve: A shape is unknown, the weights are too large to imitate, or the fused form
@@ -95,7 +99,7 @@ class _Parts:
             graph,
             ir_version=self.source.ir_version,
             opset_imports=self.source.opset_import,
-            functions=_called(subgraph.nodes, self.source.functions),
+            functions=subgraph.functions,
         ).SerializeToString()
 
 
@@ -103,22 +107,6 @@ def _check_shapes(inputs: Iterable[TensorSpec]) -> None:
     for spec in inputs:
         if spec.shape is None or not spec.dtype:
             raise CannotProve(f"the {'type' if spec.shape else 'rank'} of {spec.name} is not known")
-
-
-def _called(
-    nodes: Iterable[NodeProto], functions: Iterable[FunctionProto]
-) -> list[FunctionProto]:
-    """The functions that ``nodes`` call, directly or through others, in the model's order."""
-    table = {(f.domain, f.name): f for f in functions}
-    called: dict[tuple[str, str], FunctionProto] = {}
-    pending = list(nodes)
-    while pending:
-        for node in all_nodes([pending.pop()]):
-            key = (node.domain, node.op_type)
-            if key in table and key not in called:
-                called[key] = table[key]
-                pending.extend(table[key].node)
-    return [function for key, function in table.items() if key in called]
 
 
 def _weights(match: Match, base_dir: Path) -> tuple[Weight, ...]:

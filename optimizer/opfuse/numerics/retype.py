@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from opfuse.graph.protos import is_external, subgraphs
-from opfuse.numerics.compare import Array
+from opfuse.numerics.compare import Array, is_float
 
-# Attributes whose value is an element type.
-_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type", "softmax_precision", "output_dtype"})
+# Attributes that set the type of a result; ONNX's evaluator knows no stash_type but FLOAT.
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
 
 def retype(model: ModelProto, old: Collection[int], new: int) -> ModelProto:
@@ -58,15 +59,24 @@ def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> Non
     elif attribute.name in ("value_float", "value_floats") and TensorProto.FLOAT in old:
         values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
         attribute.CopyFrom(
-            onnx.helper.make_attribute("value", numpy_helper.from_array(_array(values, new)))
+            onnx.helper.make_attribute("value", numpy_helper.from_array(convert(np.asarray(values, np.float32), new)))
         )
 
 
 def _tensor(tensor: TensorProto, old: Collection[int], new: int) -> None:
     if tensor.data_type in old and not is_external(tensor):
-        converted = numpy_helper.from_array(_array(numpy_helper.to_array(tensor), new), tensor.name)
+        converted = numpy_helper.from_array(convert(numpy_helper.to_array(tensor), new), tensor.name)
         tensor.CopyFrom(converted)
 
 
-def _array(values: object, element: int) -> Array:
-    return np.asarray(values).astype(onnx.helper.tensor_dtype_to_np_dtype(element))
+def convert(values: Array, element: int) -> Array:
+    """Cast to ``element``; the lowest number of a type becomes the lowest of the other.
+
+    Masks hold it, and it must absorb what is added to it in every type.
+    """
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+    if not is_float(values):
+        return values.astype(dtype)
+    lowest = values == ml_dtypes.finfo(values.dtype).min
+    converted: Array = values.astype(dtype)
+    return np.where(lowest, np.asarray(ml_dtypes.finfo(dtype).min, dtype), converted)

@@ -17,11 +17,19 @@ _ILL_CONDITIONED = 10.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run says: ``reason`` refutes the fusion, ``open`` says that it decides nothing."""
+    """What one run says.
+
+    Attributes:
+        error: The relative error of the fused form.
+        reason: Why it is refuted; empty where it is not.
+        open: The input decides nothing.
+        refused: The fused form did not run at all.
+    """
 
     error: float = 0.0
     reason: str = ""
     open: bool = False
+    refused: bool = False
 
 
 def settle(
