@@ -176,7 +176,7 @@ def _padding_bias(g: Graph, mask: str) -> str:
 
 
 def _rope_tables(g: Graph, positions: str, head_dim: int) -> tuple[str, str]:
-    """cos and sin, [batch, 1, seq, head_dim], computed in fp32."""
+    """The tables cos and sin, [batch, 1, seq, head_dim], computed in fp32."""
     inverse = (10000.0 ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     wide = g.add("Cast", g.add("Unsqueeze", positions, np.array([2])), to=TensorProto.FLOAT)
     angles = g.add("Mul", wide, inverse.reshape(1, 1, -1))

@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of leaving the process."""
         raise InputError(message, f"see {self.prog} --help")
 
 

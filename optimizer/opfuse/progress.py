@@ -27,7 +27,7 @@ class Progress:
             self.ended(name, seconds)
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Takes an event of a child process: keys ``text``, ``done`` and ``total``, each optional."""
+        """Takes an event of a child process; keys: ``text``, ``done``, ``total``, each optional."""
         self.step(str(event.get("text", "")), event.get("done", 0), event.get("total", 0))
 
     def started(self, name: str) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from models import tiny
 
+from models import tiny
 from opfuse.cli import main
 
 SOURCE = Path(sys.modules["opfuse"].__file__).parent.parent
@@ -32,12 +32,18 @@ class Result:
         assert [part for part in parts if part not in message] == [], message
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SOURCE), **more}
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """Variables under which a new interpreter finds the package that is tested."""
+    return {**os.environ, "PYTHONPATH": str(SOURCE)}
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "opfuse", *map(str, arguments)]
+# Root reads and writes everything; without its capabilities it is bound by the file modes.
+_POWERLESS = """
+import ctypes, runpy
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+runpy.run_module("opfuse", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture
@@ -57,15 +63,16 @@ def cli(capsys):
 
 
 @pytest.fixture
-def spawn():
+def spawn(environment):
     """Run the command line in a process of its own; options go to subprocess.run."""
 
-    def run(*arguments: object, **options: object) -> Result:
+    def run(*arguments: object, powerless: bool = False, **options: object) -> Result:
+        start = ["-c", _POWERLESS] if powerless else ["-m", "opfuse"]
         done = subprocess.run(
-            command(*arguments),
+            [sys.executable, *start, *map(str, arguments)],
             capture_output=True,
             text=True,
-            env=environment(),
+            env=environment,
             timeout=120,
             check=False,
             **options,

@@ -27,14 +27,9 @@ def test_fifo_is_refused_and_not_waited_for(cli, tmp_path, old_output):
     cli("fuse", path, "-o", old_output).refused(2, str(path), "not a regular file")
 
 
-def test_unreadable_file(spawn, llama, old_output):
-    """Root reads everything, so the command runs as somebody else there."""
+def test_unreadable_file(spawn, llama):
     llama.chmod(0)
-    for folder in list(llama.parents)[:3]:
-        folder.chmod(0o755)
-    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
-    result = spawn("explain", llama, **nobody)
-    result.refused(2, str(llama), "Permission denied")
+    spawn("explain", llama, powerless=True).refused(2, str(llama), "Permission denied")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +74,7 @@ def test_truncated_protobuf(cli, llama, old_output, share):
 def test_a_flipped_byte_is_refused_or_harmless(cli, llama, tmp_path):
     data = bytearray(llama.read_bytes())
     source = random.Random(0)
-    for _ in range(40):
+    for _ in range(150):
         broken = bytearray(data)
         broken[source.randrange(len(data))] ^= 1 << source.randrange(8)
         llama.write_bytes(broken)

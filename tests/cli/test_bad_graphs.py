@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from models.handmade import graph_model, node, write
 from onnx import TensorProto, helper, numpy_helper
+
+from models.handmade import graph_model, node, write
 
 RELU = node("Relu", "x", "y", "r")
 CYCLE = [node("Add", "x b", "a", "first"), node("Relu", "a", "b", "second")]
@@ -108,7 +109,8 @@ CASES = {
         calling([function("f0", "f1"), function("f1", "f0")]), "calls itself",
     ),
     "deep functions": (
-        calling([*(function(f"f{i}", f"f{i + 1}") for i in range(3000)), function("f3000", "Relu")]),
+        calling([*(function(f"f{i}", f"f{i + 1}") for i in range(3000)),
+                 function("f3000", "Relu")]),
         "3001 deep",
     ),
     "function bomb": (

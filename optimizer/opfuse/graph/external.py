@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from onnx import ModelProto, TensorProto
+
 from opfuse.errors import InputError
 from opfuse.graph.protos import all_tensors, byte_size, is_external
 

@@ -11,8 +11,9 @@ from heapq import heapify, heappop, heappush
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
 from opfuse.errors import InputError
-from opfuse.graph.protos import all_nodes, label, subgraphs
+from opfuse.graph.protos import all_nodes, all_tensors, label, subgraphs
 
 OPSETS = range(13, 26)
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
@@ -21,6 +22,15 @@ MAX_FUNCTION_DEPTH = 64
 MAX_INLINED_NODES = 1_000_000
 
 FunctionKey = tuple[str, str, str]
+
+
+def check_names(model: ModelProto) -> None:
+    """Refuses names that are not UTF-8: protobuf hands those out as bytes, not as text."""
+    for name in _names(model):
+        if isinstance(name, bytes):
+            raise InputError(
+                f"the name {name!r} is not UTF-8", "export or copy the model again: it is damaged"
+            )
 
 
 def use_default_domain(model: ModelProto) -> None:
@@ -117,6 +127,28 @@ def repair_graph(graph: GraphProto) -> list[str]:
     if renamed:
         notes.append(f"{renamed} nodes had no name or the name of another: named")
     return notes
+
+
+def _names(model: ModelProto) -> Iterator[object]:
+    for entry in model.opset_import:
+        yield entry.domain
+    for graph_nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in all_nodes(graph_nodes):
+            yield from (node.name, node.op_type, node.domain, node.overload)
+            yield from node.input
+            yield from node.output
+            for attribute in node.attribute:
+                yield attribute.name
+    for function in model.functions:
+        yield from (function.name, function.domain, function.overload)
+        yield from (*function.input, *function.output, *function.attribute)
+    for tensor in all_tensors(model):
+        yield tensor.name
+        for item in tensor.external_data:
+            yield from (item.key, item.value)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def _imports(model: ModelProto) -> Iterator[tuple[str, dict[str, int]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, numpy_helper
+
 from opfuse.errors import InputError
 from opfuse.graph import external, wellformed
 from opfuse.graph.filekind import file_kind
@@ -96,7 +97,7 @@ def _parse(path: Path, data: bytes) -> ModelProto:
     if kind is not None:
         raise _wrong_kind(path, kind)
     try:
-        proto = ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(data)
     except DecodeError:
         raise InputError(
             f"{path} is not an ONNX model, or is cut off: its {len(data)} bytes are no whole "
@@ -116,6 +117,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
             f"IR version {proto.ir_version} is newer than the {onnx.IR_VERSION} known here",
             "update the onnx package, or export the model for an older version",
         )
+    wellformed.check_names(proto)
     wellformed.use_default_domain(proto)
     wellformed.check_opsets(proto)
     wellformed.check_functions(proto)

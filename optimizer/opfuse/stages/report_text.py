@@ -39,7 +39,7 @@ def as_text(report: Report) -> str:
 
 
 def render(report: Report, *, every_candidate: bool = False) -> RenderableType:
-    """The report as a rich renderable; ``every_candidate`` lists fused ones too, and cuts nothing."""
+    """The report for a console; ``every_candidate`` lists the fused ones too, and cuts nothing."""
     return Group(*_parts(report, every_candidate))
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
 from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, translated, write_atomically
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external

@@ -1,0 +1,77 @@
+"""Outputs that cannot be written: exit code 2, and what was there stays as it was."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import pytest
+
+from models import tiny
+
+
+def test_output_folder_missing(cli, llama, tmp_path):
+    path = tmp_path / "no" / "out.onnx"
+    cli("fuse", llama, "-o", path).refused(2, str(path.parent), "does not exist", "mkdir -p")
+    assert not path.parent.exists()
+
+
+def test_output_is_a_directory(cli, llama, tmp_path):
+    cli("fuse", llama, "-o", tmp_path).refused(2, str(tmp_path), "is a directory")
+
+
+def test_output_is_a_device_and_stays_one(cli, llama):
+    cli("fuse", llama, "-o", os.devnull).refused(2, os.devnull, "not a regular file")
+    assert not os.path.isfile(os.devnull)
+
+
+def test_output_folder_not_writable(spawn, llama, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o555)
+    result = spawn("fuse", llama, "-o", folder / "out.onnx", powerless=True)
+    result.refused(2, str(folder), "not writable")
+    assert list(folder.iterdir()) == []
+
+
+def test_output_file_not_writable(spawn, llama, old_output):
+    old_output.chmod(0o444)
+    result = spawn("fuse", llama, "-o", old_output, powerless=True)
+    result.refused(2, str(old_output), "not writable")
+
+
+@pytest.mark.parametrize("name", ["r.xml", "r", "r.html"])
+def test_report_of_unknown_format(cli, llama, old_output, tmp_path, name):
+    result = cli("fuse", llama, "-o", old_output, "--report", tmp_path / name)
+    result.refused(2, name, ".json")
+
+
+def test_report_folder_missing(cli, llama, old_output, tmp_path):
+    result = cli("fuse", llama, "-o", old_output, "--report", tmp_path / "no" / "r.json")
+    result.refused(2, str(tmp_path / "no"))
+
+
+def limit_file_size():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_full_disk(spawn, llama, old_output):
+    """A limit on the file size stands for a full disk: writes fail half way just the same."""
+    result = spawn(
+        "fuse", llama, "-o", old_output, "--no-prove", preexec_fn=limit_file_size
+    )  # fmt: skip
+    result.refused(2, str(old_output), "bytes needed", "bytes free")
+
+
+def test_full_disk_for_the_data_file(spawn, tmp_path, old_output):
+    model = tiny.llama(layers=1).write(tmp_path / "big.onnx", external=True)
+    result = spawn("fuse", model, "-o", old_output, "--no-prove", preexec_fn=limit_file_size)
+    result.refused(2, str(old_output), "bytes needed", "bytes free")
+    assert list(tmp_path.glob("*.data")) == [tmp_path / "big.onnx.data"]
+
+
+def test_needed_bytes_are_compared_with_the_free_ones(cli, llama, old_output, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("opfuse.files.shutil.disk_usage", lambda path: usage)
+    result = cli("fuse", llama, "-o", old_output, "--no-prove")
+    result.refused(2, "bytes needed", "1000 bytes free")
