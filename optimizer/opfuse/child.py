@@ -27,6 +27,10 @@ from opfuse.errors import EngineError, OpfuseError, TimeLimit
 
 Event = Mapping[str, Any]
 
+STACK_BYTES = 1 << 30
+"""Stack of the child: TensorRT takes about 3 KB a node. A runaway recursion still ends at once,
+where an unlimited stack would fill the memory of the machine."""
+
 _HEADER = struct.Struct("<Q")
 _TAIL_BYTES = 16_384
 _EXIT_GRACE_S = 5.0
@@ -38,10 +42,7 @@ _RAISE_LIMITS = f"""
 import ctypes, os, resource, signal, sys
 parent, stack, *command = sys.argv[1:]
 hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-wanted = int(stack) if int(stack) > 0 else hard
-soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-if soft < 0:
-    soft = hard
+soft = int(stack) if hard == resource.RLIM_INFINITY else min(int(stack), hard)
 resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGKILL)
@@ -73,7 +74,7 @@ def run(
     *,
     task: str = "the child process",
     time_limit: float | None = None,
-    stack_bytes: int = 0,
+    stack_bytes: int = STACK_BYTES,
     on_event: Callable[[Event], None] | None = None,
     on_output: Callable[[str], None] | None = None,
     env: Mapping[str, str] | None = None,
@@ -85,7 +86,7 @@ def run(
         args: Picklable arguments; large data travels as files, not as arguments.
         task: What the child does, as the subject of a sentence, for error messages.
         time_limit: Seconds of wall time, or None.
-        stack_bytes: Stack of the child's main thread; 0 takes the most that the system allows.
+        stack_bytes: Stack of the child's main thread, as far as the system's hard limit allows.
         on_event: Called in this process with each event that the child emits.
         on_output: Called with what the child prints, as it comes. Without it the output only
             shows in error messages.

@@ -71,7 +71,7 @@ def resolve(
     ranges = {}
     for name, dims in inputs.items():
         if any(isinstance(dim, Sym) for dim in dims):
-            ranges[name] = Range(*(_evaluated(name, dims, level) for level in sizes))
+            ranges[name] = Range(*(_evaluated(name, dims, level, listing) for level in sizes))
     for level, shapes, found in zip(
         LEVELS, given, zip(*ranges.values(), strict=True), strict=False
     ):
@@ -148,7 +148,10 @@ def _solve(dim: Dim, size: int, known: Mapping[str, int]) -> tuple[str, int] | N
     unknown = sorted(dim.symbols() - known.keys())
     if len(unknown) != 1:
         return None
-    zero, one, two = (dim.evaluate({**known, unknown[0]: value}) for value in range(3))
+    try:
+        zero, one, two = (dim.evaluate({**known, unknown[0]: value}) for value in range(3))
+    except ZeroDivisionError:  # a quotient by the open symbol
+        return None
     slope = one - zero
     if slope == 0 or two - one != slope or (size - zero) % slope:
         return None
@@ -198,13 +201,14 @@ def _symbols(inputs: Mapping[str, tuple[Dim, ...]]) -> dict[str, int]:
     return axes
 
 
-def _evaluated(name: str, dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> Shape:
+def _evaluated(name: str, dims: tuple[Dim, ...], sizes: Mapping[str, int], listing: str) -> Shape:
     try:
         shape = tuple(evaluate(dim, sizes) for dim in dims)
     except ZeroDivisionError:
         shape = (-1,)
     if min(shape) < 0:
-        raise InputError(f"no size fits input {name!r} {_written(dims)} with {sizes}", _OPTIONS)
+        known = ", ".join(f"{key} = {size}" for key, size in sizes.items())
+        raise InputError(f"no size fits input {name!r} {_written(dims)} where {known}", listing)
     return shape
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -16,9 +16,35 @@ from opfuse.config import Config
 from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
 from opfuse.engine.profile import LONGEST, USUAL, resolve
 from opfuse.engine.select import select
-from opfuse.errors import InputError
+from opfuse.errors import InputError, MissingComponent
 from opfuse.files import Pending, check_output, translated, write_atomically
 from opfuse.progress import Progress
+from opfuse.runtime import library
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The plugin library to build with, and the names of its ops; no path and no ops: without."""
+
+    path: Path | None = None
+    ops: frozenset[str] = frozenset()
+
+
+def plugins(config: Config) -> Plugins:
+    """The plugin library that the options ask for.
+
+    Raises:
+        MissingComponent: A library is asked for, by path or ``--lower plugin``, and not there.
+    """
+    if config.lower in ("leave", "native"):
+        return Plugins()
+    try:
+        path = library.find(config.plugin_library)
+    except MissingComponent:
+        if config.lower == "plugin" or config.plugin_library is not None:
+            raise
+        return Plugins()
+    return Plugins(path, frozenset(op.name for op in library.describe(path).ops))
 
 
 def build(
@@ -47,19 +73,23 @@ def build(
     if config.output is None:
         raise InputError("no engine file is named", "give -o OUT.engine")
     check_output(config.output)
-    with tempfile.TemporaryDirectory(prefix="opfuse-") as scratch:
-        engine = Path(scratch) / "out.engine"
-        cache = _own_timing_cache(config, Path(scratch))
-        info = _run(model, base_dir, config, progress, plugin_library, engine, cache)
-        _publish(engine, config.output)
-        if config.timing_cache is not None and cache is not None and cache.exists():
-            _publish(cache, config.timing_cache)
-        notes = info.notes
+    choice = select(config.backend)
+    with tempfile.TemporaryDirectory(prefix="opfuse-") as name:
+        scratch = Path(name)
+        cache = _own_timing_cache(config, scratch) if choice.backend.uses_timing_cache else None
+        request = replace(
+            _request(model, base_dir, config, plugin_library),
+            engine=scratch / "out.engine",
+            timing_cache=cache,
+        )
+        info = _within_limits(model, choice.backend, request, config, progress)
+        notes = [*info.notes, *_without_cache(config, choice.backend)]
         if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
-            beside = config.output.parent / plugin_library.name
-            _publish(plugin_library, beside)
-            notes += (f"the engine needs {beside.name}, which stands beside it",)
-    return dataclasses.replace(info, path=str(config.output), notes=notes)
+            notes.append(_publish_beside(plugin_library, config.output))
+        if config.timing_cache is not None and cache is not None:
+            _publish(cache, config.timing_cache)
+        _publish(scratch / "out.engine", config.output)
+    return replace(info, why=choice.why, path=str(config.output), notes=tuple(notes))
 
 
 def check(
@@ -70,39 +100,30 @@ def check(
     plugin_library: Path | None = None,
 ) -> EngineInfo:
     """Only let TensorRT import the model; arguments and errors as for `build`."""
-    return _run(model, base_dir, config, progress, plugin_library, None, None)
-
-
-def _run(
-    model: ModelProto,
-    base_dir: Path,
-    config: Config,
-    progress: Progress,
-    plugin_library: Path | None,
-    engine: Path | None,
-    cache: Path | None,
-) -> EngineInfo:
     choice = select(config.backend)
-    backend = choice.backend
-    request = Request(
-        model=_write_model(model, base_dir),
-        engine=engine,
+    request = _request(model, base_dir, config, plugin_library)
+    info = _within_limits(model, choice.backend, request, config, progress)
+    return replace(info, why=choice.why)
+
+
+def _request(
+    model: ModelProto, base_dir: Path, config: Config, plugin_library: Path | None
+) -> Request:
+    path = base_dir / "lowered.onnx"
+    write_atomically(path, model.SerializeToString())
+    return Request(
+        model=path,
+        engine=None,
         ranges={},
         plugin_library=plugin_library,
         embed_plugins=config.embed_plugins,
-        timing_cache=cache if backend.uses_timing_cache else None,
         verbose=config.debug,
     )
-    info, assumed = _build_within_limits(model, backend, request, config, progress)
-    notes = [*assumed, *info.notes]
-    if cache is not None and not backend.uses_timing_cache:
-        notes.append(f"{backend.name} has no use for a timing cache: the option was ignored")
-    return dataclasses.replace(info, why=choice.why, notes=tuple(notes))
 
 
-def _build_within_limits(
+def _within_limits(
     model: ModelProto, backend: Backend, request: Request, config: Config, progress: Progress
-) -> tuple[EngineInfo, tuple[str, ...]]:
+) -> EngineInfo:
     """Build, with shorter assumed sequences where the model turns out to be limited.
 
     A table of 64 positions only shows when TensorRT compares it with the profile.
@@ -112,16 +133,14 @@ def _build_within_limits(
     while True:
         profile = resolve(model.graph, given, longest)
         try:
-            info = _in_child(
-                backend, dataclasses.replace(request, ranges=profile.ranges), config, progress
-            )
+            info = _in_child(backend, replace(request, ranges=profile.ranges), config, progress)
         except ShapesRefused as refusal:
             shorter = _shorter(refusal.what, longest)
             if shorter < 1 or resolve(model.graph, given, shorter).ranges == profile.ranges:
                 raise
             longest = shorter
         else:
-            return info, profile.assumed
+            return replace(info, notes=(*profile.assumed, *info.notes))
 
 
 def _shorter(refusal: str, longest: int) -> int:
@@ -151,12 +170,6 @@ def _show(text: str) -> None:
     sys.stderr.write(text)
 
 
-def _write_model(model: ModelProto, base_dir: Path) -> Path:
-    path = base_dir / "lowered.onnx"
-    write_atomically(path, model.SerializeToString())
-    return path
-
-
 def _own_timing_cache(config: Config, folder: Path) -> Path | None:
     """A copy of the timing cache for the child to change, at a path of our own."""
     if config.timing_cache is None:
@@ -168,6 +181,19 @@ def _own_timing_cache(config: Config, folder: Path) -> Path | None:
         except OSError as error:
             raise InputError(f"timing cache {config.timing_cache}: {error.strerror}") from None
     return cache
+
+
+def _without_cache(config: Config, backend: Backend) -> list[str]:
+    if config.timing_cache is None or backend.uses_timing_cache:
+        return []
+    return [f"{backend.name} has no use for a timing cache: the option was ignored"]
+
+
+def _publish_beside(plugin_library: Path, output: Path) -> str:
+    beside = output.parent / plugin_library.name
+    if not (beside.exists() and beside.samefile(plugin_library)):
+        _publish(plugin_library, beside)
+    return f"the engine needs {beside.name}, which stands beside it"
 
 
 def _publish(source: Path, target: Path) -> None:

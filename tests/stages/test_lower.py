@@ -1,0 +1,186 @@
+"""Lowering: plugin, native or body for each fused node, and names TensorRT can tell apart."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from opfuse.errors import EngineError
+from opfuse.stages.lower import lower
+from tests.engine_models import add_rms_norm, model, value
+
+OPS = ("AddRmsNorm", "RmsNorm")
+
+
+def types(made):
+    return [node.op_type for node in made.graph.node]
+
+
+def choices(lowered):
+    return {(entry.choice, entry.reason) for entry in lowered}
+
+
+def fused(
+    op, inputs, outputs, opset=23, dtype=TensorProto.FLOAT16, shape=("b", 4, "s", 16), **attrs
+):
+    """A model of one fused node; its body does not matter here."""
+    node = helper.make_node(
+        op, inputs, outputs, op, "", "opfuse", plugin_namespace="opfuse", **attrs
+    )
+    body = [helper.make_node("Identity", [inputs[0]], [name]) for name in outputs]
+    function = helper.make_function(
+        "opfuse", op, inputs, outputs, body, [helper.make_opsetid("", opset)], ["plugin_namespace"]
+    )
+    ports = [[value(name, shape, dtype) for name in names] for names in (inputs, outputs)]
+    return model([node], *ports, functions=[function], opset=opset)
+
+
+@pytest.mark.parametrize("want", ["auto", "plugin"])
+def test_ops_of_the_library_stay_plugin_nodes(want):
+    made = add_rms_norm()
+    lowered = lower(made, want, OPS)
+    assert [(entry.node, entry.op) for entry in lowered] == [
+        ("/layer.0/norm", "AddRmsNorm"),
+        ("/layer.1/norm", "AddRmsNorm"),
+    ]
+    assert choices(lowered) == {("plugin", "the plugin library has it")}
+    assert types(made) == ["AddRmsNorm", "MatMul"] * 2
+
+
+@pytest.mark.parametrize(
+    ("want", "ops", "reason"),
+    [
+        ("auto", ("Other",), "the plugin library does not have it"),
+        ("auto", (), "no plugin library is loaded"),
+        ("leave", OPS, "asked for"),
+    ],
+)
+def test_left_nodes_call_their_body_and_cannot_become_plugins(want, ops, reason):
+    made = add_rms_norm()
+    assert choices(lower(made, want, ops)) == {("leave", reason)}
+    assert types(made) == ["AddRmsNorm_body", "MatMul"] * 2
+    assert [function.name for function in made.functions] == ["AddRmsNorm_body"]
+    onnx.checker.check_model(made, full_check=True)
+
+
+def test_native_norms_are_standard_operators():
+    made = add_rms_norm(opset=23)
+    assert choices(lower(made, "native", OPS)) == {("native", "TensorRT has layers for it")}
+    assert types(made) == ["Add", "RMSNormalization", "MatMul"] * 2
+    onnx.checker.check_model(made, full_check=True)
+    assert helper.get_attribute_value(made.graph.node[1].attribute[1]) == pytest.approx(1e-6)
+
+
+def test_native_layer_norm_with_a_bias_adds_it_first():
+    inputs = ["x", "residual", "gamma", "beta", "bias"]
+    made = fused("AddLayerNorm", inputs, ["y", "sum"], 18, epsilon=1e-5, shape=(16,))
+    assert choices(lower(made, "native", ())) == {("native", "TensorRT has layers for it")}
+    assert types(made) == ["Add", "Add", "LayerNormalization"]
+    assert list(made.graph.node[1].output) == ["sum"]
+    onnx.checker.check_model(made, full_check=True)
+
+
+ATTENTION = {"num_heads": 4, "kv_num_heads": 4, "scale": 0.25, "layout": "BHSD"}
+
+
+def test_native_attention():
+    made = fused("FlashAttention", ["q", "k", "v"], ["y"], **ATTENTION, causal=1)
+    assert choices(lower(made, "native", ())) == {("native", "TensorRT has layers for it")}
+    attributes = {
+        item.name: helper.get_attribute_value(item) for item in made.graph.node[0].attribute
+    }
+    assert attributes == {"scale": 0.25, "is_causal": 1, "TRT_decomposable": 1}
+    onnx.checker.check_model(made.__class__.FromString(without_trt(made)), full_check=True)
+
+
+def without_trt(made):
+    del made.graph.node[0].attribute[-1]
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "reason"),
+    [
+        ("qkv", {"opset": 18}, "Attention needs opset 23, the model has 18"),
+        ("qkv", {"dtype": TensorProto.FLOAT}, "takes no FLOAT"),
+        ("qkv", {"softcap": 30.0}, "has no softcap 30"),
+        ("qkv", {"window": 128}, "has no window 128"),
+        ("qkvm", {"causal": 1}, "no mask beside is_causal"),
+        ("qkvm", {"nan_guard": 1}, "fully masked row"),
+    ],
+)
+def test_attention_that_tensorrt_has_no_layer_for_is_left(inputs, options, reason):
+    made = fused("FlashAttention", list(inputs), ["y"], **{**ATTENTION, **options})
+    ((choice, why),) = choices(lower(made, "native", ()))
+    assert choice == "leave"
+    assert reason in why
+    assert types(made) == ["FlashAttention_body"]
+
+
+def test_ops_without_a_native_form_are_left():
+    made = fused("GatedAct", ["gate_up"], ["y"], activation="silu")
+    assert choices(lower(made, "native", ())) == {("leave", "TensorRT has no single layer for it")}
+
+
+def test_functions_that_differ_in_domain_or_overload_get_names_of_their_own():
+    def function(domain, overload, op):
+        body = [helper.make_node(op, ["x"], ["y"])]
+        made = helper.make_function(
+            domain, "Gelu", ["x"], ["y"], body, [helper.make_opsetid("", 18)]
+        )
+        made.overload = overload
+        return made
+
+    def call(x, y, domain, overload):
+        node = helper.make_node("Gelu", [x], [y], domain=domain)
+        node.overload = overload
+        return node
+
+    made = model(
+        [call("x", "a", "one", ""), call("a", "b", "one", "2"), call("b", "y", "two", "")],
+        [value("x", [4])],
+        [value("y", [4])],
+        functions=[
+            function("one", "", "Relu"),
+            function("one", "2", "Neg"),
+            function("two", "", "Exp"),
+        ],
+    )
+    lower(made, "auto", ())
+    names = [item.name for item in made.functions]
+    assert len(set(names)) == 3
+    assert "Gelu" not in names
+    assert types(made) == names
+    onnx.checker.check_model(made, full_check=True)
+
+
+def test_fused_nodes_in_subgraphs_are_lowered_too():
+    inner = add_rms_norm(1)
+    branch = helper.make_graph(inner.graph.node, "then", [], inner.graph.output)
+    made = model(
+        [helper.make_node("If", ["condition"], list("ab"), then_branch=branch, else_branch=branch)],
+        [value("condition", [], TensorProto.BOOL), *inner.graph.input],
+        [value(name, None, TensorProto.FLOAT16) for name in "ab"],
+        inner.graph.initializer,
+        inner.functions,
+    )
+    assert [entry.choice for entry in lower(made, "leave", OPS)] == ["leave", "leave"]
+    branches = [item.g for item in made.graph.node[0].attribute]
+    assert [graph.node[0].op_type for graph in branches] == ["AddRmsNorm_body"] * 2
+
+
+def test_standard_attention_may_be_written_out_by_tensorrt():
+    node = helper.make_node("Attention", list("qkv"), ["y"])
+    made = model(
+        [node], [value(name, [1, 2, 8, 4]) for name in "qkv"], [value("y", [1, 2, 8, 4])], opset=23
+    )
+    assert lower(made, "auto", ()) == ()
+    assert made.graph.node[0].attribute[0].name == "TRT_decomposable"
+
+
+def test_what_tensorrt_silently_ignores_is_refused():
+    node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"], "attention")
+    made = model([node], [], [], opset=24)
+    with pytest.raises(EngineError, match=r"'attention' .*nonpad_kv_seqlen"):
+        lower(made, "auto", ())
