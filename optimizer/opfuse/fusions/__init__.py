@@ -9,6 +9,7 @@ from opfuse.fusions import (
     add_layer_norm,
     add_rms_norm,
     attention,
+    attention_op,
     gate_up_merge,
     gated_act,
     gelu,
@@ -17,6 +18,7 @@ from opfuse.fusions import (
     qkv_merge,
     rms_norm,
     rope,
+    rope_op,
 )
 
 FUSIONS = (
@@ -25,9 +27,9 @@ FUSIONS = (
     add_rms_norm.FUSION,
     add_layer_norm.FUSION,
     attention.FUSION,
-    attention.WHOLE,
+    attention_op.FUSION,
     rope.FUSION,
-    rope.WHOLE,
+    rope_op.FUSION,
     gated_act.FUSION,
     gate_up_merge.FUSION,
     gemm_act.FUSION,

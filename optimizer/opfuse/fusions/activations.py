@@ -35,9 +35,7 @@ def gelu(x: Pattern) -> OneOf:
 
 def gelu_tanh(x: Pattern) -> OneOf:
     """Return the pattern of 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    cube = any_of(
-        op.Pow(x, Const("three")), op.Mul(x, op.Mul(x, x)), op.Mul(op.Mul(x, x), x)
-    )
+    cube = any_of(op.Pow(x, Const("three")), op.Mul(x, op.Mul(x, x)), op.Mul(op.Mul(x, x), x))
     inner = op.Add(x, op.Mul(cube, Const("cubic")))
     phi = op.Add(op.Tanh(op.Mul(inner, Const("sqrt_2_pi"))), Const("gelu_one"))
     half = Const("half")

@@ -11,7 +11,7 @@ total = op.Add(Var("x"), Var("residual"))
 y = op.LayerNormalization(total, Var("gamma"), Var("beta"))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "x", "residual")
     shape = same_shape(found, "x", "residual")
     if len(shape) == 0:
@@ -28,15 +28,18 @@ def build(found: Found) -> Replacement:
     return Replacement([NewNode("AddLayerNorm", inputs, outputs, attrs)])
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     return f"""
         sum = Add(x, residual)
         wide = Cast<to: int = 1>(sum)
         {mean_last(uses.opset, "mean", "wide")}
         centred = Sub(wide, mean)
         square = Mul(centred, centred)
-        {mean_last(uses.opset, "spread", "square").replace("axis =", "axis_again =")
-            .replace(", axis)", ", axis_again)")}
+        {
+        mean_last(uses.opset, "spread", "square")
+        .replace("axis =", "axis_again =")
+        .replace(", axis)", ", axis_again)")
+    }
         epsilon = Constant<value_float: float = @epsilon>()
         variance = Add(spread, epsilon)
         root = Sqrt(variance)
@@ -49,6 +52,6 @@ def body(uses: Uses) -> str:
 
 
 DEFINITION = Definition(
-    "AddLayerNorm", ("x", "residual", "gamma", "beta"), ("y", "sum"), ("epsilon",), body
+    "AddLayerNorm", ("x", "residual", "gamma", "beta"), ("y", "sum"), ("epsilon",), _body
 )
-FUSION = Fusion("AddLayerNorm", ("LayerNormalization",), y, build)
+FUSION = Fusion("AddLayerNorm", ("LayerNormalization",), y, _build)

@@ -12,7 +12,7 @@ total = op.Add(Var("x"), Var("residual"))
 y = fused.RmsNorm(total, Var("gamma"))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     floating(found, "x", "residual")
     same_shape(found, "x", "residual")
     outputs = (found.anchor.outputs[0], found.node(total).outputs[0])
@@ -21,11 +21,9 @@ def build(found: Found) -> Replacement:
     return Replacement([NewNode("AddRmsNorm", inputs, outputs, attrs)])
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     return f"sum = Add(x, residual)\n{rms_norm.statements(uses.opset, 'sum')}"
 
 
-DEFINITION = Definition(
-    "AddRmsNorm", ("x", "residual", "gamma"), ("y", "sum"), ("epsilon",), body
-)
-FUSION = Fusion("AddRmsNorm", ("RmsNorm",), y, build, domain="opfuse")
+DEFINITION = Definition("AddRmsNorm", ("x", "residual", "gamma"), ("y", "sum"), ("epsilon",), _body)
+FUSION = Fusion("AddRmsNorm", ("RmsNorm",), y, _build, domain="opfuse")

@@ -9,7 +9,6 @@ into 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -26,11 +25,13 @@ from opfuse.fusions.guards import (
     text,
 )
 from opfuse.fusions.repeat_kv import unrepeat
+from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
+from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
 
-__all__ = ["DEFINITION", "FUSION", "WHOLE"]
+__all__ = ["DEFINITION", "FUSION", "fits", "heads_of", "without_copies"]
 
 TRANSPOSED = (0, 1, 3, 2)
 
@@ -55,7 +56,7 @@ guard = op.Where(op.IsNaN(weights), Const("zero"), weights)
 context = op.MatMul(maybe_cast(any_of(guard, weights)), Var("v"))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "q", "kt", "v")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
@@ -64,28 +65,33 @@ def build(found: Found) -> Replacement:
     source, perm = _untransposed(found["kt"])
     made: list[NewNode] = []
     if perm:
-        key, value, copies = found.work.fresh(source, "keys"), found["v"], []
+        key, value = found.work.fresh(source, "keys"), found["v"]
+        copies: list[gs.Node] = []
         made.append(NewNode("Transpose", (source,), (key,), {"perm": list(perm)}, ""))
     else:
-        key, value, copies = _without_copies(found, source, found["v"])
+        key, value, copies = without_copies(found, source, found["v"])
     mask = _mask(found, space, made)
-    attrs = _attributes(found, space[1], _heads(found, value))
+    attrs = _attributes(found, space[1], heads_of(found, value))
     made.append(NewNode("FlashAttention", (found["q"], key, value, *mask), (result,), attrs))
     return Replacement(made, _transposes(found, source) + copies)
 
 
-def _without_copies(
+def without_copies(
     found: Found, key: gs.Tensor, value: gs.Tensor
 ) -> tuple[gs.Tensor, gs.Tensor, list[gs.Node]]:
-    """Return k and v before they were copied for their groups, and the nodes that copy them."""
+    """Return k and v before they were copied for their groups, and the nodes that copy them.
+
+    Raises:
+        Miss: A number of heads is not known.
+    """
     few_keys, copies = unrepeat(found.work, key)
     few_values, value_copies = unrepeat(found.work, value)
-    if _heads(found, few_keys) != _heads(found, few_values):
+    if heads_of(found, few_keys) != heads_of(found, few_values):
         return key, value, []
     return few_keys, few_values, copies + value_copies
 
 
-def _score_space(found: Found) -> tuple:
+def _score_space(found: Found) -> tuple[Dim, int, Dim, Dim]:
     """Return [batch, heads, queries, keys], after checking that q, kt, and v agree on them."""
     q, kt, v = (found.shape(name) for name in ("q", "kt", "v"))
     if not len(q) == len(kt) == len(v) == 4:
@@ -95,9 +101,7 @@ def _score_space(found: Found) -> tuple:
     heads = static(q[1], "the number of heads", found.node(scores))
     static(q[3], "the head size", found.node(scores))
     if kt[:3] != (q[0], heads, q[3]) or v[:3] != (q[0], heads, kt[3]):
-        raise Miss(
-            f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores)
-        )
+        raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))
     return q[0], heads, q[2], kt[3]
 
 
@@ -118,7 +122,12 @@ def _transposes(found: Found, source: gs.Tensor) -> list[gs.Node]:
     return [] if node is None or source is found["kt"] else [node]
 
 
-def _heads(found: Found, tensor: gs.Tensor) -> int:
+def heads_of(found: Found, tensor: gs.Tensor) -> int:
+    """Return how many heads a [batch, heads, keys, head_size] tensor has.
+
+    Raises:
+        Miss: That is not known, or the rank is another.
+    """
     shape = found.work.shape(tensor)
     if shape is None or len(shape) != 4:
         raise Miss(f"{tensor.name} is {text(shape)}, want rank 4", found.anchor)
@@ -153,31 +162,33 @@ def _softcap(found: Found) -> float:
     if not found.has("softcap"):
         return 0.0
     cap = found.scalar("softcap")
-    over = found.scalar("cap_over") if found.has("cap_over") else (
-        1 / found.scalar("cap_times") if found.has("cap_times") else 1.0
+    over = (
+        found.scalar("cap_over")
+        if found.has("cap_over")
+        else (1 / found.scalar("cap_times") if found.has("cap_times") else 1.0)
     )
     if not math.isclose(cap, over, rel_tol=1e-3) or cap <= 0:
         raise Miss(f"divides by {over:g} before tanh and multiplies by {cap:g}", found.node(bent))
     return cap
 
 
-def _mask(found: Found, space: Sequence, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
+def _mask(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
     """Return the additive mask, or nothing; nodes that compute it are added to ``made``."""
     if found.has("mask"):
         tensor = found["mask"]
         if found.has("bias"):
             total = found.work.fresh(tensor, "with_bias")
             made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
-            _fits(found, found["bias"], space)
-            _fits(found, tensor, space)
+            fits(found, found["bias"], space)
+            fits(found, tensor, space)
             return (total,)
     elif found.has("fill"):
         tensor = _filled(found, made)
-        _fits(found, found["keep" if found.has("keep") else "drop"], space)
+        fits(found, found["keep" if found.has("keep") else "drop"], space)
         return (tensor,)
     else:
         return ()
-    _fits(found, tensor, space)
+    fits(found, tensor, space)
     if found.work.dtype(tensor) not in FLOATS:
         raise Miss(f"mask {tensor.name} is not floating-point", producer(tensor))
     return (tensor,)
@@ -200,73 +211,15 @@ def _filled(found: Found, made: list[NewNode]) -> gs.Tensor:
     return mask
 
 
-def _fits(found: Found, tensor: gs.Tensor, space: Sequence) -> None:
+def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
+    """Refuse a mask that does not provably broadcast to [batch, heads, queries, keys]."""
     shape = found.work.shape(tensor)
-    if shape is None or not broadcasts(shape, tuple(space)):
+    if shape is None or not broadcasts(shape, space):
         raise Miss(
             f"mask {tensor.name} is {text(shape)}, which does not provably broadcast to the "
-            f"scores' {text(tuple(space))}",
+            f"scores' {text(space)}",
             producer(tensor),
         )
 
 
-whole = op.Attention(Var("q"), Var("k"), Var("v"), ...)
-
-
-def build_whole(found: Found) -> Replacement:
-    """Take the standard operator (ai.onnx 23) as it is written for 4-D inputs without a cache."""
-    node = found.anchor
-    extra = [t for t in node.inputs[4:] if not t.is_empty()]
-    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
-        raise Miss("has a key/value cache of its own or returns more than y", node)
-    dtype = floating(found, "q", "k", "v")
-    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
-    if not len(q) == len(k) == len(v) == 4:
-        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
-    causal = int(node.attrs.get("is_causal", 0))
-    if causal and q[2] != k[2]:
-        raise Miss(f"is causal with {q[2]} queries and {k[2]} keys", node)
-    if k[0] != q[0] or v[:3] != k[:3] or k[3] != q[3]:
-        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
-    heads, kv_heads = static(q[1], "the number of heads", node), _heads(found, found["k"])
-    size = static(q[3], "the head size", node)
-    key, value, copies = found["k"], found["v"], []
-    if heads == kv_heads:
-        key, value, copies = _without_copies(found, key, value)
-    made: list[NewNode] = []
-    mask = _whole_mask(found, dtype, (q[0], heads, q[2], k[2]), made)
-    attrs = {
-        "num_heads": heads,
-        "kv_num_heads": _heads(found, key),
-        "scale": float(node.attrs.get("scale", 1 / math.sqrt(size))),
-        "causal": causal,
-        "softcap": float(node.attrs.get("softcap", 0.0)),
-        "nan_guard": int(bool(mask)),
-        "layout": "BHSD",
-    }
-    made.append(
-        NewNode("FlashAttention", (found["q"], key, value, *mask), (node.outputs[0],), attrs)
-    )
-    return Replacement(made, copies)
-
-
-def _whole_mask(
-    found: Found, dtype: int, space: Sequence, made: list[NewNode]
-) -> tuple[gs.Tensor, ...]:
-    tensors = found.anchor.inputs
-    if len(tensors) < 4 or tensors[3].is_empty():
-        return ()
-    tensor = tensors[3]
-    _fits(found, tensor, space)
-    if found.work.dtype(tensor) != onnx.TensorProto.BOOL:
-        return (tensor,)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-    zero = found.work.constant(tensor, "zero", np.zeros((), kind))
-    minus_inf = found.work.constant(tensor, "minus_inf", np.full((), -np.inf, kind))
-    mask = found.work.fresh(tensor, "additive", dtype)
-    made.append(NewNode("Where", (tensor, zero, minus_inf), (mask,), {}, ""))
-    return (mask,)
-
-
-FUSION = Fusion("FlashAttention", ("MatMul",), context, build, near=4)
-WHOLE = Fusion("FlashAttention", ("Attention",), whole, build_whole)
+FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=4)

@@ -13,7 +13,7 @@ from opfuse.graph.definition import Definition, Uses, constant
 MASK = 3  # the input's index
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     parts = [_repeat(uses), _scores()]
     if uses.any("softcap"):
         parts.append(_softcap())
@@ -113,7 +113,7 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
-def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
     """Give a neutral mask to the nodes without one, where others have one."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
@@ -137,6 +137,6 @@ DEFINITION = Definition(
     ("q", "k", "v", "mask"),
     ("y",),
     ("num_heads", "kv_num_heads", "scale", "causal", "softcap", "nan_guard", "layout"),
-    body,
-    unify,
+    _body,
+    _unify,
 )

@@ -1,4 +1,7 @@
-"""GatedAct: y = activation(gate) * up (Shazeer 2020), from two tensors or one that holds both."""
+"""GatedAct: y = activation(gate) * up (Shazeer 2020).
+
+With one input, gate and up are the halves of its last axis.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
-from opfuse.graph.pattern import Const, Var, op
+from opfuse.graph.pattern import Var, op
 
 __all__ = ["DEFINITION", "FUSION", "statements"]
 
 y = op.Mul(activations.gate(Var("gate")), Var("up"))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "gate", "up")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
@@ -36,8 +39,10 @@ def build(found: Found) -> Replacement:
 
 def _packed(work: Work, gate: gs.Tensor, up: gs.Tensor) -> gs.Node | None:
     """Return the Split whose two halves are gate and up, in this order, and nobody else's."""
-    node = producer(gate)
-    if node is None or node is not producer(up) or node.op != "Split" or len(node.outputs) != 2:
+    node: gs.Node = producer(gate)
+    if node is None or node is not producer(up):
+        return None
+    if node.op != "Split" or len(node.outputs) != 2:
         return None
     shape = work.shape(node.inputs[0])
     if shape is None or node.outputs[0] is not gate or work.shape(gate) != work.shape(up):
@@ -59,7 +64,7 @@ def statements(activation: str, x: str) -> str:
         "gelu": f"""
             {_number("half", 0.5, x)}
             {_number("one", 1.0, x)}
-            {_number("root", 2 ** 0.5, x)}
+            {_number("root", 2**0.5, x)}
             scaled = Div({x}, root)
             erf = Erf(scaled)
             phi = Add(erf, one)
@@ -94,13 +99,14 @@ def _number(name: str, value: float, like: str) -> str:
     )
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     (activation,) = uses.values("activation")
-    source = halves(uses.opset, "gate", "up", "gate_up") if uses.inputs == 1 else ""
-    return f"{source}\n{statements(str(activation), 'gate')}\ny = Mul(active, up)"
+    split = "" if uses.inputs > 1 else halves(uses.opset, "first", "second", "gate")
+    gate, up = ("gate", "up") if uses.inputs > 1 else ("first", "second")
+    return f"{split}\n{statements(str(activation), gate)}\ny = Mul(active, {up})"
 
 
-def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
     """Split packed inputs again where other nodes of the model have two."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
@@ -115,15 +121,5 @@ def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
             node.inputs.append(parts[1])
 
 
-class _GatedDefinition(Definition):
-    """GatedAct's inputs have other names where there is one."""
-
-    def function(self, uses: Uses) -> object:
-        names = ("gate_up",) if uses.inputs == 1 else ("gate", "up")
-        return Definition(
-            self.op, names, self.outputs, self.attributes, self.body, self.unify
-        ).function(uses)
-
-
-DEFINITION = _GatedDefinition("GatedAct", ("gate", "up"), ("y",), ("activation",), body, unify)
-FUSION = Fusion("GatedAct", ("Mul",), y, build, near=6)
+DEFINITION = Definition("GatedAct", ("gate", "up"), ("y",), ("activation",), _body, _unify)
+FUSION = Fusion("GatedAct", ("Mul",), y, _build, near=6)

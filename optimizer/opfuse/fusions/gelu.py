@@ -13,7 +13,7 @@ x = Var("x")
 y = one_of("activation", gelu=activations.gelu(x), gelu_tanh=activations.gelu_tanh(x))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     if found.anchor.op == "Gelu":
         raise Decline("is one already")
     dtype = floating(found, "x")
@@ -28,4 +28,4 @@ def build(found: Found) -> Replacement:
     return Replacement([NewNode("Gelu", (found["x"],), (found.anchor.outputs[0],), attrs, "")])
 
 
-FUSION = Fusion("Gelu", ("Mul",), y, build, near=4)
+FUSION = Fusion("Gelu", ("Mul",), y, _build, near=4)

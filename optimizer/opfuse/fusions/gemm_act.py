@@ -19,7 +19,7 @@ __all__ = ["DEFINITION", "FUSION"]
 y = activations.any_activation(linear)
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "x", "weight")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
@@ -33,12 +33,10 @@ def build(found: Found) -> Replacement:
         if found.shape("bias") != (shape[1],):
             raise Miss(f"bias is {text(found.shape('bias'))}, want ({shape[1]})", found.anchor)
         inputs.append(found["bias"])
-    return Replacement(
-        [NewNode("GemmAct", tuple(inputs), (result,), {"activation": activation})]
-    )
+    return Replacement([NewNode("GemmAct", tuple(inputs), (result,), {"activation": activation})])
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     (activation,) = uses.values("activation")
     total = "total = Add(product, bias)" if uses.inputs > 2 else "total = Identity(product)"
     return (
@@ -47,7 +45,7 @@ def body(uses: Uses) -> str:
     )
 
 
-def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
     """Give a bias of zeros to the nodes without one, where others have one."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
@@ -58,7 +56,5 @@ def unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
             node.inputs.append(gs.Constant(f"{node.name}/no_bias", values))
 
 
-DEFINITION = Definition(
-    "GemmAct", ("x", "weight", "bias"), ("y",), ("activation",), body, unify
-)
-FUSION = Fusion("GemmAct", activations.ANCHORS, y, build, near=5)
+DEFINITION = Definition("GemmAct", ("x", "weight", "bias"), ("y",), ("activation",), _body, _unify)
+FUSION = Fusion("GemmAct", activations.ANCHORS, y, _build, near=5)

@@ -12,7 +12,6 @@ from opfuse.graph.fusion import Decline, Found, Miss, Work
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-
 def floating(found: Found, *names: str) -> int:
     """Return the one floating-point type of the named tensors.
 
@@ -82,9 +81,9 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
         raise Miss(f"{tensor.name} is neither of the input's type nor fp32", found.anchor)
     if shape == (length,):
         return tensor
-    if shape and shape[-1] == length and all(dim == 1 for dim in shape[:-1]):
-        if isinstance(tensor, gs.Constant):
-            return work.constant(tensor, "flat", tensor.values.reshape(-1))
+    row = shape is not None and shape[-1:] == (length,) and all(dim == 1 for dim in shape[:-1])
+    if row and isinstance(tensor, gs.Constant):
+        return work.constant(tensor, "flat", tensor.values.reshape(-1))
     raise Miss(f"{tensor.name} has shape {text(shape)}, want ({length})", found.anchor)
 
 

@@ -21,7 +21,7 @@ unit = any_of(
 y = any_of(op.Add(op.Mul(unit, gamma), beta))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "x")
     shape = found.shape("x")
     if found.work.opset < SINCE:
@@ -41,4 +41,4 @@ def build(found: Found) -> Replacement:
     )
 
 
-FUSION = Fusion("LayerNormalization", ("Add",), y, build, near=5)
+FUSION = Fusion("LayerNormalization", ("Add",), y, _build, near=5)

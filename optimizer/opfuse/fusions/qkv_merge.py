@@ -12,8 +12,18 @@ from opfuse.graph.fusion import Miss, NewNode, Work
 KIND = "qkv_merge"
 # From an attention input back to its projection; the index is the input that carries the tensor.
 _CARRIERS = {
-    "Reshape": 0, "Transpose": 0, "Unsqueeze": 0, "Squeeze": 0, "Cast": 0, "Identity": 0,
-    "Expand": 0, "Rope": 0, "RmsNorm": 0, "LayerNormalization": 0, "Concat": -1, "TensorScatter": 1,
+    "Reshape": 0,
+    "Transpose": 0,
+    "Unsqueeze": 0,
+    "Squeeze": 0,
+    "Cast": 0,
+    "Identity": 0,
+    "Expand": 0,
+    "Rope": 0,
+    "RmsNorm": 0,
+    "LayerNormalization": 0,
+    "Concat": -1,
+    "TensorScatter": 1,
 }
 
 

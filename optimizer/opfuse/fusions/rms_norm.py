@@ -31,7 +31,7 @@ whole = op.RMSNormalization(x, gamma)
 y = any_of(whole, op.Mul(unit, gamma), op.Cast(op.Mul(unit, gamma)))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "x")
     shape = found.shape("x")
     if found.has(whole):
@@ -53,12 +53,10 @@ def build(found: Found) -> Replacement:
     if found.work.shape(result) != shape:
         raise Miss(f"gamma widens {text(shape)}", found.anchor)
     weight = vector(found, "gamma", shape[-1], dtype)
-    return Replacement(
-        [NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})]
-    )
+    return Replacement([NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})])
 
 
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     return "\n".join((statements(uses.opset, "x"),))
 
 
@@ -77,5 +75,5 @@ def statements(opset: int, source: str) -> str:
         y = CastLike(scaled, x)"""
 
 
-DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), body)
-FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, build, near=4)
+DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), _body)
+FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, _build, near=4)

@@ -6,16 +6,16 @@ have the last axis whole: their two halves are what two halves of x turn by.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.guards import broadcasts, floating, last_axis, same_type, static, text
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.edit import producer
+from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
-from opfuse.graph.pattern import Var, any_of, op
+from opfuse.graph.pattern import Op, Var, any_of, op
 
-__all__ = ["DEFINITION", "FUSION", "WHOLE"]
+__all__ = ["DEFINITION", "FUSION", "turn"]
 
 x, cos, sin = Var("x"), Var("cos"), Var("sin")
 low = op.Slice(x, Var("low_start"), Var("low_end"), Var("low_axis"), ...)
@@ -26,7 +26,7 @@ by_split = op.Concat(op.Neg(split[1]), split[0])
 y = op.Add(op.Mul(x, cos), op.Mul(any_of(by_slice, by_split), sin))
 
 
-def build(found: Found) -> Replacement:
+def _build(found: Found) -> Replacement:
     dtype = floating(found, "x", "cos", "sin")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
@@ -35,12 +35,13 @@ def build(found: Found) -> Replacement:
     _check_halves(found, len(shape), size)
     for name in ("cos", "sin"):
         _check_cache(found, found[name], shape)
-    return Replacement([_node(found["x"], found["cos"], found["sin"], result, shape, size, 0)])
+    return Replacement([turn(found["x"], found["cos"], found["sin"], result, shape, size, 0)])
 
 
-def _node(
-    x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, y: gs.Tensor, shape: tuple, size: int, pairs: int
+def turn(
+    x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, y: gs.Tensor, shape: Shape, size: int, pairs: int
 ) -> NewNode:
+    """Return the Rope node of ``x``; ``pairs`` is 1 where neighbours turn together, not halves."""
     heads = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 0
     attrs = {"interleaved": pairs, "rotary_dim": size, "num_heads": heads}
     return NewNode("Rope", (x, cos, sin), (y,), attrs)
@@ -61,13 +62,14 @@ def _check_halves(found: Found, rank: int, size: int) -> None:
 
 
 def _check_slice(
-    found: Found, pattern: object, name: str, rank: int, want: tuple[int, int], size: int
+    found: Found, pattern: Op, name: str, rank: int, want: tuple[int, int], size: int
 ) -> None:
     node = found.node(pattern)
-    values = [found.work.facts.value(t) for t in node.inputs[1:]]
-    if any(v is None or v.size != 1 or not isinstance(v.reshape(-1)[0], (int,)) for v in values):
+    known = [found.work.facts.value(tensor) for tensor in node.inputs[1:]]
+    values = [v.ravel()[0] for v in known if v is not None and v.size == 1]
+    if len(values) != len(known) or not all(isinstance(value, int) for value in values):
         raise Miss("its bounds are not constants", node)
-    start, end, axis, *step = (int(v.reshape(-1)[0]) for v in values)
+    start, end, axis, *step = values
     bounds = tuple(min(size, b + size if b < 0 else b) for b in (start, end))
     if bounds != want or axis % rank != rank - 1 or step not in ([], [1]) or size % 2:
         raise Miss(
@@ -75,7 +77,7 @@ def _check_slice(
         )
 
 
-def _check_cache(found: Found, tensor: gs.Tensor, shape: tuple) -> None:
+def _check_cache(found: Found, tensor: gs.Tensor, shape: Shape) -> None:
     have = found.work.shape(tensor)
     if have is None or not broadcasts(have, shape) or have[-1] != shape[-1]:
         raise Miss(
@@ -84,34 +86,7 @@ def _check_cache(found: Found, tensor: gs.Tensor, shape: tuple) -> None:
         )
 
 
-whole = op.RotaryEmbedding(x, cos, sin)
-
-
-def build_whole(found: Found) -> Replacement:
-    """Take the standard operator (ai.onnx 23): its caches hold one half and have no head axis."""
-    node = found.anchor
-    dtype = floating(found, "x", "cos", "sin")
-    shape, half = found.shape("x"), found.shape("cos")
-    if len(shape) != 4 or len(half) != 3:
-        raise Miss(f"x {text(shape)} and cos {text(half)}, want ranks 4 and 3", node)
-    size = static(shape[3], "the size that turns", node)
-    if node.attrs.get("interleaved", 0) or node.attrs.get("rotary_dim", 0) not in (0, size):
-        raise Miss("turns pairs or only a part of each head", node)
-    if half != (shape[0], shape[2], size // 2) and half != (1, shape[2], size // 2):
-        raise Miss(f"cos {text(half)} does not fit x {text(shape)}", node)
-    made: list[NewNode] = []
-    caches = []
-    for name in ("cos", "sin"):
-        axis = found.work.constant(found[name], "axis", np.array([1], np.int64))
-        both, wide = (found.work.fresh(found[name], s, dtype) for s in ("both", "per_head"))
-        made.append(NewNode("Concat", (found[name],) * 2, (both,), {"axis": -1}, ""))
-        made.append(NewNode("Unsqueeze", (both, axis), (wide,), {}, ""))
-        caches.append(wide)
-    made.append(_node(found["x"], caches[0], caches[1], node.outputs[0], shape, size, 0))
-    return Replacement(made)
-
-
-def body(uses: Uses) -> str:
+def _body(uses: Uses) -> str:
     return f"""
         {halves(uses.opset, "low", "high", "x")}
         minus_high = Neg(high)
@@ -122,7 +97,6 @@ def body(uses: Uses) -> str:
 
 
 DEFINITION = Definition(
-    "Rope", ("x", "cos", "sin"), ("y",), ("interleaved", "rotary_dim", "num_heads"), body
+    "Rope", ("x", "cos", "sin"), ("y",), ("interleaved", "rotary_dim", "num_heads"), _body
 )
-FUSION = Fusion("Rope", ("Add",), y, build, near=4)
-WHOLE = Fusion("Rope", ("RotaryEmbedding",), whole, build_whole)
+FUSION = Fusion("Rope", ("Add",), y, _build, near=4)

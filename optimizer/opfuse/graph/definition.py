@@ -22,10 +22,12 @@ class Call(Protocol):
     """A node that calls a function, in a graph or on its way there."""
 
     @property
-    def inputs(self) -> Sequence[gs.Tensor]: ...
+    def inputs(self) -> Sequence[gs.Tensor]:
+        """What it reads."""
 
     @property
-    def attrs(self) -> Mapping[str, object]: ...
+    def attrs(self) -> Mapping[str, object]:
+        """Its attributes."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ two equal nodes on one tensor, ``list.remove`` may take the wrong one. Everythin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """Return the node that writes ``tensor``; None for graph inputs and constants."""
-    return tensor.inputs[0] if tensor.inputs else None
+    node: gs.Node | None = tensor.inputs[0] if tensor.inputs else None
+    return node
 
 
 def is_standard(node: gs.Node) -> bool:
@@ -70,7 +72,7 @@ def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
                 set_input(node, index, new)
 
 
-def _forget(sequence: list, item: object) -> None:
+def _forget(sequence: list[Any], item: object) -> None:
     for index, element in enumerate(sequence):
         if element is item:
             list.__delitem__(sequence, index)
@@ -136,9 +138,7 @@ def sort(graph: gs.Graph) -> None:
 
 
 def _sources(node: gs.Node, own: set[int]) -> Iterator[gs.Node]:
-    return iter(
-        [source for tensor in reads(node) for source in tensor.inputs if id(source) in own]
-    )
+    return iter([source for tensor in reads(node) for source in tensor.inputs if id(source) in own])
 
 
 def names(graph: gs.Graph) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import prod
 
 import numpy as np
@@ -34,8 +35,12 @@ def constant_node(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     value = node.attrs.get("value")
     if isinstance(value, gs.Constant):
         return gs.Constant(rewriter.name(f"{node.outputs[0].name}/constant"), value._values)
-    kinds = {"value_int": np.int64, "value_ints": np.int64,
-             "value_float": np.float32, "value_floats": np.float32}
+    kinds = {
+        "value_int": np.int64,
+        "value_ints": np.int64,
+        "value_float": np.float32,
+        "value_floats": np.float32,
+    }
     for name, dtype in kinds.items():
         if name in node.attrs and not isinstance(node.attrs[name], gs.Node.AttributeRef):
             return rewriter.constant(node.outputs[0], np.array(node.attrs[name], dtype))
@@ -49,9 +54,8 @@ def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     if node.op.startswith(_RANDOM) or not all(_small(tensor) for tensor in node.inputs):
         return None
     shape = rewriter.out_shape(node)
-    if shape is None or not all(isinstance(dim, int) for dim in shape):
-        return None
-    if prod(shape) > MAX_ELEMENTS:
+    sizes = [dim for dim in shape or () if isinstance(dim, int)]
+    if shape is None or len(sizes) != len(shape) or prod(sizes) > MAX_ELEMENTS:
         return None
     result = _evaluate(rewriter, node)
     return None if result is None else rewriter.constant(node.outputs[0], result)
@@ -98,7 +102,7 @@ class Common:
     """Finds the first of several equal computations."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple, gs.Tensor] = {}
+        self._first: dict[Hashable, gs.Tensor] = {}
         self._content: dict[int, tuple[gs.Constant, object]] = {}
 
     def __call__(self, rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:

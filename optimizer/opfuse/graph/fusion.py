@@ -23,7 +23,8 @@ from opfuse.graph.weights import onnx_dtype
 
 # Recomputing these costs little, so a fused node may leave them to the others that read them.
 CHEAP = frozenset(
-    "Cast Reshape Transpose Unsqueeze Squeeze Expand Slice Split Neg Concat Where IsNaN".split()
+    ("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Slice", "Split")
+    + ("Neg", "Concat", "Where", "IsNaN")
 )
 
 
@@ -204,9 +205,7 @@ class Work:
             self._first[signature] = first
             self.matches.append(first)
         else:
-            self.matches.append(
-                Match(kind, name, at, first.before, first.after, signature)
-            )
+            self.matches.append(Match(kind, name, at, first.before, first.after, signature))
 
     def miss(self, kind: str, anchor: gs.Node, blocker: gs.Node | None, reason: str) -> None:
         """Note a candidate that was left alone."""
@@ -372,7 +371,9 @@ class _Record:
 
     def proto(self) -> onnx.NodeProto:
         node = onnx.helper.make_node(
-            self.op, [t.name for t in self.inputs], [t.name for t in self.outputs],
+            self.op,
+            [t.name for t in self.inputs],
+            [t.name for t in self.outputs],
             domain=self.domain or None,
         )
         node.attribute.extend(OnnxExporter.export_attributes(self.attrs))
@@ -426,7 +427,9 @@ def _signature(kind: str, before: _Draft, after: _Draft) -> str:
         for node in draft.nodes:
             attrs = sorted((k, _attribute_text(v)) for k, v in node.attrs.items())
             ins = [_tensor_text(t, numbers, draft.work) for t in node.inputs]
-            text.append(f"{node.domain}.{node.op}{attrs}{ins}{[numbers[id(t)] for t in node.outputs]}")
+            text.append(
+                f"{node.domain}.{node.op}{attrs}{ins}{[numbers[id(t)] for t in node.outputs]}"
+            )
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import EllipsisType
-from typing import Union
+from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
@@ -69,11 +69,11 @@ class OneOf:
     options: tuple[tuple[str, Pattern], ...]
 
 
-Pattern = Union[Var, Op, Out, OneOf]
+Pattern: TypeAlias = Var | Op | Out | OneOf
 
 
 class _Ops:
-    """``op.Add(x, y, axis=-1)`` builds the pattern of an Add node; ``op("Mul|Div", x, y)`` of either."""
+    """``op.Add(x, y)`` is the pattern of an Add node; ``op("Mul|Div", x, y)`` of either."""
 
     def __init__(self, domain: str = "") -> None:
         self._domain = domain
@@ -175,8 +175,11 @@ class Matcher:
         if node is None or why:
             return Fit(False, 0, tensor, why)
         return _best(
-            _all(self._fit(p, t) for p, t in zip(pattern.inputs, operands, strict=False)
-                 if not isinstance(p, EllipsisType))
+            _all(
+                self._fit(p, t)
+                for p, t in zip(pattern.inputs, operands, strict=False)
+                if not isinstance(p, EllipsisType)
+            )
             for operands in _orders(node, pattern)
         )
 

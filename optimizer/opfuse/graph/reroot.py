@@ -12,7 +12,6 @@ from opfuse.graph.facts import Facts
 from opfuse.graph.rewriter import Rewriter
 
 
-
 def reroot(graph: gs.Graph, facts: Facts) -> bool:
     """Rewrite every Shape of an inner tensor whose sizes are sizes of graph inputs.
 

@@ -48,11 +48,13 @@ def cast(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 def _dtype_attribute(node: gs.Node) -> int:
     to = node.attrs["to"]
-    return int(to) if isinstance(to, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+    return (
+        int(to) if isinstance(to, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+    )
 
 
 def neutral(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
-    """x * 1, x / 1, x + 0, x - 0, x ** 1."""
+    """X * 1, x / 1, x + 0, x - 0, x ** 1."""
     if len(node.inputs) != 2:
         return None
     left, right = node.inputs
@@ -66,7 +68,7 @@ def neutral(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 
 def logic(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
-    """x and true, x or false."""
+    """X and true, x or false."""
     want = 1.0 if node.op == "And" else 0.0
     for x, other in (node.inputs, node.inputs[::-1]):
         if rewriter.scalar(other) == want and _same(rewriter, x, node):

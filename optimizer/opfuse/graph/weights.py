@@ -16,7 +16,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 PIECE = 16 << 20  # bytes
 
 
-class DerivedValues(LazyValues):
+class DerivedValues(LazyValues):  # type: ignore[misc]  # gs has no types
     """A weight that is computed from others when it is written, and not kept."""
 
     def blocks(self) -> Iterator[bytes]:
@@ -77,7 +77,7 @@ def load(constant: gs.Constant, base_dir: Path) -> np.ndarray:
         return values.load()
     if isinstance(values, LazyValues):
         return onnx.numpy_helper.to_array(values.tensor, str(base_dir))
-    return values
+    return np.asarray(values)
 
 
 def memory(constant: gs.Constant, base_dir: Path) -> np.ndarray:
@@ -132,8 +132,8 @@ def raw_blocks(tensor: onnx.TensorProto, base_dir: Path) -> Iterator[bytes]:
 
 def _forget_pages(view: np.ndarray) -> None:
     """Give the pages of a map that was read back to the system, so that they do not count."""
-    base = view
-    while isinstance(base, np.ndarray) and base.base is not None:
+    base: object = view
+    while isinstance(base, np.ndarray):
         base = base.base
     if isinstance(base, mmap.mmap):
         base.madvise(mmap.MADV_DONTNEED)

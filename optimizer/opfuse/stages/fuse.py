@@ -76,7 +76,7 @@ def export(fused: Fused, source: Source) -> onnx.ModelProto:
     """Return the fused model; external weights still point at the source's files."""
     graph = fused.graph
     _settle_weights(graph, any(t.external_data for t in source.proto.graph.initializer))
-    model = gs.export_onnx(graph, do_type_check=False)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     model.ir_version = max(source.proto.ir_version, _IR_VERSION)
     _define(model, graph)
     return model

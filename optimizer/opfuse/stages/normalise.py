@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import edit, folding, simplify, weights
@@ -63,24 +64,26 @@ def clean(graph: gs.Graph, facts: Facts) -> None:
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its local functions written out, but for fused ops of an earlier run."""
+    """Return the model with its local functions written out; fused ops of our own stay."""
     foreign = [(f.domain, f.name) for f in model.functions if f.domain != OPFUSE]
     if not foreign:
         return model
-    return onnx.inliner.inline_selected_functions(model, foreign)
+    inlined: onnx.ModelProto = inline_selected_functions(model, foreign)
+    return inlined
 
 
 def _read_small_weights(graph: gs.Graph, source: Source) -> None:
     for tensor in graph.tensors().values():
         values = getattr(tensor, "_values", None)
-        if isinstance(values, LazyValues) and weights.is_external(values.tensor):
-            if values.nbytes <= _SMALL:
-                tensor.values = weights.load(tensor, source.base_dir)
-                tensor.data_location = None
+        if not isinstance(values, LazyValues) or not weights.is_external(values.tensor):
+            continue
+        if values.nbytes <= _SMALL:
+            tensor.values = weights.load(tensor, source.base_dir)
+            tensor.data_location = None
 
 
 def _raise_opset(graph: gs.Graph) -> None:
-    """Import opset 17 for an older model whose operators mean the same there (ONNX Changelog.md)."""
+    """Import opset 17 for an older model, whose operators mean the same there (Changelog.md)."""
     if graph.opset >= OLDEST or any(node.op in _CHANGED for node in graph.nodes):
         return
     graph.opset = OLDEST

@@ -1,0 +1,74 @@
+"""The standard Attention operator (ai.onnx 23) becomes FlashAttention, without its head copies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.fusions.attention import fits, heads_of, without_copies
+from opfuse.fusions.guards import floating, static, text
+from opfuse.graph.facts import Shape
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.pattern import Var, op
+
+y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
+
+
+def _build(found: Found) -> Replacement:
+    """Take the standard operator (ai.onnx 23) as it is written for 4-D inputs without a cache."""
+    node = found.anchor
+    extra = [t for t in node.inputs[4:] if not t.is_empty()]
+    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
+        raise Miss("has a key/value cache of its own or returns more than y", node)
+    dtype = floating(found, "q", "k", "v")
+    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
+    if not len(q) == len(k) == len(v) == 4:
+        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
+    causal = int(node.attrs.get("is_causal", 0))
+    if causal and q[2] != k[2]:
+        raise Miss(f"is causal with {q[2]} queries and {k[2]} keys", node)
+    if k[0] != q[0] or v[:3] != k[:3] or k[3] != q[3]:
+        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
+    heads, kv_heads = static(q[1], "the number of heads", node), heads_of(found, found["k"])
+    size = static(q[3], "the head size", node)
+    key, value = found["k"], found["v"]
+    copies: list[gs.Node] = []
+    if heads == kv_heads:
+        key, value, copies = without_copies(found, key, value)
+    made: list[NewNode] = []
+    mask = _mask(found, dtype, (q[0], heads, q[2], k[2]), made)
+    attrs = {
+        "num_heads": heads,
+        "kv_num_heads": heads_of(found, key),
+        "scale": float(node.attrs.get("scale", 1 / math.sqrt(size))),
+        "causal": causal,
+        "softcap": float(node.attrs.get("softcap", 0.0)),
+        "nan_guard": int(bool(mask)),
+        "layout": "BHSD",
+    }
+    made.append(
+        NewNode("FlashAttention", (found["q"], key, value, *mask), (node.outputs[0],), attrs)
+    )
+    return Replacement(made, copies)
+
+
+def _mask(found: Found, dtype: int, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
+    tensors = found.anchor.inputs
+    if len(tensors) < 4 or tensors[3].is_empty():
+        return ()
+    tensor = tensors[3]
+    fits(found, tensor, space)
+    if found.work.dtype(tensor) != onnx.TensorProto.BOOL:
+        return (tensor,)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    zero = found.work.constant(tensor, "zero", np.zeros((), kind))
+    minus_inf = found.work.constant(tensor, "minus_inf", np.full((), -np.inf, kind))
+    mask = found.work.fresh(tensor, "additive", dtype)
+    made.append(NewNode("Where", (tensor, zero, minus_inf), (mask,), {}, ""))
+    return (mask,)
+
+
+FUSION = Fusion("FlashAttention", ("Attention",), y, _build)
