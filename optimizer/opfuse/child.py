@@ -27,7 +27,7 @@ from opfuse.errors import EngineError, OpfuseError, TimeLimit
 
 Event = Mapping[str, Any]
 
-STACK_BYTES = 1 << 30
+STACK_BYTES = 256 << 20
 """Stack of the child: TensorRT takes about 3 KB a node. A runaway recursion still ends at once,
 where an unlimited stack would fill the memory of the machine."""
 
