@@ -8,6 +8,7 @@ live in an environment of their own: ``--peers-python /path/to/python``.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -79,8 +80,6 @@ def _best(command: Sequence[str], repeat: int) -> Run:
 
 
 def _peer_versions(python: str) -> dict[str, str]:
-    import json
-
     names = [peer.package for peer in PEERS]
     listed = subprocess.run([python, "-c", _VERSIONS, *names], capture_output=True, check=True)
     return dict(json.loads(listed.stdout))
@@ -129,9 +128,15 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="runs of each tool (default: 5)")
     parser.add_argument("--peers-python", default=sys.executable, help="where the peers live")
     parser.add_argument("--no-peers", action="store_true", help="opfuse alone")
+    parser.add_argument(
+        "--peer-layers", type=int, default=32, help="the largest size for the peers (default: 32)"
+    )
     args = parser.parse_args()
     peers = {} if args.no_peers else _peer_versions(args.peers_python)
-    sizes = [measure(layers, args.repeat, args.peers_python, peers) for layers in args.layers]
+    sizes = [
+        measure(layers, args.repeat, args.peers_python, peers if layers <= args.peer_layers else {})
+        for layers in args.layers
+    ]
     seconds = [size["tools"]["opfuse"]["seconds"] for size in sizes]
     print(f"\nopfuse, last size over first: {seconds[-1] / seconds[0]:.2f} times")
     ours = versions(["opfuse", "onnx", "onnx-graphsurgeon", "numpy", "protobuf"])
