@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -16,35 +16,9 @@ from opfuse.config import Config
 from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
 from opfuse.engine.profile import LONGEST, USUAL, resolve
 from opfuse.engine.select import select
-from opfuse.errors import InputError, MissingComponent
+from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, translated, write_atomically
 from opfuse.progress import Progress
-from opfuse.runtime import library
-
-
-@dataclass(frozen=True)
-class Plugins:
-    """The plugin library to build with, and the names of its ops; no path and no ops: without."""
-
-    path: Path | None = None
-    ops: frozenset[str] = frozenset()
-
-
-def plugins(config: Config) -> Plugins:
-    """The plugin library that the options ask for.
-
-    Raises:
-        MissingComponent: A library is asked for, by path or ``--lower plugin``, and not there.
-    """
-    if config.lower in ("leave", "native"):
-        return Plugins()
-    try:
-        path = library.find(config.plugin_library)
-    except MissingComponent:
-        if config.lower == "plugin" or config.plugin_library is not None:
-            raise
-        return Plugins()
-    return Plugins(path, frozenset(op.name for op in library.describe(path).ops))
 
 
 def build(
