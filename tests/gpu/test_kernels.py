@@ -1,0 +1,133 @@
+"""Every op against float64, over odd shapes, all types, aligned and unaligned memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.harness import Buffers, Runner, torch
+from tests.gpu.reference import activate, layer_norm, rms_norm
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Both sides of each switch: one lane, one warp, several warps, registers, streaming; odd ones too.
+COLS = [
+    1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 64, 100, 127, 128, 255, 256, 512, 768, 1000, 1023, 1024,
+    1025, 2048, 2056, 3072, 4096, 4097, 5120, 8191, 8192, 8193, 11008, 16384, 16388, 32768, 32776,
+    65536, 65537,
+]  # fmt: skip
+ROWS = [1, 2, 3, 5, 33, 130]
+EPSILON = 1e-5
+
+
+def random(
+    generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype, offset: float = 0.0
+) -> torch.Tensor:
+    values = torch.randn(shape, generator=generator, device="cuda") + offset
+    return values.to(dtype)
+
+
+def layouts(dtype: torch.dtype) -> list[tuple[int, torch.dtype]]:
+    """(elements off alignment, type of gamma and beta)."""
+    return [(0, dtype), (1, dtype), (0, torch.float32), (3, torch.float32)]
+
+
+@pytest.mark.parametrize("cols", COLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int
+) -> None:
+    for rows in ROWS:
+        for offset, parameter in layouts(dtype):
+            buffers = Buffers(offset)
+            x = buffers.place(random(generator, (rows, cols), dtype))
+            gamma = buffers.place(random(generator, (cols,), parameter))
+            y = buffers.empty(x.shape, dtype)
+            runner("RmsNorm", {"epsilon": EPSILON}, [x, gamma], [y])
+            runner.compare("RmsNorm y", y, rms_norm(x, gamma, EPSILON))
+            buffers.check_guards()
+
+
+@pytest.mark.parametrize("cols", COLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_add_rms_norm(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int
+) -> None:
+    for rows in ROWS:
+        for offset, parameter in layouts(dtype):
+            buffers = Buffers(offset)
+            x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
+            gamma = buffers.place(random(generator, (cols,), parameter))
+            y, total = buffers.empty(x.shape, dtype), buffers.empty(x.shape, dtype)
+            runner("AddRmsNorm", {"epsilon": EPSILON}, [x, residual, gamma], [y, total])
+            runner.compare("AddRmsNorm sum", total, x.double() + residual.double(), 2e-7)
+            runner.compare("AddRmsNorm y", y, rms_norm(total, gamma, EPSILON))
+            buffers.check_guards()
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("cols", COLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_add_layer_norm(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int, with_bias: bool
+) -> None:
+    for rows in ROWS:
+        for offset, parameter in layouts(dtype):
+            buffers = Buffers(offset)
+            x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
+            gamma, beta, bias = (
+                buffers.place(random(generator, (cols,), t)) for t in (parameter, dtype, parameter)
+            )
+            y, total = buffers.empty(x.shape, dtype), buffers.empty(x.shape, dtype)
+            inputs = [x, residual, gamma, beta, bias][: 5 if with_bias else 4]
+            runner("AddLayerNorm", {"epsilon": EPSILON}, inputs, [y, total])
+            expected = x.double() + residual.double() + (bias.double() if with_bias else 0)
+            runner.compare("AddLayerNorm sum", total, expected, 5e-7)
+            noise = (
+                4e-4 if cols <= 8 else 1e-5
+            )  # a few close numbers: their difference is amplified
+            runner.compare("AddLayerNorm y", y, layer_norm(total, gamma, beta, EPSILON), noise)
+            buffers.check_guards()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("cols", COLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_act(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int, activation: str
+) -> None:
+    for rows in ROWS:
+        for offset in (0, 1):
+            for packed in (False, True):
+                buffers = Buffers(offset)
+                both = random(generator, (rows, 2 * cols), dtype) * 3
+                gate, up = both.split(cols, -1)
+                placed = [both] if packed else [gate, up]
+                y = buffers.empty((rows, cols), dtype)
+                inputs = [buffers.place(t) for t in placed]
+                runner("GatedAct", {"activation": activation}, inputs, [y])
+                expected = activate(gate, activation) * up.double()
+                runner.compare(f"GatedAct {activation}", y, expected)
+                buffers.check_guards()
+
+
+def test_variance_far_from_zero(runner: Runner, generator: torch.Generator) -> None:
+    """A mean 500 times the deviation: E[x^2] - E[x]^2 in fp32 would be off by a tenth."""
+    buffers = Buffers()
+    x = buffers.place(random(generator, (64, 4096), torch.float32, offset=500.0))
+    residual = buffers.place(torch.zeros_like(x))
+    gamma, beta = (buffers.place(torch.full((4096,), v, device="cuda")) for v in (1.0, 0.0))
+    y, total = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
+    runner("AddLayerNorm", {"epsilon": EPSILON}, [x, residual, gamma, beta], [y, total])
+    expected = layer_norm(total, gamma, beta, EPSILON)
+    runner.compare("AddLayerNorm y far from zero", y, expected, 2e-4)
+
+
+@pytest.mark.parametrize("unaligned", range(3))
+def test_one_unaligned_pointer(runner: Runner, generator: torch.Generator, unaligned: int) -> None:
+    """Any one of x, gamma, y off alignment must turn the vector path off for all."""
+    offsets = [1 if i == unaligned else 0 for i in range(3)]
+    buffers = [Buffers(offset) for offset in offsets]
+    x = buffers[0].place(random(generator, (17, 1024), torch.float16))
+    gamma = buffers[1].place(random(generator, (1024,), torch.float16))
+    y = buffers[2].empty(x.shape, x.dtype)
+    runner("RmsNorm", {"epsilon": EPSILON}, [x, gamma], [y])
+    runner.compare("RmsNorm y", y, rms_norm(x, gamma, EPSILON))
