@@ -33,7 +33,8 @@ def test_shapes(text, shapes):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "x:", "x:1x", "x:axb", "x:1X3", "x:-1x3", "x:1x0", "x:[1,3", "x:1,3,y", "x:1,x:2", ":1"],
+    ["", "x", "x:", "x:1x", "x:axb", "x:1X3", "x:-1x3", "x:1x0", "x:[1,3", "x:1,3,y", "x:1,x:2",
+     ":1"],
 )  # fmt: skip
 def test_bad_shapes(cli, llama, old_output, text):
     result = cli("fuse", llama, "-o", old_output, "--minShapes", text)
