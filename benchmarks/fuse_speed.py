@@ -89,7 +89,7 @@ def measure(layers: int, repeat: int, python: str, installed: dict[str, str]) ->
     """Times every tool on one graph and prints a table."""
     with tempfile.TemporaryDirectory() as folder:
         model, output = Path(folder, "llama.onnx"), Path(folder, "fused.onnx")
-        graph = llama(layers, hidden=HIDDEN, heads=HEADS)
+        graph = llama(layers, hidden=HIDDEN, heads=HEADS, nan_guard=True)
         graph.write(model)
         results = {"opfuse": _best(_opfuse(model, output), repeat)}
         for peer in PEERS:

@@ -24,10 +24,13 @@ def llama(
     vocab: int = 256,
     dtype: type[np.floating] = np.float32,
     seed: int = 0,
+    nan_guard: bool = False,
 ) -> Graph:
     """A Llama prefill: pre-RMSNorm, RoPE by halves, grouped-query attention, SwiGLU.
 
     Inputs: input_ids, attention_mask, position_ids, all int64 [batch, seq]; output logits.
+    ``nan_guard`` writes attention as torch lowers scaled_dot_product_attention: half of the scale
+    on q and half on k, and zeros where a row of the softmax is NaN.
     """
     g = Graph("llama", dtype=dtype, seed=seed)
     ids, mask, positions = (
@@ -40,7 +43,9 @@ def llama(
     for layer in range(layers):
         name = f"layers.{layer}"
         normed = _rms_norm(g, x, f"{name}.input_norm.weight", hidden)
-        attended = _llama_attention(g, normed, name, hidden, heads, kv_heads, (cos, sin), bias)
+        attended = _llama_attention(
+            g, normed, name, hidden, heads, kv_heads, (cos, sin), bias, nan_guard
+        )
         x = g.add("Add", x, attended)
         normed = _rms_norm(g, x, f"{name}.post_norm.weight", hidden)
         gate = _linear(g, normed, f"{name}.gate", hidden, intermediate)
@@ -204,6 +209,7 @@ def _llama_attention(
     kv_heads: int,
     tables: tuple[str, str],
     bias: str,
+    nan_guard: bool,
 ) -> str:
     head_dim = hidden // heads
     batch, seq = (g.add("Shape", x, start=axis, end=axis + 1) for axis in (0, 1))
@@ -220,7 +226,8 @@ def _llama_attention(
         grown = g.add("Expand", g.add("Unsqueeze", part, np.array([2])), shape)
         merged = g.add("Concat", batch, wide[2], seq, wide[3], axis=0)
         repeated.append(g.add("Reshape", grown, merged))
-    y = _scaled_dot_product(g, q, repeated[0], repeated[1], head_dim, bias)
+    core = _guarded_dot_product if nan_guard else _scaled_dot_product
+    y = core(g, q, repeated[0], repeated[1], head_dim, bias)
     return _linear(g, _join_heads(g, y, hidden), f"{name}.o", hidden, hidden)
 
 
@@ -241,6 +248,14 @@ def _scaled_dot_product(g: Graph, q: str, k: str, v: str, head_dim: int, bias: s
     if bias is not None:
         scores = g.add("Add", scores, bias)
     return g.add("MatMul", g.add("Softmax", scores, axis=-1), v)
+
+
+def _guarded_dot_product(g: Graph, q: str, k: str, v: str, head_dim: int, bias: str) -> str:
+    root = head_dim**-0.25
+    k = g.add("Mul", g.add("Transpose", k, perm=[0, 1, 3, 2]), root)
+    scores = g.add("MatMul", g.add("Mul", q, root), k)
+    odds = g.add("Softmax", g.add("Add", scores, bias), axis=-1)
+    return g.add("MatMul", g.add("Where", g.add("IsNaN", odds), 0.0, odds), v)
 
 
 def _join_heads(g: Graph, x: str, hidden: int) -> str:
