@@ -39,20 +39,18 @@ def _build(found: Found) -> Replacement:
 
 def _packed(work: Work, gate: gs.Tensor, up: gs.Tensor) -> gs.Node | None:
     """Return the Split whose two halves are gate and up, in this order, and nobody else's."""
-    node: gs.Node = producer(gate)
-    if node is None or node is not producer(up):
+    split = producer(gate)
+    if split is None or split.op != "Split":
         return None
-    if node.op != "Split" or len(node.outputs) != 2:
-        return None
-    shape = work.shape(node.inputs[0])
-    if shape is None or node.outputs[0] is not gate or work.shape(gate) != work.shape(up):
+    shape, parts = work.shape(split.inputs[0]), list(split.outputs)
+    if shape is None or len(parts) != 2 or parts[0] is not gate or parts[1] is not up:
         return None
     try:
-        last_axis(node, len(shape), default=0)
+        last_axis(split, len(shape), default=0)
     except Miss:
         return None
-    alone = all(sum(work.alive(u) for u in t.outputs) <= 2 for t in node.outputs)
-    return node if alone and not any(work.is_output(t) for t in node.outputs) else None
+    alone = all(sum(work.alive(user) for user in part.outputs) <= 2 for part in parts)
+    return split if alone and not any(work.is_output(part) for part in parts) else None
 
 
 def statements(activation: str, x: str) -> str:

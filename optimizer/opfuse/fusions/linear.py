@@ -10,9 +10,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.graph.edit import is_standard, producer
-from opfuse.graph.fusion import Miss, NewNode, Work, label
 from opfuse.graph.pattern import Const, Var, any_of, op
 from opfuse.graph.weights import ConcatValues
+from opfuse.graph.work import Miss, NewNode, Work, label
 
 product = op.MatMul(Var("x"), Const("weight"))
 linear = any_of(op.Add(product, Const("bias")), product)

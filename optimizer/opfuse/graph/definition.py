@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -53,6 +53,9 @@ class Uses:
     def values(self, attribute: str) -> set[object]:
         """Return the values that ``attribute`` has over the nodes."""
         return {node.attrs.get(attribute) for node in self.nodes}
+
+
+Define: TypeAlias = Callable[[str, Uses], onnx.FunctionProto]
 
 
 @dataclass(frozen=True)

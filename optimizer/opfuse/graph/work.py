@@ -1,0 +1,235 @@
+"""A graph while fusions are applied to it: what stands, what was replaced, and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.graph import edit
+from opfuse.graph.definition import Define
+from opfuse.graph.dims import Dim
+from opfuse.graph.draft import Context, Draft, signature_of
+from opfuse.graph.facts import Facts
+from opfuse.graph.match import Match, NearMiss
+from opfuse.graph.pattern import OPFUSE
+
+# Recomputing these costs little, so a fused node may leave them to the others that read them.
+CHEAP = frozenset(
+    (
+        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"),
+        *("Slice", "Split", "Neg", "Concat", "Where", "IsNaN"),
+    )
+)
+
+
+class Miss(Exception):
+    """The structure is right but a guard is not; ``node`` is the one that blocks."""
+
+    def __init__(self, reason: str, node: gs.Node | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node = node
+
+
+class Decline(Exception):
+    """Not a candidate after all: nothing that a reader of the report would look for."""
+
+
+@dataclass(frozen=True)
+class NewNode:
+    """A node to be made. An output that the graph already has is taken over with its readers."""
+
+    op: str
+    inputs: tuple[gs.Tensor, ...]
+    outputs: tuple[gs.Tensor, ...]
+    attrs: Mapping[str, object] = field(default_factory=dict)
+    domain: str = OPFUSE
+
+
+@dataclass
+class Work:
+    """A graph while fusions are applied to it, and what has come of them so far."""
+
+    graph: gs.Graph
+    facts: Facts
+    base_dir: Path
+    define: Define
+    vetoes: Mapping[str, str] = field(default_factory=dict)
+    matches: list[Match] = field(default_factory=list)
+    misses: list[NearMiss] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._dead: set[int] = set()
+        self._names = edit.names(self.graph)
+        self._captured = edit.captured(self.graph)
+        self._outputs = {id(tensor) for tensor in self.graph.outputs}
+        self._first: dict[str, Match] = {}
+        self._context = Context(self.facts, self.opset, self.define)
+        self._claims: dict[tuple[str, str], str] = {}
+
+    @property
+    def opset(self) -> int:
+        """The version of the default ONNX domain."""
+        return int(self.graph.opset)
+
+    def nodes(self, types: Iterable[str], domain: str = "") -> list[gs.Node]:
+        """Return the living nodes of these types in graph order."""
+        wanted = frozenset(types)
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op in wanted and (node.domain or "") == domain and id(node) not in self._dead
+        ]
+
+    def alive(self, node: gs.Node) -> bool:
+        """Tell whether ``node`` still stands in the graph."""
+        return id(node) not in self._dead
+
+    def shape(self, tensor: gs.Tensor) -> tuple[Dim, ...] | None:
+        """Return the shape of ``tensor``, with symbolic dimensions, or None."""
+        return self.facts.shape(tensor)
+
+    def dtype(self, tensor: gs.Tensor) -> int | None:
+        """Return the ``onnx.TensorProto`` element type of ``tensor``, or None."""
+        return self._context.dtype(tensor)
+
+    def fresh(self, like: gs.Tensor, suffix: str, dtype: int | None = None) -> gs.Variable:
+        """Return a new tensor named after ``like``, of its dtype unless another is given."""
+        name = base = f"{like.name}/{suffix}"
+        count = 1
+        while name in self._names:
+            name, count = f"{base}_{count}", count + 1
+        self._names.add(name)
+        kind = dtype if dtype is not None else self.dtype(like)
+        return gs.Variable(name, None if kind is None else _gs_dtype(kind))
+
+    def constant(self, like: gs.Tensor, suffix: str, values: object) -> gs.Constant:
+        """Return a new constant named after ``like``."""
+        return gs.Constant(self.fresh(like, suffix, onnx.TensorProto.FLOAT).name, values)
+
+    def claim(self, op: str, attribute: str, value: str, node: gs.Node) -> None:
+        """Reserve the one value that ``attribute`` has over all nodes of ``op`` in this model.
+
+        Raises:
+            Miss: Another is taken: one op has one definition in a model, and this attribute
+                decides what it is.
+        """
+        taken = self._claims.setdefault((op, attribute), value)
+        if taken != value:
+            raise Miss(f"{op} stands for {attribute}={taken} in this model already", node)
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Tell whether ``tensor`` leaves the graph or is read by a subgraph."""
+        return id(tensor) in self._outputs or id(tensor) in self._captured
+
+    def replace(
+        self, kind: str, anchor: gs.Node, nodes: Sequence[gs.Node], new: Sequence[NewNode]
+    ) -> None:
+        """Put ``new`` in the place of ``nodes``.
+
+        Raises:
+            Miss: A result inside ``nodes`` is needed elsewhere, or a proof has refuted this.
+        """
+        made = {id(tensor) for spec in new for tensor in spec.outputs}
+        nodes = _sorted(nodes)
+        self._refuse_escapes(nodes, made)
+        before = Draft.of(nodes, made, self._context)
+        after = Draft.of(new, made, self._context)
+        signature = signature_of(kind, before, after)
+        if signature in self.vetoes:
+            raise Miss(self.vetoes[signature], anchor)
+        name = f"{anchor.name or anchor.outputs[0].name}/{kind}"
+        self._remember(kind, name, anchor, signature, before, after)
+        for node in nodes:
+            for tensor in list(node.outputs):
+                if id(tensor) in made:
+                    edit.release_output(node, tensor)
+        for number, spec in enumerate(reversed(new)):
+            self._insert(spec, name if number == 0 else f"{name}.{number}")
+        self._bury(nodes)
+
+    def _insert(self, spec: NewNode, name: str) -> None:
+        attrs = dict(spec.attrs)
+        if spec.domain == OPFUSE:
+            attrs["plugin_namespace"] = OPFUSE
+        node = gs.Node(spec.op, name, attrs, list(spec.inputs), list(spec.outputs), spec.domain)
+        self.graph.nodes.append(node)
+
+    def _bury(self, nodes: Sequence[gs.Node]) -> None:
+        for node in reversed(nodes):
+            if not any(t.outputs or self.is_output(t) for t in node.outputs):
+                edit.detach(node)
+                self._dead.add(id(node))
+
+    def _refuse_escapes(self, nodes: Sequence[gs.Node], made: set[int]) -> None:
+        inside = {id(node) for node in nodes}
+        for node in nodes:
+            if node.op in CHEAP:
+                continue
+            for tensor in node.outputs:
+                if id(tensor) in made:
+                    continue
+                if self.is_output(tensor):
+                    raise Miss(f"{tensor.name} inside it leaves the graph", node)
+                for user in tensor.outputs:
+                    if id(user) not in inside and id(user) not in self._dead:
+                        raise Miss(f"{tensor.name} inside it is also read by {label(user)}", user)
+
+    def _remember(
+        self, kind: str, name: str, anchor: gs.Node, signature: str, before: Draft, after: Draft
+    ) -> None:
+        first = self._first.get(signature)
+        at = anchor.name or anchor.outputs[0].name
+        if first is None:
+            first = Match(kind, name, at, before.freeze(), after.freeze(), signature)
+            self._first[signature] = first
+            self.matches.append(first)
+        else:
+            self.matches.append(Match(kind, name, at, first.before, first.after, signature))
+
+    def miss(self, kind: str, anchor: gs.Node, blocker: gs.Node | None, reason: str) -> None:
+        """Note a candidate that was left alone."""
+        at = anchor.name or anchor.outputs[0].name
+        self.misses.append(NearMiss(kind, at, label(blocker or anchor), reason))
+
+    def finish(self) -> gs.Graph:
+        """Drop the dead nodes, sort the living, and return the graph."""
+        self.graph.nodes[:] = [n for n in self.graph.nodes if id(n) not in self._dead]
+        edit.sweep(self.graph)
+        edit.sort(self.graph)
+        return self.graph
+
+
+def label(node: gs.Node) -> str:
+    """Return how messages call ``node``."""
+    return f"{node.name or node.outputs[0].name} ({node.op})"
+
+
+def _sorted(nodes: Iterable[gs.Node]) -> list[gs.Node]:
+    """Order ``nodes`` so that each stands behind its producers among them."""
+    own = {id(node): node for node in nodes}
+    ordered: dict[int, gs.Node] = {}
+
+    def visit(node: gs.Node) -> None:
+        if id(node) in ordered:
+            return
+        for tensor in node.inputs:
+            source = edit.producer(tensor)
+            if source is not None and id(source) in own:
+                visit(source)
+        ordered[id(node)] = node
+
+    for node in own.values():
+        visit(node)
+    return list(ordered.values())
+
+
+def _gs_dtype(dtype: int) -> object:
+    if dtype == onnx.TensorProto.BFLOAT16:
+        return dtype
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
