@@ -17,7 +17,7 @@ _PASS = frozenset(
     "Cast Reshape Unsqueeze Squeeze Expand Slice Transpose Identity Neg Not Concat Tile".split()
 )
 _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
-_ATTENTION_MASK = 3
+_MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1}  # first input that is a mask
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ def _is_mask(flow: Flow, name: str, element: int) -> bool:
     if element == TensorProto.BOOL:
         return True
     for node, value in flow.reached(name, _PASS):
-        if node.op_type == "Attention" and value in node.input[_ATTENTION_MASK:]:
-            return True
-        if node.op_type in _SOFTMAX and value in node.input[1:]:
+        if node.op_type in _MASKED and value in node.input[_MASKED[node.op_type] :]:
             return True
         if node.op_type in ("Add", "Sub") and _meets_softmax(flow, node):
             return True
