@@ -51,7 +51,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
         if nodes and definition.unify is not None:
             definition.unify(graph, nodes)
     clean(graph, normal.facts)
-    standing = {node.name for node in graph.nodes}
+    standing = {node.name or node.outputs[0].name for node in graph.nodes}
     misses = tuple(miss for miss in work.misses if miss.anchor in standing)
     return Fused(graph, tuple(work.matches), misses, _counts(graph, work.matches))
 
