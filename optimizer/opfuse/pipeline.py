@@ -117,7 +117,7 @@ def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, 
     while True:
         fused, model = _fused(source, vetoes, progress)
         with progress.stage("prove"):
-            proof = prove(source, model, fused.matches, config, progress)
+            proof = prove(source, model, fused.graph, fused.matches, config, progress)
         failed += proof.failed
         if not proof.failed or proof.vetoes.keys() <= vetoes.keys():
             break

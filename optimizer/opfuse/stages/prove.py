@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from opfuse import child
 from opfuse.config import Config
 from opfuse.errors import EngineError
 from opfuse.graph.match import Match
-from opfuse.graph.weights import ConcatValues
+from opfuse.graph.weights import DerivedValues
 from opfuse.numerics import extract, stored
 from opfuse.numerics.case import Case
 from opfuse.numerics.handover import Handover
@@ -62,13 +63,22 @@ class Proof:
 def prove(
     source: Source,
     model: ModelProto,
+    graph: gs.Graph,
     matches: Sequence[Match],
     config: Config,
     progress: Progress,
 ) -> Proof:
-    """Prove that ``model``, in which ``matches`` were applied, computes what ``source`` does.
+    """Prove that the fused model computes what the original does.
 
     Runs in child processes; a fusion that kills its process fails and takes no other with it.
+
+    Args:
+        source: The original.
+        model: The fused model; external values still lie in the source's files.
+        graph: What ``model`` was exported from; it holds the merged weights.
+        matches: The fusions that were applied.
+        config: For the seed, the tolerance, and the time limit.
+        progress: Told about every fusion.
 
     Raises:
         EngineError: The process cannot start.
@@ -77,7 +87,7 @@ def prove(
     first = extract.distinct(matches)
     cases, refused = _cases(first, model, source.base_dir)
     with tempfile.TemporaryDirectory(prefix="opfuse-proof-") as folder:
-        pair = None if refused else _pair(source, model, matches, Path(folder))
+        pair = None if refused else _pair(source, model, graph, Path(folder))
         run = _Run(cases, pair, config, progress)
         run.finish()
     verdicts = [*refused, *run.verdicts]
@@ -164,14 +174,13 @@ def _cases(
 
 
 def _pair(
-    source: Source, model: ModelProto, matches: Sequence[Match], folder: Path
+    source: Source, model: ModelProto, graph: gs.Graph, folder: Path
 ) -> tuple[Subject, Subject]:
     """The original and the fused model, written for the child."""
     merged: dict[str, Stored] = {
-        constant.name: stored.of_constant(constant, source.base_dir)
-        for match in matches
-        for constant in match.after.constants
-        if isinstance(constant._values, ConcatValues)
+        name: stored.of_constant(tensor, source.base_dir)
+        for name, tensor in graph.tensors().items()
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, DerivedValues)
     }
     handover = Handover(folder)
     original = handover.subject(source.proto, source.base_dir)
