@@ -31,10 +31,11 @@ __device__ device::Vec<T, kVec> add_vector(T const* x, T const* residual, device
 }
 
 template <class T, int kVec, int kItems>
-__global__ void add_layer_norm_kernel(T* y, T* sum,                   // [rows, cols]
-                                      T const* x, T const* residual,  // [rows, cols]
-                                      AddLayerNormParameters parameters, int64_t rows, int cols,
-                                      float epsilon) {
+__global__ void __launch_bounds__(device::kMaxLanes)
+    add_layer_norm_kernel(T* y, T* sum,                   // [rows, cols]
+                          T const* x, T const* residual,  // [rows, cols]
+                          AddLayerNormParameters parameters, int64_t rows, int cols,
+                          float epsilon) {
     using device::Vec;
     device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
         int64_t const start = row * cols;

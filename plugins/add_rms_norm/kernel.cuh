@@ -9,10 +9,11 @@ namespace opfuse {
 // ---- kernels
 
 template <class T, int kVec, int kItems>
-__global__ void add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
-                                    T const* x, T const* residual,  // [rows, cols]
-                                    device::Parameter gamma,        // [cols]
-                                    int64_t rows, int cols, float epsilon) {
+__global__ void __launch_bounds__(device::kMaxLanes)
+    add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
+                        T const* x, T const* residual,  // [rows, cols]
+                        device::Parameter gamma,        // [cols]
+                        int64_t rows, int cols, float epsilon) {
     using device::Vec;
     device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
         int64_t const start = row * cols;

@@ -82,7 +82,7 @@ struct RowShape {
     static constexpr int kItems = kItemCount;
 };
 
-inline constexpr int kMaxLanes = 1024;      // threads on one row
+inline constexpr int kMaxLanes = 512;       // threads on one row: 128 registers each
 inline constexpr int kThreadsOfRows = 128;  // threads of a block that holds several rows
 
 // Grid and block for rows of `vectors` vectors, with about `items` vectors a thread.
@@ -107,20 +107,23 @@ template <class T, class Launch>
 cudaError_t with_row_shape(int64_t rows, int64_t cols, bool vectors_allowed, cudaStream_t stream,
                            Launch launch) {
     constexpr int kVec = kVecBytes / sizeof(T);
-    constexpr int kVecItems = 4;      // 16 registers, whatever T is
-    constexpr int kScalarItems = 8;   // one element each
-    constexpr int kStreamItems = 16;  // only shapes the block: rows this long fill it anyway
+    constexpr int kItems = 4;      // 16 registers with vectors, whatever T is
+    constexpr int kLongItems = 8;  // 32 registers, 32768 columns of fp16; 16 items spill
+    constexpr int kScalarItems = 8;
     if (rows < 0 || cols < 0 || cols > std::numeric_limits<int32_t>::max())
         return cudaErrorInvalidValue;
     if (rows == 0 || cols == 0) return cudaSuccess;
-    auto const run = [&]<int kSize, int kItems>(RowShape<kSize, kItems> shape) {
+    auto const run = [&]<int kSize, int kCount>(RowShape<kSize, kCount> shape) {
         int const vectors = static_cast<int>(cols / kSize);
-        int const items = kItems > 0 ? kItems : kStreamItems;
-        return launch(shape, plan_rows(rows, vectors, items, stream));
+        // Rows too long for the registers fill the largest block anyway.
+        return launch(shape, plan_rows(rows, vectors, kCount > 0 ? kCount : kLongItems, stream));
     };
-    if (vectors_allowed && cols % kVec == 0)
-        return cols / kVec <= kVecItems * kMaxLanes ? run(RowShape<kVec, kVecItems>{})
-                                                    : run(RowShape<kVec, 0>{});
+    if (vectors_allowed && cols % kVec == 0) {
+        int64_t const vectors = cols / kVec;
+        if (vectors <= kItems * kMaxLanes) return run(RowShape<kVec, kItems>{});
+        if (vectors <= kLongItems * kMaxLanes) return run(RowShape<kVec, kLongItems>{});
+        return run(RowShape<kVec, 0>{});
+    }
     return cols <= kScalarItems * kMaxLanes ? run(RowShape<1, kScalarItems>{})
                                             : run(RowShape<1, 0>{});
 }

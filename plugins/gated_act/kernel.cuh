@@ -13,13 +13,16 @@ namespace opfuse {
 
 // ---- kernels
 
+inline constexpr int kThreads = 256;  // of a block
+
 // Blocks tile [rows, cols] by blockDim.y rows and blockDim.x * kItems vectors, numbered row-major.
 template <class T, Activation kActivation, int kVec, int kItems>
-__global__ void gated_act_kernel(T* y,                           // [rows, cols]
-                                 T const* gate, T const* up,     // [rows, cols]
-                                 int64_t stride,                 // elements between their rows
-                                 int64_t rows, int64_t vectors,  // cols = vectors * kVec
-                                 int64_t tiles_per_row, int64_t tiles) {
+__global__ void __launch_bounds__(kThreads)
+    gated_act_kernel(T* y,                           // [rows, cols]
+                     T const* gate, T const* up,     // [rows, cols]
+                     int64_t stride,                 // elements between their rows
+                     int64_t rows, int64_t vectors,  // cols = vectors * kVec
+                     int64_t tiles_per_row, int64_t tiles) {
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int64_t const row = tile / tiles_per_row * blockDim.y + threadIdx.y;
         if (row >= rows) continue;
@@ -45,7 +48,7 @@ __global__ void gated_act_kernel(T* y,                           // [rows, cols]
 template <class T, Activation kActivation, int kVec>
 cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
                              int64_t cols, cudaStream_t stream) {
-    constexpr int kThreads = 256, kItems = 2;
+    constexpr int kItems = 2;
     int64_t const vectors = cols / kVec;
     int lanes = 1;
     while (lanes < kThreads && lanes * kItems < vectors) lanes *= 2;

@@ -9,9 +9,10 @@ namespace opfuse {
 // ---- kernels
 
 template <class T, int kVec, int kItems>
-__global__ void rms_norm_kernel(T* y, T const* x,         // [rows, cols]
-                                device::Parameter gamma,  // [cols]
-                                int64_t rows, int cols, float epsilon) {
+__global__ void __launch_bounds__(device::kMaxLanes)
+    rms_norm_kernel(T* y, T const* x,         // [rows, cols]
+                    device::Parameter gamma,  // [cols]
+                    int64_t rows, int cols, float epsilon) {
     using device::Vec;
     device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
         T const* from = x + row * cols;
