@@ -1,8 +1,9 @@
 """Every fusion, in the order in which they are applied; the order is meaning.
 
-Norms come first because their sums and their outputs are what everything else reads; attention
-before rope and gates before GEMM epilogues, so that the wider takes what the narrower would claim;
-merges last, since they follow fused nodes back to the projections.
+Norms come first because their sums and their outputs are what everything else reads, LayerNorm
+before RmsNorm, which is what it is behind its centring; attention before rope and gates before GEMM
+epilogues, so that the wider takes what the narrower would claim; merges last, since they follow
+fused nodes back to the projections.
 """
 
 from opfuse.fusions import (
@@ -22,8 +23,8 @@ from opfuse.fusions import (
 )
 
 FUSIONS = (
-    rms_norm.FUSION,
     layer_norm.FUSION,
+    rms_norm.FUSION,
     add_rms_norm.FUSION,
     add_layer_norm.FUSION,
     attention.FUSION,

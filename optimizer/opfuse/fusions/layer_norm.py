@@ -41,4 +41,5 @@ def _build(found: Found) -> Replacement:
     )
 
 
-FUSION = Fusion("LayerNormalization", ("Add",), y, _build, near=5)
+# 9: an RMSNorm with something added behind it has 8 of these operators and is no near miss.
+FUSION = Fusion("LayerNormalization", ("Add",), y, _build, near=9)
