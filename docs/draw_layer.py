@@ -114,7 +114,7 @@ def main() -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="sans-serif" text-anchor="middle">'
         f'<rect width="{width}" height="{height}" fill="white"/>'
-        '<style>line{stroke:#9aa3af;stroke-width:.7}</style>'
+        "<style>line{stroke:#9aa3af;stroke-width:.7}</style>"
     )
     parts = [
         panel(before, f"exported: {len(before)} nodes", 20, WIDTHS[0], height),

@@ -1,0 +1,151 @@
+"""What loading puts right, notes, and leaves alone."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models import tiny
+from models.handmade import graph_model, node, write
+from opfuse.errors import InputError
+from opfuse.stages import load as stage
+from opfuse.stages.load import load
+
+
+def loaded(tmp_path, model):
+    return load(write(tmp_path / "model.onnx", model))
+
+
+def test_nodes_are_sorted_with_a_note(tmp_path):
+    nodes = [
+        node("Relu", "b", "y", "last"),
+        node("Abs", "a", "b", "mid"),
+        node("Neg", "x", "a", "n"),
+    ]
+    source = loaded(tmp_path, graph_model(nodes))
+    assert [item.name for item in source.proto.graph.node] == ["n", "mid", "last"]
+    assert any("topological order" in note for note in source.notes)
+
+
+def test_sorting_keeps_the_given_order_where_it_is_free(tmp_path):
+    nodes = [
+        node("Add", "a b", "y", "sum"),
+        node("Neg", "x", "a", "first"),
+        node("Abs", "x", "b", "second"),
+    ]
+    source = loaded(tmp_path, graph_model(nodes))
+    assert [item.name for item in source.proto.graph.node] == ["first", "second", "sum"]
+
+
+def test_what_a_branch_reads_from_outside_comes_before_it(tmp_path):
+    value = helper.make_tensor_value_info("o", TensorProto.FLOAT, [4])
+    body = helper.make_graph([node("Relu", "late", "o", "inner")], "body", [], [value])
+    nodes = [
+        node("If", "c", "y", "cond", then_branch=body, else_branch=body),
+        node("Neg", "x", "late", "maker"),
+    ]
+    yes = numpy_helper.from_array(np.array(True), "c")
+    source = loaded(tmp_path, graph_model(nodes, initializers=[yes]))
+    assert [item.name for item in source.proto.graph.node] == ["maker", "cond"]
+
+
+def test_every_node_gets_a_name_of_its_own(tmp_path):
+    nodes = [node("Neg", "x", "a"), node("Neg", "a", "b", "n"), node("Neg", "b", "y", "n")]
+    source = loaded(tmp_path, graph_model(nodes))
+    names = [item.name for item in source.proto.graph.node]
+    assert len(set(names)) == 3
+    assert names[1] == "n"
+    assert any("2 nodes" in note for note in source.notes)
+
+
+def test_a_good_model_has_no_notes(tmp_path):
+    assert load(tiny.llama(layers=1).write(tmp_path / "llama.onnx")).notes == ()
+
+
+def test_custom_operators_pass_with_a_note(tmp_path):
+    model = graph_model(
+        [node("Frob", "x", "y", "f", domain="com.acme")],
+        opsets=[helper.make_opsetid("com.acme", 1)],
+    )
+    source = loaded(tmp_path, model)
+    assert any("1 x com.acme::Frob" in note for note in source.notes)
+
+
+def test_the_other_spelling_of_the_default_domain(tmp_path):
+    model = graph_model([node("Relu", "x", "y", "r", domain="ai.onnx")])
+    model.opset_import[0].domain = "ai.onnx"
+    source = loaded(tmp_path, model)
+    assert (source.proto.graph.node[0].domain, source.proto.opset_import[0].domain) == ("", "")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_nan_and_infinity_are_noted_and_masks_are_not(tmp_path, dtype):
+    weights = {
+        "bad": np.array([np.nan, 1, np.inf, np.inf], dtype),
+        "mask": np.array([0, -np.inf, 0, 0], dtype),
+    }
+    nodes = [node("Add", "bad mask", "z"), node("Cast", "z", "y", to=TensorProto.FLOAT)]
+    initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    source = loaded(tmp_path, graph_model(nodes, initializers=initializers))
+    found = [note for note in source.notes if "NaN" in note]
+    assert found == ["initializer 'bad' holds 1 NaN and 2 Inf"]
+
+
+def test_weights_outside_the_file_are_not_read(tmp_path):
+    path = tiny.llama(layers=1).write(tmp_path / "llama.onnx", external=True)
+    source = load(path)
+    weight = next(item for item in source.proto.graph.initializer if item.external_data)
+    assert weight.data_location == TensorProto.EXTERNAL
+    assert not weight.HasField("raw_data")
+    assert source.base_dir == tmp_path
+
+
+def test_a_file_over_the_limit_of_protobuf_is_refused_unread(tmp_path):
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.write(b"\x08\x08")
+        file.truncate(3 << 30)
+    with pytest.raises(InputError, match="external data"):
+        load(path)
+
+
+def test_an_ir_version_of_the_future(tmp_path):
+    model = graph_model([node("Relu", "x", "y")])
+    model.ir_version = onnx.IR_VERSION + 1
+    with pytest.raises(InputError, match="IR version"):
+        loaded(tmp_path, model)
+
+
+@pytest.mark.parametrize("opset", [13, 25])
+def test_the_ends_of_the_range_of_opsets(tmp_path, opset):
+    assert loaded(tmp_path, graph_model([node("Relu", "x", "y", "r")], opset=opset)).notes == ()
+
+
+def test_the_checker_sees_no_weight(tmp_path, monkeypatch):
+    """It copies what it gets: twice the memory, and an error above 2 GB."""
+    seen = []
+    check = onnx.checker.check_model
+    monkeypatch.setattr(
+        stage.onnx.checker,
+        "check_model",
+        lambda model, **kw: (seen.append(model), check(model, **kw)),
+    )
+    path = tiny.llama(layers=1).write(tmp_path / "llama.onnx")
+    load(path)
+    assert seen[0].ByteSize() < path.stat().st_size / 4
+
+
+def test_loading_32_layers_is_fast(tmp_path):
+    path = tiny.llama(layers=32).write(tmp_path / "llama.onnx")
+    load(path)
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        source = load(path)
+        times.append(time.process_time() - began)
+    assert len(source.proto.graph.node) > 2200
+    assert min(times) < 0.4  # 0.09 s on an idle machine
