@@ -28,6 +28,8 @@ class _GateUpMerge:
         layers = [layer for layer in map(linear_of, node.inputs) if layer is not None]
         if len(layers) != 2 or layers[0].x is not layers[1].x:
             raise Miss("gate and up are not linear layers of one tensor", node)
+        if layers[0].output is layers[1].output:
+            raise Miss("gate and up are one linear layer", node)
         made, out = merge(work, layers, layers[0].output)
         made.append(NewNode("GatedAct", (out,), (node.outputs[0],), _own(node)))
         work.replace(KIND, node, [n for layer in layers for n in layer.nodes] + [node], made)

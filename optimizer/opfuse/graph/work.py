@@ -70,7 +70,7 @@ class Work:
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
         self._first: dict[str, Match] = {}
         self._context = Context(self.facts, self.opset, self.define)
-        self._claims: dict[tuple[str, str], str] = {}
+        self._made = {n.op: n.attrs for n in self.graph.nodes if n.domain == OPFUSE}
 
     @property
     def opset(self) -> int:
@@ -113,13 +113,13 @@ class Work:
         return gs.Constant(self.fresh(like, suffix, onnx.TensorProto.FLOAT).name, values)
 
     def claim(self, op: str, attribute: str, value: str, node: gs.Node) -> None:
-        """Reserve the one value that ``attribute`` has over all nodes of ``op`` in this model.
+        """Make sure that ``value`` is what ``attribute`` has on every ``op`` of this model so far.
 
         Raises:
-            Miss: Another is taken: one op has one definition in a model, and this attribute
-                decides what it is.
+            Miss: It is another: one op has one definition in a model, and this attribute decides
+                what it is.
         """
-        taken = self._claims.setdefault((op, attribute), value)
+        taken = self._made.get(op, {}).get(attribute, value)
         if taken != value:
             raise Miss(f"{op} stands for {attribute}={taken} in this model already", node)
 
@@ -157,6 +157,7 @@ class Work:
         attrs = dict(spec.attrs)
         if spec.domain == OPFUSE:
             attrs["plugin_namespace"] = OPFUSE
+            self._made[spec.op] = attrs
         node = gs.Node(spec.op, name, attrs, list(spec.inputs), list(spec.outputs), spec.domain)
         self.graph.nodes.append(node)
 
