@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, parser
 
-from opfuse.graph.dims import parse
+from opfuse.graph.dims import Sym, parse
 from opfuse.graph.match import Match, Subgraph, TensorSpec
 from opfuse.graph.weights import ConcatValues
 
@@ -76,6 +78,14 @@ def match(
         )
 
     return Match("Test", f"{signature}/fused", signature, side(before), side(after), signature)
+
+
+class Deadly(Sym):
+    """A size that kills the process that evaluates it, as native code may."""
+
+    def evaluate(self, mapping):
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError("still alive")
 
 
 def opsets(opset: int = OPSET) -> onnx.ModelProto:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from opfuse.graph.match import TensorSpec
+from opfuse.graph.protos import BITS
 from opfuse.numerics.stored import InMemory
 
 
@@ -23,6 +25,11 @@ class Weight:
     free: bool = False
     joined: tuple[str, ...] = ()
     axis: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the values."""
+        return prod(self.shape) * BITS[self.element] // 8
 
 
 @dataclass(frozen=True)

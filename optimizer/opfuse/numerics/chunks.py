@@ -22,7 +22,7 @@ from opfuse.graph.protos import subgraphs
 from opfuse.numerics import stored
 from opfuse.numerics.compare import Array
 from opfuse.numerics.product import matmul
-from opfuse.numerics.session import CannotRun, OnnxRuntime
+from opfuse.numerics.session import CannotRun, OnnxRuntime, Runner
 from opfuse.numerics.stored import Joined, Stored
 
 LIMIT = 192 << 20  # bytes of weights in one piece
@@ -55,6 +55,7 @@ class Chunked:
         self, model: ModelProto, weights: Mapping[str, Stored], limit: int = LIMIT
     ) -> None:
         self._model, self._weights, self._limit = model, weights, limit
+        self._only: Runner | None = None  # the session, where one piece holds the whole model
         self.outputs = [info.name for info in model.graph.output]
         nodes = list(model.graph.node)
         self._transposed = self._giant_transposes(nodes)
@@ -90,9 +91,15 @@ class Chunked:
             x = live[node.input[0]]
             return {wanted[0]: matmul(x, self._weights[piece.heavy], transposed=transposed)}
         feeds = {name: live[name] for name in sorted(_reads(piece.nodes)) if name in live}
-        small = [n for n in sorted(piece.weights) if self._weights[n].nbytes <= _INLINE]
         large = [n for n in sorted(piece.weights) if self._weights[n].nbytes > _INLINE]
         feeds.update((name, self._weights[name].array()) for name in large)
+        runner = self._only or self._open(piece, feeds, wanted)
+        if len(self.pieces) == 1:
+            self._only = runner
+        return dict(zip(wanted, runner.run(feeds), strict=True))
+
+    def _open(self, piece: Piece, feeds: Mapping[str, Array], wanted: list[str]) -> Runner:
+        small = [n for n in sorted(piece.weights) if self._weights[n].nbytes <= _INLINE]
         graph = make_graph(
             piece.nodes,
             "piece",
@@ -106,7 +113,7 @@ class Chunked:
             opset_imports=self._model.opset_import,
             functions=self._model.functions,
         )
-        return dict(zip(wanted, OnnxRuntime(model).run(feeds), strict=True))
+        return OnnxRuntime(model)
 
     def _split(self, nodes: Iterable[NodeProto]) -> list[Piece]:
         pieces = [Piece()]

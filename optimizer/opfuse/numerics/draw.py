@@ -24,6 +24,7 @@ _POOL = 1_048_573  # prime, so that no two rows of a tiled weight are equal
 _LARGE = (1e2, 1e4)
 _SMALL = (1e-4, 1e-2)  # squares about as large as the epsilon of a norm
 _WIDE = 8.0
+_HEAVY = 16 << 20  # bytes of weights above which every run takes a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
     """The runs of a case, the ordinary one first."""
     usual, single, one = family
     runs = [Setting("ordinary", usual), Setting("S = 1", single), Setting("batch 1", one)]
+    if sum(weight.nbytes for weight in case.weights) > _HEAVY:
+        return runs
     if any(weight.values is not None and weight.free for weight in case.weights):
         runs.append(Setting("the model's weights", usual, own_weights=True))
     runs.append(Setting("zeros", usual, "zeros"))
@@ -85,12 +88,12 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
 
 
 def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, Array]:
-    """Draw every input and weight of ``case``.
+    """Draw every input of ``case`` but the weights.
 
     Float inputs are standard normal, and by ``setting.values``: "zeros"; "offset" far from zero;
-    "large" and "small" rows of magnitudes up to 1e4 and down to 1e-4; "wide" 8 times as wide; "masked" and "lowest" normal,
-    with -inf or the lowest finite number in whole rows of the additive masks, or False in those of
-    the boolean ones.
+    "large" and "small" rows of magnitudes up to 1e4 and down to 1e-4; "wide" 8 times as wide;
+    "masked" and "lowest" normal, with -inf or the lowest finite number in whole rows of the
+    additive masks, or False in those of the boolean ones.
     """
     rng = np.random.default_rng(seed)
     feeds = {}
@@ -101,9 +104,16 @@ def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, A
         else:
             sizes = [evaluate(dim, setting.sizes) for dim in spec.value]
             feeds[spec.name] = typed(np.array(sizes), spec.dtype).reshape(shape)
-    for weight in case.weights:
-        feeds[weight.name] = _weight(weight, feeds, setting.own_weights, rng)
     return feeds
+
+
+def weights(case: Case, seed: int, *, own: bool) -> dict[str, Array]:
+    """Draw the weights: the model's ``own``, where they are small, or others like them."""
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, Array] = {}
+    for weight in case.weights:
+        drawn[weight.name] = _weight(weight, drawn, own, rng)
+    return drawn
 
 
 def typed(values: Array, element: int) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from onnx import ModelProto, TensorProto
 
@@ -59,6 +60,7 @@ class _Trial:
 
     def __init__(self, case: Case, seed: int, rtol: float | None) -> None:
         self.case, self.seed = case, seed
+        self._weights: dict[bool, dict[str, Array]] = {}
         self.models = ModelProto.FromString(case.before), ModelProto.FromString(case.after)
         self.before = _open(self.models[0], "the original cannot be run alone")
         self.after = _open(self.models[1], "the fused form is refused")
@@ -92,7 +94,11 @@ class _Trial:
         raise CannotRun(f"the original does not run with any sizes: {reasons[0]}")
 
     def _feeds(self, setting: Setting) -> dict[str, Array]:
-        return draw.inputs(self.case, self._roles(setting.sizes), setting, self.seed)
+        feeds = draw.inputs(self.case, self._roles(setting.sizes), setting, self.seed)
+        own = setting.own_weights
+        if own not in self._weights:
+            self._weights = {own: draw.weights(self.case, self.seed, own=own)}
+        return {**feeds, **self._weights[own]}
 
     def _roles(self, sizes: Mapping[str, int]) -> roles.Roles:
         shapes = {
@@ -130,8 +136,9 @@ class _Trial:
             actual = after.run(feeds)
         except CannotRun as reason:
             return Outcome(reason=f"the fused form does not run: {reason}", refused=True)
-        precise = _Precise(self.models[0], feeds)
-        return settle(expected[:outputs], actual, precise.outputs, self.tolerance)
+        return settle(
+            expected[:outputs], actual, lambda: self._precisely(feeds), self.tolerance
+        )
 
     def _rounded(self, setting: Setting) -> Outcome | None:
         """As above with a rounding behind every operator, where that is affordable.
@@ -140,30 +147,27 @@ class _Trial:
         """
         if sum(array.size for array in self._feeds(setting).values()) > _SLOW_ELEMENTS:
             return None
-        outcome = self._compare(setting, *(Reference(model) for model in self.models))
+        outcome = self._compare(setting, *self._rounding)
         return None if outcome is None or outcome.refused else outcome
 
+    def _precisely(self, feeds: Mapping[str, Array]) -> list[Array] | None:
+        """The original computed in float64; None where the evaluator cannot."""
+        wide = {
+            name: convert(array, TensorProto.DOUBLE) if is_float(array) else array
+            for name, array in feeds.items()
+        }
+        try:
+            return self._precise.run(wide)
+        except CannotRun:
+            return None
 
-class _Precise:
-    """The original computed in float64, when first asked for."""
+    @cached_property
+    def _rounding(self) -> tuple[Runner, Runner]:
+        return Reference(self.models[0]), Reference(self.models[1])
 
-    def __init__(self, model: ModelProto, feeds: Mapping[str, Array]) -> None:
-        self._model, self._feeds = model, feeds
-        self._outputs: list[Array] | None = None
-
-    def outputs(self) -> list[Array] | None:
-        """None where the evaluator cannot run the model."""
-        if self._outputs is None:
-            wide = {
-                name: convert(array, TensorProto.DOUBLE) if is_float(array) else array
-                for name, array in self._feeds.items()
-            }
-            try:
-                model = retype(self._model, _SINGLES, TensorProto.DOUBLE)
-                self._outputs = Reference(model).run(wide)
-            except CannotRun:
-                return None
-        return self._outputs
+    @cached_property
+    def _precise(self) -> Runner:
+        return Reference(retype(self.models[0], _SINGLES, TensorProto.DOUBLE))
 
 
 def _open(model: ModelProto, trouble: str) -> Runner:

@@ -81,23 +81,23 @@ def compare_models(
 
     Small models run a second time, with all sizes 1.
     """
-    first = _Loaded(original, limit)
-    allowed = rtol if rtol is not None else tolerance(first.elements)
     try:
+        first = _Loaded(original, limit)
+        allowed = rtol if rtol is not None else tolerance(first.elements)
         runs = first.run_somehow(seed, shapes or {})
     except (CannotRun, ValueError) as reason:
-        return Comparison({}, allowed, not_run=str(reason))
+        return Comparison({}, 0.0, not_run=str(reason))
     child.emit({"model": "fused", "text": "the fused model"})
+    differences: dict[str, Difference] = {}
     try:
         second = _Loaded(other, limit)
-        results = [second.run(second.rename(feeds, first)) for feeds, _ in runs]
+        for feeds, expected in runs:
+            actual = second.run(second.rename(feeds, first))
+            for name, found in _differences(expected, actual).items():
+                worst = differences.get(name, found)
+                differences[name] = max(worst, found, key=lambda item: item.max_rel)
     except CannotRun as reason:
         return Comparison({}, allowed, refused=str(reason))
-    differences: dict[str, Difference] = {}
-    for (_, expected), actual in zip(runs, results, strict=True):
-        for name, found in _differences(expected, actual).items():
-            worst = differences.get(name, found)
-            differences[name] = max(worst, found, key=lambda item: item.max_rel)
     return Comparison(differences, allowed)
 
 

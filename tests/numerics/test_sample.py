@@ -1,0 +1,100 @@
+"""Inputs for whole models, from the graph alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from opfuse.graph.dims import evaluate
+from opfuse.numerics import sample
+
+
+def graph(inputs, body="y = Identity(x)"):
+    text = (
+        '<ir_version: 10, opset_import: ["" : 18]>\n'
+        f"g ({inputs}) => (float[n] y) <float[9, 4] table = {{{', '.join(['0'] * 36)}}}> {{\n"
+        f"{body}\n}}"
+    )
+    return onnx.parser.parse_model(text).graph
+
+
+def test_indices_stay_below_the_length_of_their_table():
+    items = sample.inputs(graph("int64[b, s] ids", "f = Cast<to: int = 7>(ids)\ny = Gather(table, f)"))
+    assert items[0].bound == 9
+    drawn = sample.draw(items, {"b": 50, "s": 50}, 0)["ids"]
+    assert (drawn.min(), drawn.max()) == (0, 8)
+
+
+def test_masks_are_padded_on_the_right():
+    items = sample.inputs(graph("int64[b, s] keep", "y = Cast<to: int = 1>(keep)"))
+    mask = sample.draw(items, {"b": 3, "s": 7}, 0)["keep"]
+    assert mask[0].all()
+    assert (np.diff(mask, axis=1) <= 0).all()
+    assert mask[:, 0].all()
+    assert not mask[1:, -1].any()
+
+
+def test_positions_go_on_behind_the_past():
+    items = sample.inputs(graph("int64[b, s] position_ids, float[b, 2, past, 8] cache", "y = Neg(cache)"))
+    drawn = sample.draw(items, {"b": 2, "s": 3, "past": 5}, 0)
+    assert drawn["position_ids"].tolist() == [[5, 6, 7]] * 2
+    assert drawn["cache"].shape == (2, 2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("past_plus_1", 6),
+        ("past + 1", 6),
+        ("past_plus_seq", 12),
+        ("2*seq", 14),
+        ("seq_minus_1", 6),
+        ("seq_times_3", 21),
+        ("past_sequence_length + 1", 10),
+        ("what is this?", 4),
+    ],
+)
+def test_dimension_names_may_be_expressions(text, value):
+    sizes = {"past": 5, "seq": 7, "past_sequence_length": 9, "what is this?": 4}
+    assert evaluate(sample.dimension(text), sizes) == value
+
+
+def test_leading_dimensions_are_the_batch_under_any_name():
+    items = sample.inputs(graph("int64[s18, s41] a, int64[s43, s41] b", "y = Cast<to: int = 1>(a)"))
+    first = sample.assignments(items)[0]
+    assert first["s18"] == first["s43"] == 2
+    assert first["s41"] > 2
+
+
+def test_a_mask_may_be_as_long_as_past_and_present():
+    items = sample.inputs(
+        graph("float[b, 2, past, 8] cache, int64[b, seq] position_ids, int64[b, total] keep", "y = Neg(cache)")
+    )
+    guesses = sample.assignments(items)
+    assert any(sizes["total"] == sizes["past"] + sizes["seq"] for sizes in guesses)
+    assert any(sizes["total"] == sizes["past"] + 1 for sizes in guesses)
+    assert set(guesses[-1].values()) == {1}
+
+
+def test_given_shapes_are_kept():
+    items = sample.inputs(graph("float[b, s, 8] x"))
+    assert all(sizes["s"] == 40 for sizes in sample.assignments(items, {"x": (3, 40, 8)}))
+    with pytest.raises(ValueError, match="no input z"):
+        sample.assignments(items, {"z": (3, 40, 8)})
+    with pytest.raises(ValueError, match="has 8 where 9"):
+        sample.assignments(items, {"x": (3, 40, 9)})
+
+
+def test_the_seed_decides():
+    items = sample.inputs(graph("float[b, s] x"))
+    one, same, other = (sample.draw(items, {"b": 2, "s": 3}, seed)["x"] for seed in (0, 0, 1))
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+def test_inputs_must_be_tensors_of_known_rank():
+    odd = graph("float[b] x")
+    odd.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ValueError, match="known rank"):
+        sample.inputs(odd)
