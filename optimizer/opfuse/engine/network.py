@@ -102,12 +102,12 @@ def build(api: ModuleType, name: str, request: Request) -> EngineInfo:
     read_from, found, digest, size = "network", _parsed_layers(network), "", 0
     if request.engine is not None:
         config = _configure(api, builder, network, request, embed=bool(plugins))
-        cache = _TimingCache(config, request.timing_cache)
+        cache = _TimingCache(config, request.timing_cache, journal)
         monitor = _implement(api.IProgressMonitor, Monitor(), *_MONITOR_METHODS)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise _build_error(title, journal)
+            raise _build_error(title, journal, plugins)
         digest, size = _write(plan, request.engine)
         notes += cache.save()
         read_from, found = _read_back(api, logger, journal, plan, request, notes)
@@ -232,31 +232,33 @@ def _configure(
     return config
 
 
-def _build_error(title: str, journal: Journal) -> EngineError:
+def _build_error(title: str, journal: Journal, plugins: dict[str, str]) -> EngineError:
     errors = journal.last_errors()
     if _SHAPES_REFUSED in errors:
         return ShapesRefused(
             f"{title} finds that the model does not take the shapes of the profile{errors}",
             "set --minShapes, --optShapes and --maxShapes to sizes that the model takes",
         )
-    return EngineError(f"{title} could not build the engine{errors}")
+    fix = "try --lower leave, which keeps the plugins out" if plugins else ""
+    return EngineError(f"{title} could not build the engine{errors}", fix)
 
 
 class _TimingCache:
     """The timing cache of one build; a file that does not fit is replaced, never a failure."""
 
-    def __init__(self, config: trt.IBuilderConfig, path: Path | None) -> None:
+    def __init__(self, config: trt.IBuilderConfig, path: Path | None, journal: Journal) -> None:
         self._config = config
         self._path = path
-        self._refused = False
+        self._replaced = False
         if path is not None:
             data = path.read_bytes() if path.exists() else b""
             cache = config.create_timing_cache(data)
-            self._refused = bool(data) and (
-                cache is None or not config.set_timing_cache(cache, False)
-            )
-            if self._refused or not data:
+            refused = cache is None or not config.set_timing_cache(cache, False)
+            if refused:
                 config.set_timing_cache(config.create_timing_cache(b""), False)
+            # A damaged cache gives an empty one and a warning.
+            warned = any("timing cache" in warning for warning in journal.warnings)
+            self._replaced = bool(data) and (refused or warned)
 
     def save(self) -> list[str]:
         """Write the cache back; what to tell about it."""
@@ -264,7 +266,7 @@ class _TimingCache:
             return []
         with translated(self._path):
             self._path.write_bytes(memoryview(self._config.get_timing_cache().serialize()))
-        return ["the timing cache was of another TensorRT or GPU: replaced"] * self._refused
+        return ["the timing cache was damaged or of another TensorRT: replaced"] * self._replaced
 
 
 def _write(plan: Any, path: Path) -> tuple[str, int]:

@@ -167,13 +167,14 @@ def _complete(
     """Values for every symbol at every level, and what was assumed."""
     sizes: list[dict[str, int]] = [{}, {}, {}]
     assumed = []
+    limited = " (the model takes no more)" if longest < LONGEST else ""
     for name, axis in _symbols(inputs).items():
         low, usual, high = (level.get(name) for level in bound)
         if low is usual is high is None:
             triple = _BATCH if axis == 0 else (1, min(USUAL, longest), longest)
             assumed.append(
-                f"{name} was taken to be {triple[0]} to {triple[2]}, tuned for {triple[1]}; "
-                f"{_OPTIONS} to change that"
+                f"{name} was taken to be {triple[0]} to {triple[2]}, tuned for {triple[1]}"
+                f"{limited if axis else ''}; {_OPTIONS} to change that"
             )
         else:
             middle = next(size for size in (usual, high, low) if size is not None)
