@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
+from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 
 
@@ -21,7 +21,8 @@ def unrepeat(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]]:
     source = _source(unsqueeze)
     if reshape is None or expand is None or unsqueeze is None or source is None:
         return tensor, []
-    shapes = [work.shape(t) for t in (source, expand.outputs[0], tensor)]
+    chain = (source, unsqueeze.outputs[0], expand.outputs[0], tensor)
+    shapes = [work.shape(t) for t in chain]
     if not _is_copy(*shapes):
         return tensor, []
     return source, [reshape, expand, unsqueeze]
@@ -38,13 +39,19 @@ def _source(unsqueeze: gs.Node | None) -> gs.Tensor | None:
 
 
 def _is_copy(
-    source: tuple[Dim, ...] | None, wide: tuple[Dim, ...] | None, flat: tuple[Dim, ...] | None
+    source: Shape | None, single: Shape | None, wide: Shape | None, flat: Shape | None
 ) -> bool:
-    """Tell whether [b, h, n, d] became [b, h, group, n, d] and then [b, h * group, n, d]."""
-    if source is None or wide is None or flat is None:
+    """Tell whether [b, h, n, d] became [b, h, 1, n, d], [b, h, group, n, d], [b, h * group, n, d].
+
+    Where the group stands decides: before the heads, the copies are tiles of all heads.
+    """
+    if source is None or single is None or wide is None or flat is None:
         return False
-    if len(source) != 4 or len(wide) != 5 or len(flat) != 4:
+    if len(source) != 4 or len(wide) != 5:
         return False
     batch, heads, keys, size = source
-    group = wide[2]
-    return wide == (batch, heads, group, keys, size) and flat == (batch, heads * group, keys, size)
+    return (
+        single == (batch, heads, 1, keys, size)
+        and wide == (batch, heads, wide[2], keys, size)
+        and flat == (batch, heads * wide[2], keys, size)
+    )
