@@ -11,29 +11,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_body import DEFINITION
-from opfuse.fusions.guards import (
-    FLOATS,
-    broadcasts,
-    floating,
-    last_axis,
-    same_type,
-    static,
-    text,
+from opfuse.fusions.attention_operands import (
+    heads_of,
+    key_of,
+    mask_of,
+    with_head,
+    without_copies,
 )
-from opfuse.fusions.repeat_kv import unrepeat
-from opfuse.graph.dims import Dim
-from opfuse.graph.edit import producer
+from opfuse.fusions.guards import floating, last_axis, same_type, static, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
 
-__all__ = ["DEFINITION", "FUSION", "fits", "heads_of", "without_copies"]
-
-TRANSPOSED = (0, 1, 3, 2)
+__all__ = ["DEFINITION", "FUSION"]
 
 
 def scaled(x: Pattern, name: str) -> Pattern:
@@ -61,77 +54,54 @@ def _build(found: Found) -> Replacement:
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
     space = _score_space(found)
-    last_axis(found.node(softmax), 4)
-    source, perm = _untransposed(found["kt"])
+    last_axis(found.node(softmax), len(space))
     made: list[NewNode] = []
-    if perm:
-        key, value = found.work.fresh(source, "keys"), found["v"]
-        copies: list[gs.Node] = []
-        made.append(NewNode("Transpose", (source,), (key,), {"perm": list(perm)}, ""))
-    else:
-        key, value, copies = without_copies(found, source, found["v"])
-    mask = _mask(found, space, made)
-    attrs = _attributes(found, space[1], heads_of(found, value))
+    key, also = key_of(found, found["kt"], len(space), made)
+    mask = mask_of(found, space, made)
+    if len(space) == 3:
+        return _flat(found, [found["q"], key, found["v"], *mask], made, also)
+    value = found["v"]
+    copies: list[gs.Node] = []
+    if not made or made[0].outputs[0] is not key:
+        key, value, copies = without_copies(found, key, found["v"])
+    attrs = _attributes(found, static(space[1], "heads", found.anchor), heads_of(found, value))
     made.append(NewNode("FlashAttention", (found["q"], key, value, *mask), (result,), attrs))
-    return Replacement(made, _transposes(found, source) + copies)
+    return Replacement(made, also + copies)
 
 
-def without_copies(
-    found: Found, key: gs.Tensor, value: gs.Tensor
-) -> tuple[gs.Tensor, gs.Tensor, list[gs.Node]]:
-    """Return k and v before they were copied for their groups, and the nodes that copy them.
+def _flat(
+    found: Found, operands: list[gs.Tensor], made: list[NewNode], also: list[gs.Node]
+) -> Replacement:
+    """Take [batch * heads, m, n] tensors as a batch of single heads."""
+    result = found.anchor.outputs[0]
+    masks = [name for name in ("mask", "bias", "keep", "drop") if found.has(name)]
+    ranks = [3, 3, 3, max((len(found.shape(name)) for name in masks), default=0)]
+    inputs = [with_head(found, t, r, made) for t, r in zip(operands, ranks, strict=False)]
+    whole = found.work.fresh(result, "one_head")
+    axis = found.work.constant(result, "axis", np.array([1], np.int64))
+    made.append(NewNode("FlashAttention", tuple(inputs), (whole,), _attributes(found, 1, 1)))
+    made.append(NewNode("Squeeze", (whole, axis), (result,), {}, ""))
+    return Replacement(made, also)
 
-    Raises:
-        Miss: A number of heads is not known.
+
+def _score_space(found: Found) -> Shape:
+    """Return the scores' shape, after checking that q, kt, and v agree on it.
+
+    That is [batch, heads, queries, keys], or [batch * heads, queries, keys].
     """
-    few_keys, copies = unrepeat(found.work, key)
-    few_values, value_copies = unrepeat(found.work, value)
-    if heads_of(found, few_keys) != heads_of(found, few_values):
-        return key, value, []
-    return few_keys, few_values, copies + value_copies
-
-
-def _score_space(found: Found) -> tuple[Dim, int, Dim, Dim]:
-    """Return [batch, heads, queries, keys], after checking that q, kt, and v agree on them."""
     q, kt, v = (found.shape(name) for name in ("q", "kt", "v"))
-    if not len(q) == len(kt) == len(v) == 4:
+    if len(q) not in (3, 4) or not len(q) == len(kt) == len(v):
         raise Miss(
-            f"q, k^T, v have ranks {len(q)}, {len(kt)}, {len(v)}, want 4", found.node(scores)
+            f"q, k^T, v have ranks {len(q)}, {len(kt)}, {len(v)}, want 3 or 4 for all",
+            found.node(scores),
         )
-    heads = static(q[1], "the number of heads", found.node(scores))
-    static(q[3], "the head size", found.node(scores))
-    if kt[:3] != (q[0], heads, q[3]) or v[:3] != (q[0], heads, kt[3]):
+    static(q[-1], "the head size", found.node(scores))
+    if len(q) == 4:
+        static(q[1], "the number of heads", found.node(scores))
+    front = q[:-2]
+    if kt[:-1] != (*front, q[-1]) or v[:-1] != (*front, kt[-1]):
         raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))
-    return q[0], heads, q[2], kt[3]
-
-
-def _untransposed(tensor: gs.Tensor) -> tuple[gs.Tensor, tuple[int, ...] | None]:
-    """Return a tensor, and the permutation that makes of it the transpose of ``tensor``.
-
-    None stands for no permutation.
-    """
-    node = producer(tensor)
-    if node is None or node.op != "Transpose" or len(node.attrs.get("perm", ())) != 4:
-        return tensor, TRANSPOSED
-    a, b, c, d = (int(axis) for axis in node.attrs["perm"])
-    return node.inputs[0], None if (a, b, d, c) == (0, 1, 2, 3) else (a, b, d, c)
-
-
-def _transposes(found: Found, source: gs.Tensor) -> list[gs.Node]:
-    node = producer(found["kt"])
-    return [] if node is None or source is found["kt"] else [node]
-
-
-def heads_of(found: Found, tensor: gs.Tensor) -> int:
-    """Return how many heads a [batch, heads, keys, head_size] tensor has.
-
-    Raises:
-        Miss: That is not known, or the rank is another.
-    """
-    shape = found.work.shape(tensor)
-    if shape is None or len(shape) != 4:
-        raise Miss(f"{tensor.name} is {text(shape)}, want rank 4", found.anchor)
-    return static(shape[1], "the number of key/value heads", found.anchor)
+    return (*front, q[-2], kt[-1])
 
 
 def _attributes(found: Found, heads: int, kv_heads: int) -> dict[str, object]:
@@ -170,56 +140,6 @@ def _softcap(found: Found) -> float:
     if not math.isclose(cap, over, rel_tol=1e-3) or cap <= 0:
         raise Miss(f"divides by {over:g} before tanh and multiplies by {cap:g}", found.node(bent))
     return cap
-
-
-def _mask(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
-    """Return the additive mask, or nothing; nodes that compute it are added to ``made``."""
-    if found.has("mask"):
-        tensor = found["mask"]
-        if found.has("bias"):
-            total = found.work.fresh(tensor, "with_bias")
-            made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
-            fits(found, found["bias"], space)
-            fits(found, tensor, space)
-            return (total,)
-    elif found.has("fill"):
-        tensor = _filled(found, made)
-        fits(found, found["keep" if found.has("keep") else "drop"], space)
-        return (tensor,)
-    else:
-        return ()
-    fits(found, tensor, space)
-    if found.work.dtype(tensor) not in FLOATS:
-        raise Miss(f"mask {tensor.name} is not floating-point", producer(tensor))
-    return (tensor,)
-
-
-def _filled(found: Found, made: list[NewNode]) -> gs.Tensor:
-    """Turn where(keep, scores, fill) into scores + where(keep, 0, fill).
-
-    The two agree where fill absorbs the scores: always for -inf, and for the lowest number of a
-    type but in fully masked rows of fp16, which the proof tries.
-    """
-    fill = found["fill"]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
-    if found.scalar("fill") > -6e4:
-        raise Miss(f"masks with {found.scalar('fill'):g}, which scores may reach", found.anchor)
-    zero = found.work.constant(fill, "zero", np.zeros((), dtype))
-    mask = found.work.fresh(fill, "mask")
-    choice = (found["keep"], zero, fill) if found.has("keep") else (found["drop"], fill, zero)
-    made.append(NewNode("Where", choice, (mask,), {}, ""))
-    return mask
-
-
-def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
-    """Refuse a mask that does not provably broadcast to [batch, heads, queries, keys]."""
-    shape = found.work.shape(tensor)
-    if shape is None or not broadcasts(shape, space):
-        raise Miss(
-            f"mask {tensor.name} is {text(shape)}, which does not provably broadcast to the "
-            f"scores' {text(space)}",
-            producer(tensor),
-        )
 
 
 FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=4)

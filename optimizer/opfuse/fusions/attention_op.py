@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.attention import fits, heads_of, without_copies
+from opfuse.fusions.attention_operands import fits, heads_of, without_copies
 from opfuse.fusions.guards import floating, static, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement

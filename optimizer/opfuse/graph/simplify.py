@@ -13,6 +13,7 @@ from opfuse.graph import edit
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.rewriter import Rewriter, Rule
+from opfuse.graph.unbatch import unbatch
 
 _WIDER = {
     (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT),
@@ -253,7 +254,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Squeeze": (view,),
     "Unsqueeze": (view,),
     "Flatten": (view,),
-    "Reshape": (view, flat_transpose, unflattened_linear, reshape),
+    "Reshape": (view, flat_transpose, unflattened_linear, unbatch, reshape),
     "Transpose": (transpose,),
     "Gemm": (gemm,),
 }

@@ -1,0 +1,124 @@
+"""q, k, v, and the mask of an attention, in the layout that FlashAttention takes them in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from opfuse.fusions.guards import FLOATS, broadcasts, static, text
+from opfuse.fusions.repeat_kv import unrepeat
+from opfuse.graph.edit import producer
+from opfuse.graph.facts import Shape
+from opfuse.graph.fusion import Found, Miss, NewNode
+
+_REACHABLE = -6e4  # scores above this may compete with a finite fill
+
+
+def key_of(
+    found: Found, kt: gs.Tensor, rank: int, made: list[NewNode]
+) -> tuple[gs.Tensor, list[gs.Node]]:
+    """Return k, whose transpose is ``kt``, and the Transpose that is no longer needed.
+
+    A Transpose that makes k from what ``kt`` was made from is added to ``made`` if there has to be
+    one.
+    """
+    swap = (*range(rank - 2), rank - 1, rank - 2)
+    node = producer(kt)
+    perm = () if node is None or node.op != "Transpose" else tuple(node.attrs.get("perm", ()))
+    if node is None or len(perm) != rank:
+        source, turn, taken = kt, swap, []
+    else:
+        source, turn, taken = node.inputs[0], tuple(int(perm[axis]) for axis in swap), [node]
+    if turn == tuple(range(rank)):
+        return source, taken
+    key = found.work.fresh(source, "keys")
+    made.append(NewNode("Transpose", (source,), (key,), {"perm": list(turn)}, ""))
+    return key, taken
+
+
+def without_copies(
+    found: Found, key: gs.Tensor, value: gs.Tensor
+) -> tuple[gs.Tensor, gs.Tensor, list[gs.Node]]:
+    """Return k and v before they were copied for their groups, and the nodes that copy them."""
+    few_keys, copies = unrepeat(found.work, key)
+    few_values, value_copies = unrepeat(found.work, value)
+    if not copies or not value_copies:
+        return key, value, []
+    if heads_of(found, few_keys) != heads_of(found, few_values):
+        return key, value, []
+    return few_keys, few_values, copies + value_copies
+
+
+def heads_of(found: Found, tensor: gs.Tensor) -> int:
+    """Return how many heads a [batch, heads, keys, head_size] tensor has.
+
+    Raises:
+        Miss: That is not known, or the rank is another.
+    """
+    shape = found.work.shape(tensor)
+    if shape is None or len(shape) != 4:
+        raise Miss(f"{tensor.name} is {text(shape)}, want rank 4", found.anchor)
+    return static(shape[1], "the number of key/value heads", found.anchor)
+
+
+def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
+    """Return the additive mask, or nothing; nodes that compute it are added to ``made``.
+
+    Raises:
+        Miss: It does not provably broadcast to ``space``, the shape of the scores.
+    """
+    if found.has("fill"):
+        return (_filled(found, space, made),)
+    if not found.has("mask"):
+        return ()
+    tensor = found["mask"]
+    fits(found, tensor, space)
+    if found.has("bias"):
+        fits(found, found["bias"], space)
+        total = found.work.fresh(tensor, "with_bias")
+        made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
+        return (total,)
+    if found.work.dtype(tensor) not in FLOATS:
+        raise Miss(f"mask {tensor.name} is not floating-point", producer(tensor))
+    return (tensor,)
+
+
+def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
+    """Turn where(keep, scores, fill) into scores + where(keep, 0, fill).
+
+    The two agree where fill absorbs the scores: always for -inf, and for the lowest number of a
+    type but in fully masked rows of fp16, which the proof tries.
+    """
+    fill = found["fill"]
+    choice = found["keep" if found.has("keep") else "drop"]
+    fits(found, choice, space)
+    if found.scalar("fill") > _REACHABLE:
+        raise Miss(f"masks with {found.scalar('fill'):g}, which scores may reach", found.anchor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
+    zero = found.work.constant(fill, "zero", np.zeros((), dtype))
+    mask = found.work.fresh(fill, "mask")
+    order = (choice, zero, fill) if found.has("keep") else (choice, fill, zero)
+    made.append(NewNode("Where", order, (mask,), {}, ""))
+    return mask
+
+
+def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
+    """Refuse a mask that does not provably broadcast to the scores' shape."""
+    shape = found.work.shape(tensor)
+    if shape is None or not broadcasts(shape, space):
+        raise Miss(
+            f"mask {tensor.name} is {text(shape)}, which does not provably broadcast to the "
+            f"scores' {text(space)}",
+            producer(tensor),
+        )
+
+
+def with_head(found: Found, tensor: gs.Tensor, rank: int, made: list[NewNode]) -> gs.Tensor:
+    """Return [batch * heads, m, n] as [batch * heads, 1, m, n], one head each."""
+    if rank < 3:  # a mask that broadcasts over the axis as it is
+        return tensor
+    axis = found.work.constant(tensor, "axis", np.array([1], np.int64))
+    out = found.work.fresh(tensor, "one_head")
+    made.append(NewNode("Unsqueeze", (tensor, axis), (out,), {}, ""))
+    return out
