@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 Array = np.ndarray[Any, Any]
 
-TOLERANCE = {
+TOLERANCE: dict[int, float] = {
     TensorProto.DOUBLE: 1e-4,
     TensorProto.FLOAT: 1e-4,
     TensorProto.FLOAT16: 2e-2,
@@ -50,9 +50,15 @@ class Difference:
         return self.reason or f"relative error {self.max_rel:.2g}"
 
 
+def largest(dtype: np.dtype[Any]) -> float:
+    """The largest finite number of a floating-point type; its negative is the lowest."""
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
 def tolerance(elements: Iterable[int]) -> float:
     """The tolerance of the coarsest of the ONNX element types ``elements``."""
-    return max((TOLERANCE[e] for e in elements if e in TOLERANCE), default=1e-4)
+    known = (TOLERANCE.get(element, 0.0) for element in elements)
+    return max(known, default=0.0) or TOLERANCE[TensorProto.FLOAT]
 
 
 def compare(reference: Array, other: Array) -> Difference:
@@ -61,7 +67,7 @@ def compare(reference: Array, other: Array) -> Difference:
         return _apart(f"shape {list(other.shape)}, want {list(reference.shape)}")
     if not is_float(reference):
         same = np.array_equal(reference, other)
-        return Difference() if same else _apart(f"{_share(reference != other)} of the values differ")
+        return Difference() if same else _apart(f"{_share(reference != other)} values differ")
     if not is_float(other):
         return _apart(f"type {other.dtype}, want {reference.dtype}")
     reason = _non_finite(reference, other)
@@ -97,7 +103,8 @@ def _scale(reference: Array, finite: Array) -> Array:
     if reference.ndim == 0 or reference.shape[-1] < _NARROW_ROW:
         return np.asarray(whole)
     rows = np.sqrt(np.mean(np.square(reference), axis=-1, keepdims=True))
-    return np.maximum(rows, _ROW_FLOOR * whole)
+    scale: Array = np.maximum(rows, _ROW_FLOOR * whole)
+    return scale
 
 
 def _non_finite(reference: Array, other: Array) -> str:
@@ -120,7 +127,7 @@ def _signed_infinity(array: Array) -> Array:
 
 def _side_of_limit(array: Array) -> Array:
     """1 or -1 where a value is infinite or nearly the largest of its type, else 0."""
-    limit = _NEAR_LIMIT * float(ml_dtypes.finfo(array.dtype).max)
+    limit = _NEAR_LIMIT * largest(array.dtype)
     wide = array.astype(np.float64)
     return np.where(np.abs(wide) >= limit, np.sign(wide), 0)
 

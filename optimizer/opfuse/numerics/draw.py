@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import chain, count
 from math import prod
 
-import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
 from opfuse.graph.dims import Dim, Sym, evaluate
 from opfuse.graph.match import TensorSpec
 from opfuse.numerics.case import Case, Weight
-from opfuse.numerics.compare import FLOATS, Array
+from opfuse.numerics.compare import FLOATS, Array, largest
 from opfuse.numerics.roles import Roles
 
 Sizes = Mapping[str, int]
@@ -149,8 +148,8 @@ def _input(
         return typed(rng.integers(0, bound, shape), spec.dtype)
     drawn = _floats(shape, setting.values, rng, mask=spec.name in roles.masks)
     if masked:
-        limit = ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(spec.dtype)).min
-        lowest = -np.inf if setting.values == "masked" else float(limit)
+        limit = largest(helper.tensor_dtype_to_np_dtype(spec.dtype))
+        lowest = -np.inf if setting.values == "masked" else -limit
         hidden = np.where(rng.random(shape) < 0.3, lowest, drawn)
         drawn = _hide_rows(hidden, lowest)
     return typed(drawn, spec.dtype)
@@ -178,7 +177,8 @@ def _hide_rows(mask: Array, hidden: object) -> Array:
     """Every second row of the last axis, the first among them."""
     rows = mask.reshape(-1, mask.shape[-1]) if mask.ndim else mask.reshape(1, 1)
     rows[::2] = hidden
-    return rows.reshape(mask.shape)
+    masked: Array = rows.reshape(mask.shape)
+    return masked
 
 
 def _keep_one(flags: Array) -> Array:
@@ -207,6 +207,6 @@ def _vary(values: Array, rng: np.random.Generator) -> Array:
     finite = wide[np.isfinite(wide)]
     rms = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
     factor, noise = rng.uniform(0.5, 1.5, wide.shape), rng.standard_normal(wide.shape)
-    limit = float(ml_dtypes.finfo(values.dtype).max)
+    limit = largest(values.dtype)
     varied = np.clip(wide * factor, -limit, limit)
     return np.where(np.isfinite(wide), varied, wide) + 0.05 * (rms or 2.0) * noise

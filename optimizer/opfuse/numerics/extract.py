@@ -95,12 +95,13 @@ class _Parts:
             [make_empty_tensor_value_info(name) for name in dict.fromkeys(outputs)],
             initializers,
         )
-        return make_model(
+        made = make_model(
             graph,
             ir_version=self.source.ir_version,
             opset_imports=self.source.opset_import,
             functions=subgraph.functions,
-        ).SerializeToString()
+        )
+        return bytes(made.SerializeToString())
 
 
 def _check_shapes(inputs: Iterable[TensorSpec]) -> None:

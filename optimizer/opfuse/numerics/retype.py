@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from opfuse.graph.protos import is_external, subgraphs
-from opfuse.numerics.compare import Array, is_float
+from opfuse.numerics.compare import Array, is_float, largest
 
 # Attributes that set the type of a result; ONNX's evaluator knows no stash_type but FLOAT.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
 
 def retype(model: ModelProto, old: Collection[int], new: int) -> ModelProto:
-    """Return a copy that computes in element type ``new`` wherever ``model`` does in one of ``old``.
+    """Return a copy that computes in type ``new`` where ``model`` computes in one of ``old``.
 
-    External initializers keep their type; whoever feeds them converts them.
+    Initializers whose values lie elsewhere are to be fed in the new type.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -58,15 +57,18 @@ def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> Non
         attribute.i = new
     elif attribute.name in ("value_float", "value_floats") and TensorProto.FLOAT in old:
         values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-        attribute.CopyFrom(
-            onnx.helper.make_attribute("value", numpy_helper.from_array(convert(np.asarray(values, np.float32), new)))
-        )
+        tensor = numpy_helper.from_array(convert(np.asarray(values, np.float32), new))
+        attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 
 def _tensor(tensor: TensorProto, old: Collection[int], new: int) -> None:
-    if tensor.data_type in old and not is_external(tensor):
-        converted = numpy_helper.from_array(convert(numpy_helper.to_array(tensor), new), tensor.name)
-        tensor.CopyFrom(converted)
+    if tensor.data_type not in old or is_external(tensor):
+        return
+    if tensor.raw_data or tensor.float_data or tensor.int32_data:
+        values = convert(numpy_helper.to_array(tensor), new)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    else:
+        tensor.data_type = new
 
 
 def convert(values: Array, element: int) -> Array:
@@ -77,6 +79,5 @@ def convert(values: Array, element: int) -> Array:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
     if not is_float(values):
         return values.astype(dtype)
-    lowest = values == ml_dtypes.finfo(values.dtype).min
-    converted: Array = values.astype(dtype)
-    return np.where(lowest, np.asarray(ml_dtypes.finfo(dtype).min, dtype), converted)
+    lowest = np.asarray(-largest(dtype), dtype)
+    return np.where(values == -largest(values.dtype), lowest, values.astype(dtype))

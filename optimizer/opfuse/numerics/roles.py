@@ -14,7 +14,10 @@ _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "ReduceMean", "Rms
 _SCALED = frozenset({"MatMul", "Gemm", "Conv", "Einsum"}) | _SOFTMAX
 # Operators that a value passes on its way without becoming another quantity.
 _PASS = frozenset(
-    "Cast Reshape Unsqueeze Squeeze Expand Slice Transpose Identity Neg Not Concat Tile".split()
+    {
+        *("Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Slice", "Transpose"),
+        *("Identity", "Neg", "Not", "Concat", "Tile"),
+    }
 )
 _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
 _MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1}  # first input that is a mask

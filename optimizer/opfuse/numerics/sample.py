@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 import numpy as np
-from onnx import GraphProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ValueInfoProto
 
 from opfuse.graph.dims import Dim, Sym, evaluate, parse, symbol
 from opfuse.numerics.compare import FLOATS, Array
@@ -71,8 +71,9 @@ def _guesses(items: Sequence[Input]) -> Iterator[Sizes]:
     rest = [s for s in symbols if s not in leading]
     primes = dict(zip(rest, chain(_PRIMES, count(23)), strict=False))
     totals = _totals(items, rest)
-    summed = {**primes, **dict.fromkeys(totals, sum(v for s, v in primes.items() if s not in totals))}
-    plus_one = {s: v + 1 for s, v in zip(totals, _others(primes, totals), strict=False)}
+    others = [size for name, size in primes.items() if name not in totals]
+    summed = {**primes, **dict.fromkeys(totals, sum(others))}
+    plus_one = {name: size + 1 for name, size in zip(totals, others, strict=False)}
     yield {**batch, **primes}
     yield {**batch, **dict.fromkeys(rest, 8)}
     yield {**batch, **summed}
@@ -137,10 +138,6 @@ def _totals(items: Sequence[Input], symbols: Sequence[str]) -> list[str]:
     return [s for s in symbols if s not in elsewhere or "total" in s]
 
 
-def _others(sizes: Sizes, totals: Sequence[str]) -> list[int]:
-    return [value for name, value in sizes.items() if name not in totals]
-
-
 def _past(items: Sequence[Input], sizes: Sizes) -> int:
     """How many positions come before the first: the length of the cache that is fed."""
     lengths = [
@@ -170,8 +167,8 @@ def _indices(
 
 
 def _positions(shape: tuple[int, ...], past: int) -> Array:
-    length = shape[-1] if shape else 1
-    return np.broadcast_to(np.arange(past, past + length).reshape((length,) if shape else ()), shape)
+    steps = np.arange(past, past + shape[-1]) if shape else np.array(past)
+    return np.broadcast_to(steps, shape)
 
 
 def _padding(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -55,6 +55,7 @@ class OnnxRuntime:
         self._names = {item.name for item in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """As :meth:`Runner.run`; what the model has no input for is left out."""
         values = {name: array for name, array in feeds.items() if name in self._names}
         try:
             return list(self._session.run(None, values))
@@ -74,6 +75,7 @@ class Reference:
             raise CannotRun(one_line(error)) from None
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """As :meth:`Runner.run`; what the model has no input for is left out."""
         wanted = {n: a for n, a in feeds.items() if n in self._evaluator.input_names}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):

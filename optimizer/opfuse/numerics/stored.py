@@ -30,6 +30,7 @@ class InFile:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return _nbytes(self.element, self.shape)
 
     def array(self) -> Array:
@@ -57,17 +58,21 @@ class InMemory:
 
     @property
     def element(self) -> int:
+        """The ONNX element type."""
         return int(onnx.helper.np_dtype_to_tensor_dtype(self.values.dtype))
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
         return tuple(self.values.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return int(self.values.nbytes)
 
     def array(self) -> Array:
+        """The values."""
         return self.values
 
 
@@ -80,19 +85,23 @@ class Joined:
 
     @property
     def element(self) -> int:
+        """The ONNX element type."""
         return self.parts[0].element
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
         shape = list(self.parts[0].shape)
         shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
         return tuple(shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return sum(part.nbytes for part in self.parts)
 
     def array(self) -> Array:
+        """The values."""
         return np.concatenate([part.array() for part in self.parts], self.axis)
 
 
@@ -105,13 +114,16 @@ class Converted:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
         return self.kept.shape
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return _nbytes(self.element, self.shape)
 
     def array(self) -> Array:
+        """The values."""
         return self.kept.array().astype(onnx.helper.tensor_dtype_to_np_dtype(self.element))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
@@ -129,7 +128,7 @@ class _Loaded:
         for sizes in tries:
             try:
                 feeds = sample.draw(items, sizes, seed)
-                runs = [(feeds, self.run(feeds))]
+                runs: list[Run] = [(feeds, self.run(feeds))]
             except (CannotRun, ValueError) as reason:
                 reasons.append(str(reason))
                 continue
@@ -138,7 +137,9 @@ class _Loaded:
             return runs
         raise CannotRun(reasons[0])
 
-    def _run_single(self, items: Sequence[sample.Input], sizes: sample.Sizes, seed: int) -> list[Run]:
+    def _run_single(
+        self, items: Sequence[sample.Input], sizes: sample.Sizes, seed: int
+    ) -> list[Run]:
         """Not every model takes a sequence of one."""
         try:
             feeds = sample.draw(items, sizes, seed)
