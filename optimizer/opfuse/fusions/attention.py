@@ -21,7 +21,7 @@ from opfuse.fusions.attention_operands import (
     with_head,
     without_copies,
 )
-from opfuse.fusions.guards import floating, last_axis, same_type, static, text
+from opfuse.fusions.guards import FLOATS, floating, last_axis, same_type, static, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
@@ -35,7 +35,7 @@ def scaled(x: Pattern, name: str) -> Pattern:
 
 
 scores = op.MatMul(scaled(Var("q"), "q"), scaled(Var("kt"), "k"))
-logits = scaled(maybe_cast(scores), "scores")
+logits = maybe_cast(scaled(maybe_cast(scores), "scores"))
 bent = op.Mul(op.Tanh(scaled(logits, "cap")), Const("softcap"))
 capped = any_of(bent, logits)
 kept = op.Where(Var("keep"), capped, Const("fill"))
@@ -55,6 +55,7 @@ def _build(found: Found) -> Replacement:
     same_type(found, result, dtype)
     space = _score_space(found)
     last_axis(found.node(softmax), len(space))
+    _check_casts(found)
     made: list[NewNode] = []
     key, also = key_of(found, found["kt"], len(space), made)
     mask = mask_of(found, space, made)
@@ -82,6 +83,13 @@ def _flat(
     made.append(NewNode("FlashAttention", tuple(inputs), (whole,), _attributes(found, 1, 1)))
     made.append(NewNode("Squeeze", (whole, axis), (result,), {}, ""))
     return Replacement(made, also)
+
+
+def _check_casts(found: Found) -> None:
+    """Refuse a Cast that does more than widen or round to a floating-point type."""
+    for node in found.nodes:
+        if node.op == "Cast" and found.work.dtype(node.outputs[0]) not in FLOATS:
+            raise Miss("casts to another type than fp32, fp16, or bf16", node)
 
 
 def _score_space(found: Found) -> Shape:
@@ -142,4 +150,4 @@ def _softcap(found: Found) -> float:
     return cap
 
 
-FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=4)
+FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=2)

@@ -85,18 +85,23 @@ def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor,
 
 
 def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
-    """Turn where(keep, scores, fill) into scores + where(keep, 0, fill).
+    """Turn where(keep, scores, fill) into scores + where(keep, 0, lowest).
 
-    The two agree where fill absorbs the scores: always for -inf, and for the lowest number of a
-    type but in fully masked rows of fp16, which the proof tries.
+    The two agree where the lowest number of the type, which stands for any finite fill, absorbs the
+    scores, so that a fully masked row weighs all keys alike. It does but in fp16, which the proof
+    tries.
     """
     fill = found["fill"]
     choice = found["keep" if found.has("keep") else "drop"]
     fits(found, choice, space)
-    if found.scalar("fill") > _REACHABLE:
-        raise Miss(f"masks with {found.scalar('fill'):g}, which scores may reach", found.anchor)
+    value = found.scalar("fill")
+    if value > _REACHABLE:
+        raise Miss(f"masks with {value:g}, which scores may reach", found.anchor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
     zero = found.work.constant(fill, "zero", np.zeros((), dtype))
+    if np.isfinite(value):
+        lowest = np.nextafter(np.array(-np.inf, dtype), zero.values)
+        fill = found.work.constant(fill, "lowest", np.asarray(lowest))
     mask = found.work.fresh(fill, "mask")
     order = (choice, zero, fill) if found.has("keep") else (choice, fill, zero)
     made.append(NewNode("Where", order, (mask,), {}, ""))

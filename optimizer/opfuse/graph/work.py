@@ -119,7 +119,7 @@ class Work:
             Miss: It is another: one op has one definition in a model, and this attribute decides
                 what it is.
         """
-        taken = self._made.get(op, {}).get(attribute, value)
+        taken = str(self._made.get(op, {}).get(attribute, value))
         if taken != value:
             raise Miss(f"{op} stands for {attribute}={taken} in this model already", node)
 

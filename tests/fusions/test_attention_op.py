@@ -1,0 +1,115 @@
+"""The standard Attention operator becomes FlashAttention."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fusions.test_repeat_kv import SPELLINGS, repeated
+from tests.small import fuse_model, model
+
+QKV = "T[B, 4, Q, 6] q, T[B, 4, K, 6] k, T[B, 4, K, 6] v"
+SELF = QKV.replace("Q", "K")
+SIZES = ({"B": 2, "Q": 5, "K": 5}, {"B": 1, "Q": 1, "K": 7}, {"B": 3, "Q": 4, "K": 1})
+SQUARE = ({"B": 2, "K": 5}, {"B": 1, "K": 1})
+
+
+def attention(last="", attributes="", inputs="", *, qkv=QKV, before="", dtype="float", opset=23):
+    text = f"{before}\ny = Attention{attributes}(q, k, v{last})"
+    typed = ", ".join(filter(None, [qkv, inputs]))
+    return fuse_model(model(text, typed, dtype=dtype, opset=opset))
+
+
+@pytest.mark.parametrize("attributes", ["", "<scale=0.25>", "<softcap=2.0>"])
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_without_a_mask(attributes, dtype):
+    outcome = attention(attributes=attributes, dtype=dtype)
+    assert outcome.ops == ["FlashAttention"]
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("shape", ["B, 1, Q, K", "B, 4, Q, K", "1, 1, Q, K", "Q, K"])
+def test_additive_masks(shape):
+    outcome = attention(", mask", inputs=f"T[{shape}] mask")
+    assert outcome.ops == ["FlashAttention"]
+    outcome.same(*SIZES)
+
+
+def test_a_boolean_mask():
+    outcome = attention(", mask", inputs="bool[B, 1, Q, K] mask")
+    assert outcome.ops == ["Where", "FlashAttention"]
+    keep = np.random.default_rng(5).integers(0, 2, (2, 1, 5, 5)).astype(bool)
+    keep[..., 0] = True
+    outcome.same({"B": 2, "Q": 5, "K": 5}, mask=keep)
+
+
+def test_causal():
+    outcome = attention(attributes="<is_causal=1>", qkv=SELF)
+    assert outcome.ops == ["FlashAttention"]
+    assert outcome.attribute("FlashAttention", "causal") == 1
+    outcome.same(*SQUARE)
+
+
+def test_causal_with_a_mask():
+    outcome = attention(", mask", "<is_causal=1>", "T[B, 1, K, K] mask", qkv=SELF)
+    assert outcome.ops == ["FlashAttention"]
+    outcome.same(*SQUARE)
+
+
+def test_grouped_heads():
+    qkv = "T[B, 6, Q, 5] q, T[B, 2, K, 5] k, T[B, 2, K, 5] v"
+    outcome = attention(qkv=qkv)
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == 2
+    outcome.same(*SIZES)
+
+
+def test_repeated_heads_are_dropped():
+    before = repeated(SPELLINGS["by shape"], "k0", "k", 2, 2)
+    before += repeated(SPELLINGS["by shape"], "v0", "v", 2, 2)
+    qkv = "T[B, 4, Q, 6] q, T[B, 2, K, 6] k0, T[B, 2, K, 6] v0"
+    outcome = attention(qkv=qkv, before=before)
+    assert outcome.ops == ["FlashAttention"]
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == 2
+    outcome.same(*SIZES)
+
+
+def test_a_cap_stands_before_the_mask():
+    outcome = attention(", mask", "<softcap=2.0>", "T[B, 1, Q, K] mask")
+    assert outcome.ops == ["FlashAttention"]
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("kind", ["bool", "T"])
+def test_a_fully_masked_row_gives_zeros(kind):
+    outcome = attention(", mask", inputs=f"{kind}[B, 1, Q, K] mask")
+    keep = np.ones((2, 1, 5, 5), bool)
+    keep[0, 0, 2] = False
+    mask = keep if kind == "bool" else np.where(keep, 0, -np.inf).astype(np.float32)
+    outcome.same({"B": 2, "Q": 5, "K": 5}, mask=mask)
+
+
+def test_causal_over_other_keys_is_refused():
+    outcome = attention(attributes="<is_causal=1>")
+    outcome.refused("FlashAttention", "y", "is causal with Q queries and K keys")
+
+
+def test_a_mask_of_unprovable_shape_is_refused():
+    outcome = attention(", mask", inputs="T[C, 1, Q, K] mask")
+    outcome.refused("FlashAttention", "y", "which does not provably broadcast")
+
+
+def test_rank_3_is_refused():
+    qkv = "T[B, Q, 24] q, T[B, K, 24] k, T[B, K, 24] v"
+    outcome = attention(attributes="<q_num_heads=4, kv_num_heads=4>", qkv=qkv)
+    outcome.refused("FlashAttention", "y", "q, k, v have ranks 3, 3, 3, want 4")
+    outcome.same(*SIZES)
+
+
+def test_a_cache_is_refused():
+    past = "T[B, 4, P, 6] past_k, T[B, 4, P, 6] past_v"
+    outcome = attention(", mask, past_k, past_v", inputs=f"T[B, 4, Q, W] mask, {past}")
+    outcome.refused("FlashAttention", "y", "has a key/value cache of its own")
+
+
+def test_fp64_is_refused():
+    attention(dtype="double").refused("FlashAttention", "y", "neither fp32, fp16, nor bf16")
