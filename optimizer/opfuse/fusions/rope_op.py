@@ -20,10 +20,12 @@ def _build(found: Found) -> Replacement:
     if len(shape) != 4 or len(half) != 3:
         raise Miss(f"x {text(shape)} and cos {text(half)}, want ranks 4 and 3", node)
     size = static(shape[3], "the size that turns", node)
-    if node.attrs.get("interleaved", 0) or node.attrs.get("rotary_dim", 0) not in (0, size):
+    turned = node.attrs.get("rotary_embedding_dim", 0)
+    if node.attrs.get("interleaved", 0) or turned not in (0, size):
         raise Miss("turns pairs or only a part of each head", node)
     if half != (shape[0], shape[2], size // 2) and half != (1, shape[2], size // 2):
         raise Miss(f"cos {text(half)} does not fit x {text(shape)}", node)
+    found.work.claim("Rope", "interleaved", "0", node)
     made: list[NewNode] = []
     caches = []
     for name in ("cos", "sin"):
@@ -32,7 +34,7 @@ def _build(found: Found) -> Replacement:
         made.append(NewNode("Concat", (found[name],) * 2, (both,), {"axis": -1}, ""))
         made.append(NewNode("Unsqueeze", (both, axis), (wide,), {}, ""))
         caches.append(wide)
-    made.append(turn(found["x"], caches[0], caches[1], node.outputs[0], shape, size, 0))
+    made.append(turn(found["x"], caches[0], caches[1], node.outputs[0], shape))
     return Replacement(made)
 
 
