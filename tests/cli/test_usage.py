@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from models.handmade import graph_model, node, write
 from opfuse.arguments import config_of, parser
 from opfuse.errors import InputError
 from opfuse.shape_syntax import parse_shapes
@@ -53,6 +54,11 @@ def test_bad_shapes(cli, llama, old_output, text):
 def test_shapes_that_the_model_does_not_have(cli, llama, old_output, shapes, says):
     result = cli("fuse", llama, "-o", old_output, "--optShapes", shapes)
     result.refused(2, says, "input_ids", "position_ids")
+
+
+def test_shapes_of_a_model_without_dynamic_dimensions(cli, tmp_path, old_output):
+    path = write(tmp_path / "fixed.onnx", graph_model([node("Relu", "x", "y", "r")]))
+    cli("fuse", path, "-o", old_output, "--optShapes", "x:5").refused(2, "'x'", "4")
 
 
 @pytest.mark.parametrize(
