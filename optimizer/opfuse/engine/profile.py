@@ -72,10 +72,9 @@ def resolve(
     for name, dims in inputs.items():
         if any(isinstance(dim, Sym) for dim in dims):
             ranges[name] = Range(*(_evaluated(name, dims, level, listing) for level in sizes))
-    for level, shapes, found in zip(
-        LEVELS, given, zip(*ranges.values(), strict=True), strict=False
-    ):
-        _check_given(level, shapes, dict(zip(ranges, found, strict=True)), inputs, listing)
+    for index, (level, shapes) in enumerate(zip(LEVELS, given, strict=True)):
+        found = {name: levels[index] for name, levels in ranges.items()}
+        _check_given(level, shapes, found, inputs, listing)
     return Profile(ranges, assumed)
 
 
