@@ -73,9 +73,7 @@ def match(
         parsed = nodes(text)
         used = {name for node in parsed for name in node.input}
         read = tuple(s for s in specs if s.name in used)
-        return Subgraph(
-            parsed, read, out, tuple(c for c in constants if c.name in used), defined
-        )
+        return Subgraph(parsed, read, out, tuple(c for c in constants if c.name in used), defined)
 
     return Match("Test", f"{signature}/fused", signature, side(before), side(after), signature)
 

@@ -15,7 +15,6 @@ from opfuse.numerics import stored
 from opfuse.numerics.chunks import Chunked
 from opfuse.numerics.stored import InFile, InMemory, Joined
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -143,5 +142,3 @@ def test_memory_stays_near_one_piece(tmp_path, monkeypatch):
     )
     peak = child.run("probe:peak_of_run", (str(tmp_path), 20 << 20))
     assert peak < 80 << 20
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -99,7 +100,7 @@ def test_a_wrong_epsilon_is_refuted(dtype, epsilon):
 
 @TYPED
 def test_a_dropped_gamma_is_refuted(dtype):
-    after = 'one = CastLike(unity, x)\ny = opfuse.RmsNorm<epsilon: float = 1e-6>(x, one)'
+    after = "one = CastLike(unity, x)\ny = opfuse.RmsNorm<epsilon: float = 1e-6>(x, one)"
     subject = match(
         RMS.format(code=CODES[dtype]),
         after,
@@ -117,8 +118,7 @@ def test_a_dropped_gamma_is_refuted(dtype):
 
 def test_a_gamma_of_ones_does_not_hide_that_it_is_read_wrongly():
     before = "n = LayerNormalization<axis: int = -1>(x, gamma, beta)\ny = Add(n, beta)"
-    after = "n = LayerNormalization<axis: int = -1>(x, gamma, beta)\ny = Add(n, gamma)"
-    after = after.replace("Add(n, gamma)", "Sub(n, beta)")
+    after = before.replace("Add", "Sub")
     subject = match(
         before,
         after,
@@ -192,8 +192,12 @@ def test_a_boolean_mask_gets_rows_without_any_key():
     wrong = match(
         masked,
         masked.replace("low", "lowest"),
-        ["q: float[b, 4, s, 16]", "k: float[b, 4, s, 16]", "v: float[b, 4, s, 16]",
-         "mask: bool[b, 1, s, s]"],
+        [
+            "q: float[b, 4, s, 16]",
+            "k: float[b, 4, s, 16]",
+            "v: float[b, 4, s, 16]",
+            "mask: bool[b, 1, s, s]",
+        ],
         ["y: float[b, 4, s, 16]"],
         [constant("scale", 0.25), minus_inf, constant("lowest", finite.values)],
     )
@@ -207,7 +211,11 @@ keys = Reshape(many, shape)
 kt = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
 y = MatMul(q, kt)
 """
-TILE = "keys = Tile(k, repeats)\nkt = Transpose<perm: ints = [0, 1, 3, 2]>(keys)\ny = MatMul(q, kt)"
+TILE = """
+keys = Tile(k, repeats)
+kt = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
+y = MatMul(q, kt)
+"""
 
 
 @TYPED
@@ -255,21 +263,22 @@ def test_merged_weights_are_those_of_the_parts(dtype, order):
 
 def test_large_weights_are_imitated_not_read():
     rows, cols = 1024, 1100
-    missing = normal("w", rows, cols)
-    case = build(
-        match("y = MatMul(x, w)", "y = MatMul(x, w)", [f"x: float[n, {rows}]"], [f"y: float[n, {cols}]"], [missing]),
-        opsets(),
-        Path(),
+    text = "y = MatMul(x, w)"
+    subject = match(
+        text, text, [f"x: float[n, {rows}]"], [f"y: float[n, {cols}]"], [normal("w", rows, cols)]
     )
+    case = build(subject, opsets(), Path())
     assert case.weights[0].values is None
     assert len(case.before) < 1000
     assert judge(case, seed=0).reason == ""
 
 
 def test_an_overflow_that_the_fused_form_avoids_is_no_fault():
-    naive = RMS.replace("wide = Cast<to: int = 1>(x)", "wide = Identity(x)").replace(
-        "Add(mean, epsilon)", "Add(mean, tiny)"
-    ).replace("two = Constant<value_float: float = 2.0>()", "two = CastLike(pair, x)")
+    naive = (
+        RMS.replace("wide = Cast<to: int = 1>(x)", "wide = Identity(x)")
+        .replace("Add(mean, epsilon)", "Add(mean, tiny)")
+        .replace("two = Constant<value_float: float = 2.0>()", "two = CastLike(pair, x)")
+    )
     subject = match(
         naive.format(code=10),
         "y = opfuse.RmsNorm<epsilon: float = 1e-6>(x, gamma)",
@@ -286,10 +295,14 @@ def test_an_overflow_that_the_fused_form_avoids_is_no_fault():
 
 
 def test_an_overflow_that_only_the_fused_form_has_is_refuted():
-    naive = RMS_FUNCTION.replace("wide = Cast<to: int = 1>(x)", "wide = Identity(x)").replace(
-        "small = Constant<value_float: float = @epsilon>()",
-        "e = Constant<value_float: float = @epsilon>()\nsmall = CastLike(e, x)",
-    ).replace("factor = Cast<to: int = 1>(gamma)", "factor = Identity(gamma)")
+    naive = (
+        RMS_FUNCTION.replace("wide = Cast<to: int = 1>(x)", "wide = Identity(x)")
+        .replace(
+            "small = Constant<value_float: float = @epsilon>()",
+            "e = Constant<value_float: float = @epsilon>()\nsmall = CastLike(e, x)",
+        )
+        .replace("factor = Cast<to: int = 1>(gamma)", "factor = Identity(gamma)")
+    )
     subject = match(
         RMS.format(code=10),
         "y = opfuse.RmsNorm<epsilon: float = 1e-6>(x, gamma)",
@@ -325,15 +338,18 @@ def test_what_cannot_run_is_not_proven():
 
 def test_a_fused_form_that_does_not_run_is_refuted():
     subject = match(
-        "y = MatMul(a, b)", "y = MatMul(b, a)", ["a: float[n, 8]", "b: float[8, 9]"], ["y: float[n, 9]"]
+        "y = MatMul(a, b)",
+        "y = MatMul(b, a)",
+        ["a: float[n, 8]", "b: float[8, 9]"],
+        ["y: float[n, 9]"],
     )
     assert "the fused form does not run" in verdict(subject).reason
 
 
 def test_an_unknown_rank_cannot_be_proven():
     subject = match("y = Neg(x)", "y = Neg(x)", ["x: float[n]"], ["y: float[n]"])
-    unknown = subject.before.inputs[0].__class__("x", 1, None)
-    object.__setattr__(subject.before, "inputs", (unknown,))
+    unknown = replace(subject.before.inputs[0], shape=None)
+    subject = replace(subject, before=replace(subject.before, inputs=(unknown,)))
     with pytest.raises(CannotProve, match="rank of x"):
         build(subject, opsets(), Path())
 
@@ -342,8 +358,8 @@ def test_a_value_inside_the_original_may_be_read():
     subject = match(
         "t = Neg(x)\ny = Abs(t)", "y = Relu(t)\n", ["x: float[n, 8]"], ["y: float[n, 8]"]
     )
-    spec = subject.before.inputs[0].__class__("t", 1, subject.before.inputs[0].shape)
-    object.__setattr__(subject.after, "inputs", (spec,))
+    inside = replace(subject.before.inputs[0], name="t")
+    subject = replace(subject, after=replace(subject.after, inputs=(inside,)))
     case = build(subject, opsets(), Path())
     assert case.shared == ("t",)
     assert "relative error" in judge(case, seed=0).reason

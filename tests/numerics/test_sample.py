@@ -20,7 +20,8 @@ def graph(inputs, body="y = Identity(x)"):
 
 
 def test_indices_stay_below_the_length_of_their_table():
-    items = sample.inputs(graph("int64[b, s] ids", "f = Cast<to: int = 7>(ids)\ny = Gather(table, f)"))
+    body = "f = Cast<to: int = 7>(ids)\ny = Gather(table, f)"
+    items = sample.inputs(graph("int64[b, s] ids", body))
     assert items[0].bound == 9
     drawn = sample.draw(items, {"b": 50, "s": 50}, 0)["ids"]
     assert (drawn.min(), drawn.max()) == (0, 8)
@@ -36,7 +37,8 @@ def test_masks_are_padded_on_the_right():
 
 
 def test_positions_go_on_behind_the_past():
-    items = sample.inputs(graph("int64[b, s] position_ids, float[b, 2, past, 8] cache", "y = Neg(cache)"))
+    inputs = "int64[b, s] position_ids, float[b, 2, past, 8] cache"
+    items = sample.inputs(graph(inputs, "y = Neg(cache)"))
     drawn = sample.draw(items, {"b": 2, "s": 3, "past": 5}, 0)
     assert drawn["position_ids"].tolist() == [[5, 6, 7]] * 2
     assert drawn["cache"].shape == (2, 2, 5, 8)
@@ -68,9 +70,8 @@ def test_leading_dimensions_are_the_batch_under_any_name():
 
 
 def test_a_mask_may_be_as_long_as_past_and_present():
-    items = sample.inputs(
-        graph("float[b, 2, past, 8] cache, int64[b, seq] position_ids, int64[b, total] keep", "y = Neg(cache)")
-    )
+    inputs = "float[b, 2, past, 8] cache, int64[b, seq] position_ids, int64[b, total] keep"
+    items = sample.inputs(graph(inputs, "y = Neg(cache)"))
     guesses = sample.assignments(items)
     assert any(sizes["total"] == sizes["past"] + sizes["seq"] for sizes in guesses)
     assert any(sizes["total"] == sizes["past"] + 1 for sizes in guesses)

@@ -49,7 +49,8 @@ def test_each_output_has_its_own_difference(base, tmp_path):
 
 
 def test_the_tolerance_decides(base, tmp_path):
-    text = BASE.replace("y = Tanh(x)", "e = Constant<value_float = 1.001>() t = Tanh(x) y = Mul(t, e)")
+    slightly_off = "e = Constant<value_float = 1.001>() t = Tanh(x) y = Mul(t, e)"
+    text = BASE.replace("y = Tanh(x)", slightly_off)
     other = write(tmp_path / "b.onnx", text)
     assert not compare(base, other).passed
     assert compare(base, other, rtol=0.01).passed
@@ -61,14 +62,13 @@ def test_renamed_inputs_and_outputs_pair_up_by_position(base, tmp_path):
 
 
 def test_reordered_outputs_pair_up_by_name(base, tmp_path):
-    swapped = BASE.replace(
-        "(float[n, 8] y, float[n, 4, 3] z)", "(float[n, 4, 3] z, float[n, 8] y)"
-    )
+    swapped = BASE.replace("(float[n, 8] y, float[n, 4, 3] z)", "(float[n, 4, 3] z, float[n, 8] y)")
     assert compare(base, write(tmp_path / "b.onnx", swapped)).passed
 
 
 def test_a_second_model_that_refuses_the_inputs_does_not_pass(base, tmp_path):
-    other = write(tmp_path / "b.onnx", BASE.replace("[5, 3] table = {1,2,3,4,5,6,7,8,9,", "[2, 3] table = {"))
+    shorter = BASE.replace("[5, 3] table = {1,2,3,4,5,6,7,8,9,", "[2, 3] table = {")
+    other = write(tmp_path / "b.onnx", shorter)
     result = compare(base, other)
     assert not result.passed
     assert result.refused
@@ -111,8 +111,9 @@ def test_a_missing_file_is_named(base):
 
 
 def test_inline_and_external_weights_are_the_same_model(tmp_path):
-    inline = tiny.bert(hidden=256, intermediate=1024).write(tmp_path / "inline.onnx")
-    outside = tiny.bert(hidden=256, intermediate=1024).write(tmp_path / "outside.onnx", external=True)
+    model = tiny.bert(hidden=256, intermediate=1024)
+    inline = model.write(tmp_path / "inline.onnx")
+    outside = model.write(tmp_path / "outside.onnx", external=True)
     result = compare(inline, outside)
     assert result.passed
     assert result.max_rel_err == 0

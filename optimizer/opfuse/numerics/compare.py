@@ -20,6 +20,7 @@ TOLERANCE: dict[int, float] = {
     TensorProto.BFLOAT16: 8e-2,
 }
 FLOATS = frozenset(TOLERANCE)
+HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 # The last finite steps before the limit of a type round to infinity on one side only.
 _NEAR_LIMIT = 0.98
@@ -93,6 +94,11 @@ def distance(reference: Array, other: Array) -> Difference:
 def is_float(array: Array) -> bool:
     """Whether the type is a floating-point one, those of ml_dtypes included."""
     return bool(np.issubdtype(array.dtype, np.floating)) or array.dtype.name == "bfloat16"
+
+
+def is_half(array: Array) -> bool:
+    """Whether the type is float16 or bfloat16."""
+    return array.dtype.name in ("float16", "bfloat16")
 
 
 def _scale(reference: Array, finite: Array) -> Array:

@@ -155,9 +155,7 @@ def _input(
     return typed(drawn, spec.dtype)
 
 
-def _floats(
-    shape: tuple[int, ...], values: str, rng: np.random.Generator, *, mask: bool
-) -> Array:
+def _floats(shape: tuple[int, ...], values: str, rng: np.random.Generator, *, mask: bool) -> Array:
     normal = rng.standard_normal(shape)
     if values == "zeros":
         return np.zeros(shape)

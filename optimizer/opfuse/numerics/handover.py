@@ -12,7 +12,7 @@ from opfuse.graph.protos import is_external
 from opfuse.numerics.stored import InFile, Stored
 from opfuse.numerics.whole import Subject
 
-_INLINE = 1 << 20  # bytes above which a value moves from the message to a file that can be mapped
+_INLINE = 1 << 16  # bytes above which a value moves from the message to a file that can be mapped
 
 
 class Handover:
@@ -20,6 +20,7 @@ class Handover:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._data = folder / "weights.data"
         self._count = 0
         self._spilled: dict[str, tuple[bytes, InFile]] = {}
 
@@ -52,14 +53,13 @@ class Handover:
         return Subject(path, base_dir.resolve(), values)
 
     def _spill(self, tensor: TensorProto) -> InFile:
-        """Write the value into a file of its own, unless the same one is there already."""
+        """Append the value to the data file, unless the same one is there already."""
         known = self._spilled.get(tensor.name)
         if known is not None and known[0] == tensor.raw_data:
             return known[1]
-        self._count += 1
-        path = self._folder / f"{self._count}.data"
-        path.write_bytes(tensor.raw_data)
-        value = InFile(tensor.data_type, tuple(tensor.dims), path, 0)
+        with self._data.open("ab") as file:
+            value = InFile(tensor.data_type, tuple(tensor.dims), self._data, file.tell())
+            file.write(tensor.raw_data)
         self._spilled[tensor.name] = tensor.raw_data, value
         return value
 

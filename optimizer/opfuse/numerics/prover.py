@@ -12,14 +12,13 @@ from opfuse import child
 from opfuse.graph.dims import evaluate
 from opfuse.numerics import draw, roles
 from opfuse.numerics.case import Case
-from opfuse.numerics.compare import Array, is_float, tolerance
+from opfuse.numerics.compare import HALVES, Array, is_float, tolerance
 from opfuse.numerics.draw import Family, Setting
 from opfuse.numerics.retype import convert, retype
 from opfuse.numerics.session import CannotRun, Reference, Runner, open_model
 from opfuse.numerics.settle import Outcome, settle
 
-_HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
-_SINGLES = _HALVES | {TensorProto.FLOAT}
+_SINGLES = HALVES | {TensorProto.FLOAT}
 _SLOW_ELEMENTS = 1 << 18  # above this the reference evaluator takes seconds
 
 
@@ -67,7 +66,7 @@ class _Trial:
         self.family = self._family()
         elements = {item.dtype for item in case.inputs} | {w.element for w in case.weights}
         self.tolerance = rtol if rtol is not None else tolerance(elements)
-        self.half = not _HALVES.isdisjoint(elements)
+        self.half = not HALVES.isdisjoint(elements)
 
     def run(self) -> Verdict:
         worst, decided = 0.0, False
@@ -136,9 +135,7 @@ class _Trial:
             actual = after.run(feeds)
         except CannotRun as reason:
             return Outcome(reason=f"the fused form does not run: {reason}", refused=True)
-        return settle(
-            expected[:outputs], actual, lambda: self._precisely(feeds), self.tolerance
-        )
+        return settle(expected[:outputs], actual, lambda: self._precisely(feeds), self.tolerance)
 
     def _rounded(self, setting: Setting) -> Outcome | None:
         """As above with a rounding behind every operator, where that is affordable.

@@ -120,7 +120,9 @@ def _input(info: ValueInfoProto, bound: int) -> Input:
     shape = tuple(
         int(dim.dim_value)
         if dim.HasField("dim_value")
-        else dimension(dim.dim_param) if dim.dim_param else symbol(f"{info.name}.{axis}")
+        else dimension(dim.dim_param)
+        if dim.dim_param
+        else symbol(f"{info.name}.{axis}")
         for axis, dim in enumerate(kind.shape.dim)
     )
     return Input(info.name, kind.elem_type, shape, bound)
@@ -158,9 +160,7 @@ def _values(item: Input, shape: tuple[int, ...], past: int, rng: np.random.Gener
     return typed(_padding(shape, rng), item.element)
 
 
-def _indices(
-    item: Input, shape: tuple[int, ...], past: int, rng: np.random.Generator
-) -> Array:
+def _indices(item: Input, shape: tuple[int, ...], past: int, rng: np.random.Generator) -> Array:
     if "position" in item.name:
         return np.minimum(_positions(shape, past), item.bound - 1)
     return rng.integers(0, item.bound, shape)

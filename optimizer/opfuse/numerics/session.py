@@ -117,4 +117,3 @@ def one_line(error: object) -> str:
     """The message of a library's exception without its line breaks, cut to a readable length."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:297] + "..."
-

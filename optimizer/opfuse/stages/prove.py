@@ -151,8 +151,9 @@ class _Run:
         """
         if "model" in self._last:
             ours = self._last["model"] == "fused"
-            reason = {"refused": death.what} if ours else {"not_run": death.what}
-            self.whole = Comparison({}, 0.0, **reason)
+            self.whole = Comparison(
+                {}, 0.0, not_run="" if ours else death.what, refused=death.what if ours else ""
+            )
         elif "case" in self._last and "verdict" not in self._last:
             signature = self._cases[len(self.verdicts)].signature
             self.verdicts.append(Verdict(signature, death.what, 0.0))

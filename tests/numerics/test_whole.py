@@ -1,0 +1,111 @@
+"""Whole models: which sizes they take, what is compared, and who is believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from models import tiny
+from opfuse.numerics.handover import Handover
+from opfuse.numerics.whole import compare_models
+
+
+def parsed(text, opset=18):
+    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+
+
+def compare(folder, first, second, **options):
+    handover = Handover(Path(folder))
+    subjects = [handover.subject(model, Path(folder)) for model in (first, second)]
+    return compare_models(*subjects, 0, None, **options)
+
+
+def as_bfloat16(model):
+    """The same model with every float tensor and type bfloat16."""
+    from opfuse.numerics.retype import retype
+
+    return retype(model, {TensorProto.FLOAT}, TensorProto.BFLOAT16)
+
+
+def test_large_inline_values_move_to_files_and_equal_ones_only_once(tmp_path):
+    model = tiny.bert(hidden=512, intermediate=1024, layers=1).model()
+    result = compare(tmp_path, model, model)
+    assert result.passed
+    assert result.max_rel_err == 0
+    moved = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) > 1 << 16]
+    moved_bytes = sum(len(tensor.raw_data) for tensor in moved)
+    (data,) = tmp_path.glob("*.data")
+    assert data.stat().st_size == moved_bytes > 0
+    assert all(path.stat().st_size < 1 << 17 for path in tmp_path.glob("*.onnx"))
+
+
+def test_bfloat16_models_are_compared_in_float32(tmp_path):
+    text = """g (float[n, 8] x) => (float[n, 8] y)
+        <float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = Mul(x, w) }"""
+    model = as_bfloat16(parsed(text))
+    wrong = as_bfloat16(parsed(text.replace("8}", "11}")))
+    assert compare(tmp_path, model, model).passed
+    assert compare(tmp_path, model, model).tolerance == 8e-2
+    assert not compare(tmp_path, model, wrong).passed
+
+
+def test_small_models_run_a_second_time_with_sizes_of_one(tmp_path):
+    right = "g (float[n, s] x) => (float[n, s] y) { y = Identity(x) }"
+    wrong = """g (float[n, s] x) => (float[n, s] y) {
+        shape = Shape(x) one = Constant<value_int: int = 2>() many = Size(x)
+        short = Less(many, one) e = Neg(x) y = Where(short, e, x)
+    }"""
+    result = compare(tmp_path, parsed(right), parsed(wrong))
+    assert not result.passed
+
+
+def test_half_precision_that_proves_nothing_is_excused(tmp_path):
+    """The original adds 2048 in float16 and takes it away again; 26624 are its bits."""
+    lossy = """g (float16[n, 64] x) => (float16[n, 64] y)
+        <float16 a = {26624}, float16 b = {26624}> { s = Add(x, a) y = Sub(s, b) }"""
+    exact = "g (float16[n, 64] x) => (float16[n, 64] y) { y = Identity(x) }"
+    wrong = "g (float16[n, 64] x) => (float16[n, 64] y) { y = Neg(x) }"
+    pieces = {"limit": 1}  # onnxruntime would add and subtract in float32; pieces pass float16 on
+    found = compare(tmp_path, parsed(lossy), parsed(exact), **pieces)
+    assert found.outputs["y"].max_rel > 0.1
+    assert found.excused == {"y"}
+    assert found.passed
+    refuted = compare(tmp_path, parsed(lossy), parsed(wrong), **pieces)
+    assert refuted.excused == frozenset()
+    assert not refuted.passed
+
+
+def test_a_model_that_takes_no_guess_is_not_run(tmp_path):
+    model = parsed("g (float[n, 8] a, float[m, 9] b) => (float[n, 8] y) { y = Add(a, b) }")
+    result = compare(tmp_path, model, model)
+    assert "Add" in result.not_run
+    assert result.passed
+    assert not result.outputs
+
+
+def test_nan_in_both_is_no_difference(tmp_path):
+    model = parsed("g (float[n, 8] x) => (float[n, 8] y) { y = Log(x) }")
+    other = parsed("g (float[n, 8] x) => (float[n, 8] y) { a = Abs(x) y = Log(a) }")
+    assert compare(tmp_path, model, model).passed
+    result = compare(tmp_path, model, other)
+    assert "NaN" in result.outputs["y"].reason
+
+
+@pytest.mark.parametrize("limit", [192 << 20, 50_000])
+def test_the_limit_does_not_change_the_result(tmp_path, limit):
+    model = tiny.llama().model()
+    assert compare(tmp_path, model, model, limit=limit).max_rel_err == 0
+
+
+def test_outputs_that_are_inputs_or_weights_are_compared(tmp_path):
+    model = parsed(
+        "g (float[n] x) => (float[n] x, float[2] w, float[n] y)"
+        " <float[2] w = {1, 2}> { y = Neg(x) }"
+    )
+    result = compare(tmp_path, model, model)
+    assert set(result.outputs) == {"x", "w", "y"}
+    assert np.isfinite(result.max_rel_err)
