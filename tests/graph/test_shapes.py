@@ -191,6 +191,8 @@ def test_what_is_computed_wins_over_what_the_model_states() -> None:
         ("Gather", {"axis": 0}, ["x", "x", "x"]),
         ("Attention", {}, ["x"]),
         ("Add", {}, []),
+        ("Unsqueeze", {"axes": [0, 0, 9]}, ["x"]),
+        ("ConstantOfShape", {"value": "text"}, ["x"]),
     ],
 )
 def test_an_invalid_node_costs_only_its_own_output(
@@ -204,6 +206,25 @@ def test_an_invalid_node_costs_only_its_own_output(
     ]
     facts = analyse(gs.Graph(nodes, inputs=[x], outputs=[y, z]))
     assert facts.shape(z) == (2, 3)
+
+
+def test_a_value_that_contradicts_its_shape_is_dropped() -> None:
+    facts, tensors = _facts(
+        node("Concat", ["a", "matrix"], ["joined"], axis=0),
+        inputs={},
+        constants={"a": [1, 2], "matrix": [[3, 4]]},
+    )
+    assert facts.value(tensors["joined"]) is None
+
+
+def test_overflow_is_silent(recwarn: pytest.WarningsRecorder) -> None:
+    facts, tensors = _facts(
+        node("Mul", ["big", "big"], ["product"]),
+        inputs={},
+        constants={"big": np.float16(60000)},
+    )
+    assert _value(facts, tensors["product"]) == float("inf")
+    assert not recwarn.list
 
 
 def test_a_node_that_a_pass_inserts_is_inferred_alone() -> None:

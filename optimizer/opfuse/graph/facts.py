@@ -156,9 +156,10 @@ class Facts:
             shape = self._refined(shape, tensor)
         if dtype is None:
             dtype = elem_type(tensor.dtype)
-        if (shape, dtype) != (fact.shape, fact.dtype):
-            fact = Fact(shape, dtype, fact.value)
-        self._known[id(tensor)] = tensor, fact
+        value = fact.value
+        if value is not None and shape != value.shape:
+            shape, value = _reconciled(shape, value)
+        self._known[id(tensor)] = tensor, Fact(shape, dtype, value)
 
     def _refined(self, shape: Shape, tensor: gs.Tensor) -> Shape:
         """``shape`` with its opaque dimensions replaced where the model's annotation is plainer."""
@@ -186,6 +187,16 @@ class Facts:
         if isinstance(dim, (int, np.integer)) and dim >= 0:
             return int(dim)
         return self.unknown_dim()
+
+
+def _reconciled(shape: Shape | None, value: np.ndarray) -> tuple[Shape | None, np.ndarray | None]:
+    """A value tells its shape; where an invalid node makes the two contradict, it is dropped."""
+    if shape is None:
+        return value.shape, value
+    sizes = zip(shape, value.shape, strict=False)
+    if len(shape) == value.ndim and all(isinstance(d, Sym) or d == size for d, size in sizes):
+        return value.shape, value
+    return shape, None
 
 
 class Op:

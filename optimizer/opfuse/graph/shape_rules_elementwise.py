@@ -69,7 +69,8 @@ def _apply(
             arguments = tuple(map(_whole, arguments))
         return store(function(*arguments), dtype)
 
-    return np.asarray(np.frompyfunc(element, len(values), 1)(*values), dtype=object)
+    with np.errstate(all="ignore"):  # inf and NaN are what the operator computes there too
+        return np.asarray(np.frompyfunc(element, len(values), 1)(*values), dtype=object)
 
 
 def _whole(scalar: Scalar) -> Scalar:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, minimum, never_equal, product
-from opfuse.graph.facts import Fact, Op, Rule, Shape, attempt, broadcast_shapes
+from opfuse.graph.facts import MAX_ELEMENTS, Fact, Op, Rule, Shape, attempt, broadcast_shapes
 
 # Exporters write "to the end" as the largest int32 or int64.
 _FAR = (1 << 31) - 1
@@ -67,11 +67,11 @@ def _unsqueeze(op: Op) -> Fact:
     if shape is None or axes is None:
         return Fact(None, op.dtype())
     rank = len(shape) + len(axes)
-    inserted = {axis % rank for axis in axes}
-    rest = iter(shape)
-    out: Shape = tuple(1 if axis in inserted else next(rest) for axis in range(rank))
+    out = list(shape)
+    for axis in sorted(axis % rank for axis in axes):
+        out.insert(axis, 1)
     moved = None if value is None else attempt(lambda: np.expand_dims(value, tuple(axes)))
-    return Fact(out, op.dtype(), moved)
+    return Fact(tuple(out), op.dtype(), moved)
 
 
 def _squeeze(op: Op) -> Fact:
@@ -256,8 +256,8 @@ def _tile(op: Op) -> Fact:
     if shape is None or repeats is None:
         return Fact(None, op.dtype())
     out = tuple(op.size(dim * times) for dim, times in zip(shape, repeats, strict=True))
-    counts = op.integers(1)
-    if value is None or counts is None:
+    counts, total = op.integers(1), product(out)
+    if value is None or counts is None or isinstance(total, Sym) or total > MAX_ELEMENTS:
         return Fact(out, op.dtype())
     return Fact(out, op.dtype(), attempt(lambda: np.tile(value, counts)))
 

@@ -72,6 +72,8 @@ def _constant_of_shape(op: Op) -> Fact:
         return Fact(None, dtype)
     shape = tuple(map(op.size, dims))
     scalar = content.reshape(-1)[0].item()
+    if not isinstance(scalar, bool | int | float):
+        return Fact(shape, dtype)
     return Fact(shape, dtype, attempt(lambda: _filled(shape, scalar)))
 
 
