@@ -76,9 +76,22 @@ def test_another_stash_type_is_refused():
     outcome.refused("AddLayerNorm", "y", "computes in another type than fp32")
 
 
-def test_without_beta_the_norm_stays():
+def test_without_beta_zeros_are_added():
     outcome = add_layer_norm("sum = Add(x, residual)\ny = LayerNormalization(sum, gamma)")
-    assert outcome.counts == {"LayerNormalization": 1}
+    assert outcome.counts == {"AddLayerNorm": 1}
+    outcome.same(*SIZES)
+
+
+def test_a_norm_in_fp32_between_casts_keeps_its_weights():
+    text = """
+        sum = Add(x, residual)
+        wide = Cast<to=1>(sum)
+        gamma32 = Cast<to=1>(gamma)
+        beta32 = Cast<to=1>(beta)
+        normed = LayerNormalization(wide, gamma32, beta32)
+        y = Cast<to=10>(normed)"""
+    outcome = add_layer_norm(text, dtype="float16")
+    assert outcome.counts == {"AddLayerNorm": 1}
     outcome.same(*SIZES)
 
 

@@ -18,7 +18,8 @@ unit = any_of(
     op.Div(centred, root),
     op.Mul(centred, any_of(op.Reciprocal(root), op.Div(Const("one"), root))),
 )
-y = any_of(op.Add(op.Mul(unit, gamma), beta))
+scaled = op.Mul(unit, gamma)
+y = any_of(op.Add(scaled, beta), scaled)
 
 
 def _build(found: Found) -> Replacement:
@@ -34,12 +35,11 @@ def _build(found: Found) -> Replacement:
     same_type(found, result, dtype)
     if found.work.shape(result) != shape:
         raise Miss(f"gamma or beta widens {text(shape)}", found.anchor)
-    scale, shift = (vector(found, name, shape[-1], dtype) for name in ("gamma", "beta"))
+    weights = [name for name in ("gamma", "beta") if found.has(name)]
+    inputs = (found["x"], *(vector(found, name, shape[-1], dtype) for name in weights))
     attrs = {"axis": -1, "epsilon": found.scalar("epsilon")}
-    return Replacement(
-        [NewNode("LayerNormalization", (found["x"], scale, shift), (result,), attrs, "")]
-    )
+    return Replacement([NewNode("LayerNormalization", inputs, (result,), attrs, "")])
 
 
 # 9: an RMSNorm with something added behind it has 8 of these operators and is no near miss.
-FUSION = Fusion("LayerNormalization", ("Add",), y, _build, near=9)
+FUSION = Fusion("LayerNormalization", ("Add", "Mul"), y, _build, near=9)

@@ -91,7 +91,8 @@ class Definition:
 def mean_last(opset: int, result: str, x: str) -> str:
     """Return the statement ``result = mean(x)`` over the last axis, kept."""
     if opset >= 18:
-        return f"axis = Constant<value_ints: ints = [-1]>()\n{result} = ReduceMean({x}, axis)"
+        axis = f"{result}_axis"
+        return f"{axis} = Constant<value_ints: ints = [-1]>()\n{result} = ReduceMean({x}, {axis})"
     return f"{result} = ReduceMean<axes: ints = [-1]>({x})"
 
 
