@@ -137,6 +137,11 @@ class Outcome:
         said = [(m.node.split(" ")[0], m.reason) for m in self.fused.misses if m.kind == kind]
         assert any(at == node and reason in why for at, why in said), said
 
+    def refused_at(self, anchor: str, reason: str) -> None:
+        """Assert that the candidate that ends in ``anchor`` was left alone for ``reason``."""
+        said = [(miss.anchor, miss.reason) for miss in self.fused.misses]
+        assert any(at == anchor and reason in why for at, why in said), said
+
     def same(self, *sizes: Mapping[str, int], seed: int = 0, **feeds: np.ndarray) -> None:
         """Assert equal outputs on random inputs for each choice of the symbolic dimensions."""
         onnx.checker.check_model(self.after, full_check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import onnx_graphsurgeon as gs
 
@@ -13,6 +14,8 @@ from opfuse.graph.pattern import Bindings, Fit, Matcher, Op, Pattern
 from opfuse.graph.work import Decline, Miss, NewNode, Work
 
 __all__ = ["Decline", "Found", "Fusion", "Miss", "NewNode", "Replacement", "Work"]
+
+_ATTEMPTS = 16  # readings of one candidate: with a Cast or a scale inside the match, or outside
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,19 @@ class Fusion:
         if bindings is None:
             self._note(work, anchor, fit)
             return False
-        found = Found(work, bindings, anchor)
-        try:
-            replacement = self.build(found)
-            work.replace(self.kind, anchor, [*found.nodes, *replacement.also], replacement.nodes)
-        except Miss as miss:
-            work.miss(self.kind, anchor, miss.node, miss.reason)
-            return False
-        except Decline:
-            return False
-        return True
+        refusals: list[Miss | Decline] = []
+        for bindings in islice(matcher.every(anchor.outputs[0]), _ATTEMPTS):
+            found = Found(work, bindings, anchor)
+            try:
+                made = self.build(found)
+                work.replace(self.kind, anchor, [*found.nodes, *made.also], made.nodes)
+            except (Miss, Decline) as refusal:
+                refusals.append(refusal)
+            else:
+                return True
+        if isinstance(refusals[0], Miss):
+            work.miss(self.kind, anchor, refusals[0].node, refusals[0].reason)
+        return False
 
     def _note(self, work: Work, anchor: gs.Node, fit: Fit) -> None:
         if fit.size >= self.near and fit.blocker is not None:

@@ -135,11 +135,15 @@ class Matcher:
         fit = self._fit(self._pattern, tensor)
         if not fit.ok:
             return None, fit
-        self._budget = _SEARCH_LIMIT
-        bindings = next(self._bind(self._pattern, tensor, {}), None)
+        bindings = next(self.every(tensor), None)
         if bindings is None:
             return None, Fit(False, fit.size, tensor, "the operands are not the tensors expected")
         return bindings, fit
+
+    def every(self, tensor: gs.Tensor) -> Iterator[Bindings]:
+        """Yield the bindings of each match that ends in ``tensor``, the preferred one first."""
+        self._budget = _SEARCH_LIMIT
+        yield from self._bind(self._pattern, tensor, {})
 
     def forget(self) -> None:
         """Drop what is remembered about a graph that has changed."""
