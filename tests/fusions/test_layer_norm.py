@@ -73,7 +73,6 @@ REFUSED = {
     "one": (spelt(unit="one_over").replace("1.0,", "3.0,"), "y", "is 3, want 1"),
     "epsilon": (spelt().replace("1.0e-5", "epsilons"), "y", "epsilons is not a scalar"),
     "gamma": (spelt().replace("gamma", "short"), "y", "short has shape (1), want (9)"),
-    "beta": (spelt().replace("beta", "other"), "y", "other has shape"),
 }
 
 
@@ -85,10 +84,29 @@ def test_refused_with_its_reason(case):
     outcome.same(*SIZES)
 
 
-@pytest.mark.parametrize("inner", ["mean", "centred", "square", "root", "unit", "scaled"])
+@pytest.mark.parametrize("inner", ["mean", "centred", "square", "root", "unit"])
 def test_a_graph_output_inside_is_refused(inner):
     outcome = layer_norm(spelt(), outputs=f"T y, T {inner}")
     outcome.refused("LayerNormalization", inner, f"{inner} inside it leaves the graph")
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_without_beta(dtype):
+    outcome = layer_norm(spelt(last="y = Mul(unit, gamma)"), dtype=dtype)
+    assert outcome.ops == ["LayerNormalization"]
+    outcome.same(*SIZES)
+
+
+def test_a_beta_of_another_shape_stays_an_add():
+    outcome = layer_norm(spelt().replace("beta", "other"))
+    assert outcome.ops == ["LayerNormalization", "Add"]
+    outcome.same(*SIZES)
+
+
+def test_a_scaled_result_that_leaves_the_graph():
+    outcome = layer_norm(spelt(), outputs="T y, T scaled")
+    assert outcome.ops == ["LayerNormalization", "Add"]
     outcome.same(*SIZES)
 
 

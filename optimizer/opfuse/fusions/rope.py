@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.guards import broadcasts, floating, last_axis, same_type, static, text
+from opfuse.fusions.guards import floating, last_axis, same_type, static
+from opfuse.fusions.parts import covers, takes_halves, takes_slice
 from opfuse.graph.definition import Definition, Uses, halves
-from opfuse.graph.edit import producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replacement
-from opfuse.graph.pattern import Op, Var, any_of, maybe_cast, op
+from opfuse.graph.pattern import Var, any_of, maybe_cast, op
 
 __all__ = ["DEFINITION", "FUSION", "turn"]
 
@@ -24,7 +24,7 @@ high = op.Slice(wide, Var("high_start"), Var("high_end"), Var("high_axis"), ...)
 split = op.Split(wide, ...)
 by_slice = op.Concat(op.Neg(high), low)
 by_split = op.Concat(op.Neg(split[1]), split[0])
-pairs = op.Concat(op.Unsqueeze(op.Neg(high), Var("axis")), op.Unsqueeze(low, Var("axis")))
+pairs = op.Concat(op.Unsqueeze(op.Neg(high), ...), op.Unsqueeze(low, ...))
 by_pairs = op.Reshape(pairs, ...)
 turned = any_of(by_slice, by_split, by_pairs)
 total = op.Add(op.Mul(wide, cos), op.Mul(turned, sin))
@@ -42,7 +42,7 @@ def _build(found: Found) -> Replacement:
     size = static(shape[-1], "the size that turns", found.anchor)
     _check_parts(found, shape, size)
     for name in ("cos", "sin"):
-        _check_cache(found, found[name], shape)
+        covers(found, found[name], shape)
     interleaved = found.has(by_pairs)
     found.work.claim("Rope", "interleaved", str(int(interleaved)), found.anchor)
     return Replacement(
@@ -74,21 +74,17 @@ def _check_parts(found: Found, shape: Shape, size: int) -> None:
         return
     last_axis(found.node(by_slice if found.has(by_slice) else by_split), rank, default=0)
     if found.has(split):
-        node = found.node(split)
-        last_axis(node, rank, default=0)
-        lengths = [found.work.shape(t) for t in node.outputs]
-        if len(lengths) != 2 or any(s is None or s[-1] * 2 != size for s in lengths):
-            raise Miss("does not split into two equal halves", node)
+        takes_halves(found, split, rank, size)
         return
-    _check_slice(found, low, rank, (0, size // 2, 1), size)
-    _check_slice(found, high, rank, (size // 2, size, 1), size)
+    takes_slice(found, low, rank, (0, size // 2, 1), size)
+    takes_slice(found, high, rank, (size // 2, size, 1), size)
 
 
 def _check_pairs(found: Found, shape: Shape, size: int) -> None:
     """Each value stands beside the one that it turns with: x0, x1, x2, ... -> -x1, x0, -x3, ..."""
     rank = len(shape)
-    _check_slice(found, low, rank, (0, size, 2), size)
-    _check_slice(found, high, rank, (1, size, 2), size)
+    takes_slice(found, low, rank, (0, size, 2), size)
+    takes_slice(found, high, rank, (1, size, 2), size)
     last_axis(found.node(pairs), rank + 1, default=0)
     flat = found.work.shape(found.node(by_pairs).outputs[0])
     if flat != shape or found.work.shape(found.node(pairs).outputs[0]) != (
@@ -97,34 +93,6 @@ def _check_pairs(found: Found, shape: Shape, size: int) -> None:
         2,
     ):
         raise Miss("does not lay the pairs side by side again", found.node(by_pairs))
-
-
-def _check_slice(
-    found: Found, pattern: Op, rank: int, want: tuple[int, int, int], size: int
-) -> None:
-    node = found.node(pattern)
-    known = [found.work.facts.value(tensor) for tensor in node.inputs[1:]]
-    values = [v.ravel()[0] for v in known if v is not None and v.size == 1]
-    if len(values) != len(known) or not all(isinstance(value, int) for value in values):
-        raise Miss("its bounds are not constants", node)
-    start, end, axis, *rest = values
-    step = rest[0] if rest else 1
-    bounds = tuple(min(size, b + size if b < 0 else b) for b in (start, end))
-    if (*bounds, step) != want or axis % rank != rank - 1:
-        raise Miss(
-            f"takes {start}:{end}:{step} of axis {axis}, "
-            f"want {':'.join(map(str, want))} of the last",
-            node,
-        )
-
-
-def _check_cache(found: Found, tensor: gs.Tensor, shape: Shape) -> None:
-    have = found.work.shape(tensor)
-    if have is None or not broadcasts(have, shape) or have[-1] != shape[-1]:
-        raise Miss(
-            f"{tensor.name} is {text(have)}, which does not provably broadcast to {text(shape)}",
-            producer(tensor),
-        )
 
 
 def _body(uses: Uses) -> str:
