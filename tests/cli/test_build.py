@@ -1,0 +1,104 @@
+"""`opfuse build` and `opfuse plugins`: a real engine, and what may be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opfuse.errors import MissingComponent
+from opfuse.runtime.library import find
+
+MODELS = Path(__file__).resolve().parent.parent.parent / "models"
+PLUGIN_OPS = {"AddRmsNorm": 4, "GatedAct": 2, "RmsNorm": 1}
+
+
+@pytest.fixture
+def library():
+    try:
+        return find()
+    except MissingComponent as error:
+        pytest.skip(error.what)
+
+
+@pytest.fixture
+def rtx():
+    return pytest.importorskip("tensorrt_rtx")
+
+
+def build(cli, output, *options):
+    line = ["build", MODELS / "llama.onnx", "-o", output, "--backend", "tensorrt-rtx", "--json"]
+    result = cli(*line, *options)
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_an_engine_with_plugin_layers(cli, tmp_path, rtx, library):
+    report = build(cli, tmp_path / "llama.engine", "--report", tmp_path / "r.json")
+    engine = report["engine"]
+    assert engine["plugin_layers"] == PLUGIN_OPS
+    written = (tmp_path / "llama.engine").read_bytes()
+    assert engine["bytes"] == len(written)
+    assert library.read_bytes() in written
+    choices = [item["choice"] for item in report["lowering"]]
+    assert choices.count("plugin") == sum(PLUGIN_OPS.values())
+    assert json.loads((tmp_path / "r.json").read_text()) == report
+
+
+def test_the_library_beside_the_engine(cli, tmp_path, rtx, library):
+    report = build(cli, tmp_path / "llama.engine", "--no-embed-plugins", "--no-prove")
+    assert report["engine"]["plugin_layers"] == PLUGIN_OPS
+    assert library.read_bytes() not in (tmp_path / "llama.engine").read_bytes()
+    assert (tmp_path / library.name).read_bytes() == library.read_bytes()
+
+
+@pytest.mark.parametrize("lower", ["leave", "native"])
+def test_an_engine_without_plugins(cli, tmp_path, rtx, lower, monkeypatch):
+    monkeypatch.setenv("OPFUSE_PLUGINS", str(tmp_path / "none.so"))
+    report = build(cli, tmp_path / "llama.engine", "--lower", lower, "--no-prove")
+    assert report["engine"]["plugin_layers"] == {}
+    assert (tmp_path / "llama.engine").stat().st_size > 0
+
+
+def test_given_shapes_reach_the_engine(cli, tmp_path, rtx):
+    shapes = ["--minShapes", "input_ids:1x4", "--optShapes=input_ids:2x16",
+              "--maxShapes", "input_ids:[4,32]"]  # fmt: skip
+    report = build(cli, tmp_path / "llama.engine", "--lower", "leave", "--no-prove", *shapes)
+    ranges = {item["name"]: item["range"] for item in report["engine"]["io"]}
+    assert ranges["attention_mask"] == ranges["input_ids"] == [[1, 4], [2, 16], [4, 32]]
+
+
+def test_a_library_that_is_asked_for_and_missing(cli, llama, old_output, tmp_path):
+    missing = tmp_path / "none.so"
+    result = cli("build", llama, "-o", old_output, "--plugins", missing, "--no-prove")
+    result.refused(3, str(missing))
+
+
+def test_a_library_that_is_none(cli, llama, old_output, tmp_path):
+    bad = tmp_path / "bad.so"
+    bad.write_bytes(b"not a library")
+    cli("build", llama, "-o", old_output, "--plugins", bad, "--no-prove").refused(3, str(bad))
+
+
+def test_a_backend_that_is_not_here(cli, llama, old_output):
+    try:
+        import tensorrt
+    except ImportError:
+        result = cli("build", llama, "-o", old_output, "--backend", "tensorrt", "--no-prove")
+        result.refused(3, "tensorrt")
+    else:
+        pytest.skip(f"TensorRT {tensorrt.__version__} is installed")
+
+
+def test_plugins_of_the_library(cli, library):
+    result = cli("plugins", "--json")
+    names = {op["name"] for op in json.loads(result.out)["ops"]}
+    assert names >= {"RmsNorm", "AddRmsNorm", "AddLayerNorm", "GatedAct"}
+    text = cli("plugins").out
+    assert [name for name in names if name not in text] == []
+
+
+def test_plugins_without_a_library(cli, tmp_path):
+    missing = tmp_path / "none.so"
+    cli("plugins", "--plugins", missing).refused(3, str(missing))
