@@ -20,6 +20,7 @@ from opfuse.fusions import (
     rms_norm,
     rope,
     rope_op,
+    rope_parts,
 )
 
 FUSIONS = (
@@ -31,6 +32,7 @@ FUSIONS = (
     attention_op.FUSION,
     rope.FUSION,
     rope_op.FUSION,
+    rope_parts.FUSION,
     gated_act.FUSION,
     gate_up_merge.FUSION,
     gemm_act.FUSION,
