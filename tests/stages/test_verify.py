@@ -125,3 +125,14 @@ def test_half_precision_has_its_own_tolerance(tmp_path):
     result = compare(half, half)
     assert result.tolerance == 2e-2
     assert compare(single, single).tolerance == 1e-4
+
+
+def test_a_model_can_be_compared_with_its_conversion(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (TYPE[n, 8] x) => (TYPE[n, 8] y) { y = Tanh(x) }"""
+    single = write(tmp_path / "single.onnx", text.replace("TYPE", "float"))
+    half = write(tmp_path / "half.onnx", text.replace("TYPE", "float16"))
+    result = compare(single, half)
+    assert result.passed
+    assert result.tolerance == 2e-2
+    assert result.outputs["y"].max_rel > 0

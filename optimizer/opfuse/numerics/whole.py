@@ -13,7 +13,16 @@ from opfuse import child
 from opfuse.graph.protos import all_tensors, is_external
 from opfuse.numerics import sample, stored
 from opfuse.numerics.chunks import LIMIT, Chunked
-from opfuse.numerics.compare import HALVES, Array, Difference, compare, is_half, tolerance
+from opfuse.numerics.compare import (
+    FLOATS,
+    HALVES,
+    Array,
+    Difference,
+    compare,
+    is_float,
+    is_half,
+    tolerance,
+)
 from opfuse.numerics.retype import convert, retype
 from opfuse.numerics.session import CannotRun
 from opfuse.numerics.settle import settle
@@ -87,14 +96,16 @@ def compare_models(
     """
     try:
         first = _Loaded(original, limit)
-        allowed = rtol if rtol is not None else tolerance(first.elements)
         runs = first.run_somehow(seed, shapes or {})
     except (CannotRun, ValueError) as reason:
         return Comparison({}, 0.0, not_run=str(reason))
     child.emit({"model": "fused", "text": "the fused model"})
+    allowed = rtol if rtol is not None else tolerance(first.elements)
     try:
         second = _Loaded(other, limit)
-        results = [_paired(e, second.run(second.rename(f, first))) for f, e in runs]
+        if rtol is None:
+            allowed = tolerance(first.elements | second.elements)
+        results = [_paired(e, second.run(second.adapt(f, first))) for f, e in runs]
     except CannotRun as reason:
         return Comparison({}, allowed, refused=str(reason))
     differences = _worst(runs, results)
@@ -189,12 +200,22 @@ class _Loaded:
         except (CannotRun, ValueError):
             return []
 
-    def rename(self, feeds: Mapping[str, Array], first: _Loaded) -> dict[str, Array]:
-        """The same inputs under this model's names: its own where they agree, else by position."""
-        mine, theirs = _input_names(self.graph), _input_names(first.graph)
-        if set(mine) == set(theirs) or len(mine) != len(theirs):
-            return dict(feeds)
-        return {new: feeds[old] for new, old in zip(mine, theirs, strict=True)}
+    def adapt(self, feeds: Mapping[str, Array], first: _Loaded) -> dict[str, Array]:
+        """The same inputs for this model: paired by name where the names agree, else in order.
+
+        Floats are cast, so that a model can be compared with its conversion to another precision.
+        """
+        mine, theirs = _input_types(self.graph), _input_types(first.graph)
+        same_names = set(mine) == set(theirs) or len(mine) != len(theirs)
+        renamed = feeds if same_names else dict(zip(mine, (feeds[n] for n in theirs), strict=True))
+        return {
+            name: convert(array, mine[name]) if _is_cast(array, mine.get(name)) else array
+            for name, array in renamed.items()
+        }
+
+
+def _is_cast(array: Array, element: int | None) -> bool:
+    return element in FLOATS and is_float(array)
 
 
 def _weights(model: ModelProto, subject: Subject) -> dict[str, Stored]:
@@ -216,9 +237,12 @@ def _graph_types(graph: GraphProto) -> set[int]:
     return {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output)}
 
 
-def _input_names(graph: GraphProto) -> list[str]:
-    stored_names = {tensor.name for tensor in graph.initializer}
-    return [info.name for info in graph.input if info.name not in stored_names]
+def _input_types(graph: GraphProto) -> dict[str, int]:
+    """The element type of each input that a caller gives."""
+    given = {tensor.name for tensor in graph.initializer}
+    return {
+        info.name: info.type.tensor_type.elem_type for info in graph.input if info.name not in given
+    }
 
 
 def _paired(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> Mapping[str, Array]:
