@@ -53,6 +53,10 @@ class ConcatValues(DerivedValues):
     def blocks(self) -> Iterator[bytes]:
         """Yield the raw row-major bytes in pieces of at most 16 MiB."""
         rows = prod(self.shape[: self.axis])
+        if rows == 1:
+            for part in self.parts:
+                yield from _pieces(memory(part, self.base_dir))
+            return
         views = [memory(part, self.base_dir).reshape(rows, -1) for part in self.parts]
         step = max(1, PIECE // max(1, sum(view.shape[1] for view in views)))
         for start in range(0, rows, step):
@@ -118,16 +122,19 @@ def get_itemsize_of(tensor: onnx.TensorProto) -> int:
 def raw_blocks(tensor: onnx.TensorProto, base_dir: Path) -> Iterator[bytes]:
     """Yield the raw little-endian bytes of ``tensor`` in pieces of at most 16 MiB."""
     if is_external(tensor):
-        view = map_external(tensor, base_dir)
-        for start in range(0, view.size, PIECE):
-            yield view[start : start + PIECE].tobytes()
-            if start % (8 * PIECE) == 0:
-                _forget_pages(view)
+        yield from _pieces(map_external(tensor, base_dir))
     elif tensor.HasField("raw_data"):
         for start in range(0, len(tensor.raw_data), PIECE):
             yield tensor.raw_data[start : start + PIECE]
     else:
         yield onnx.numpy_helper.to_array(tensor).tobytes()
+
+
+def _pieces(view: np.ndarray) -> Iterator[bytes]:
+    for start in range(0, view.size, PIECE):
+        yield view[start : start + PIECE].tobytes()
+        if start % (8 * PIECE) == 0:
+            _forget_pages(view)
 
 
 def _forget_pages(view: np.ndarray) -> None:
