@@ -22,7 +22,7 @@ class _GateUpMerge:
                 try:
                     self._apply(work, node)
                 except Miss as miss:
-                    work.miss(KIND, node, miss.node, miss.reason)
+                    work.miss(KIND, node, miss, _layers(node))
 
     def _apply(self, work: Work, node: gs.Node) -> None:
         layers = [layer for layer in map(linear_of, node.inputs) if layer is not None]
@@ -33,6 +33,11 @@ class _GateUpMerge:
         made, out = merge(work, layers, layers[0].output)
         made.append(NewNode("GatedAct", (out,), (node.outputs[0],), _own(node)))
         work.replace(KIND, node, [n for layer in layers for n in layer.nodes] + [node], made)
+
+
+def _layers(node: gs.Node) -> list[gs.Node]:
+    layers = [layer for layer in map(linear_of, node.inputs) if layer is not None]
+    return [inner for layer in layers for inner in layer.nodes]
 
 
 def _own(node: gs.Node) -> dict[str, object]:

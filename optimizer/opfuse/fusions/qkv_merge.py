@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.linear import Linear, linear_of, merge
+from opfuse.graph import advice
 from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Miss, NewNode, Work
 
@@ -43,7 +44,7 @@ class _QkvMerge:
             try:
                 self._apply(work, node, group)
             except Miss as miss:
-                work.miss(KIND, node, miss.node, miss.reason)
+                work.miss(KIND, node, miss, _nodes(group))
 
     def _apply(self, work: Work, anchor: gs.Node, group: list[Linear]) -> None:
         made, out = merge(work, group, group[0].output)
@@ -53,8 +54,15 @@ class _QkvMerge:
         work.replace(KIND, anchor, [n for layer in group for n in layer.nodes], made)
 
     def _explain(self, work: Work, node: gs.Node, layers: list[Linear | gs.Node | None]) -> None:
-        if any(isinstance(layer, Linear) for layer in layers):
-            work.miss(KIND, node, node, "q, k, and v are not projected from one tensor")
+        linear = [layer for layer in layers if isinstance(layer, Linear)]
+        if linear:
+            reason = "q, k, and v are not projected from one tensor"
+            blocker = linear[-1].nodes[0]
+            work.miss(KIND, node, Miss(reason, blocker, advice.ONE_INPUT), _nodes(linear))
+
+
+def _nodes(layers: list[Linear]) -> list[gs.Node]:
+    return [node for layer in layers for node in layer.nodes]
 
 
 def _projection(tensor: gs.Tensor) -> Linear | gs.Node | None:

@@ -22,9 +22,11 @@ from opfuse.graph.dims import (
     is_unknown,
     parse,
     product,
+    substitute,
     unknown_dim,
     unknown_value,
 )
+from opfuse.graph.lineage import Lineage
 
 Shape: TypeAlias = tuple[Dim, ...]
 
@@ -72,13 +74,16 @@ class Facts:
     """Shapes, dtypes, and small values of the tensors of one graph, by tensor identity.
 
     A constant's facts are read from the constant itself, so replacing its values is seen.
+    ``lineage`` tells what became of tensors that are gone; their facts stay known.
     """
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self.lineage = Lineage()
         self._rules = rules
         # The tensor is kept beside its fact: a freed tensor's id would be given out again.
         self._known: dict[int, tuple[gs.Tensor, Fact]] = {}
         self._symbols: set[str] = set()
+        self._equal: Mapping[str, Dim] = {}
         self._unknowns = 0
 
     def shape(self, tensor: gs.Tensor) -> Shape | None:
@@ -118,6 +123,14 @@ class Facts:
             if isinstance(dim, Sym) and not is_unknown(dim):
                 self._symbols |= dim.symbols()
         self._known[id(tensor)] = tensor, Fact(shape, elem_type(tensor.dtype))
+
+    def equate(self, equal: Mapping[str, Dim], inputs: Iterable[gs.Tensor]) -> None:
+        """Begin again from the graph's inputs, knowing what some of their symbols are."""
+        self._equal = equal
+        self._known.clear()
+        self._symbols.clear()
+        for tensor in inputs:
+            self.declare(tensor)
 
     def unknown_dim(self) -> Sym:
         """A new size that nothing is known of."""
@@ -183,7 +196,7 @@ class Facts:
 
     def _annotated_dim(self, dim: object) -> Dim:
         if isinstance(dim, str) and dim:
-            return parse(dim)
+            return substitute(parse(dim), self._equal)
         if isinstance(dim, (int, np.integer)) and dim >= 0:
             return int(dim)
         return self.unknown_dim()

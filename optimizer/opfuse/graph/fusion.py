@@ -8,7 +8,7 @@ from itertools import islice
 
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit
+from opfuse.graph import advice, edit
 from opfuse.graph.facts import Shape
 from opfuse.graph.pattern import Bindings, Fit, Matcher, Op, Pattern
 from opfuse.graph.work import Decline, Miss, NewNode, Work
@@ -111,9 +111,9 @@ class Fusion:
                     matcher.forget()
 
     def _try(self, work: Work, matcher: Matcher, anchor: gs.Node) -> bool:
-        bindings, fit = matcher.find(anchor.outputs[0])
-        if bindings is None:
-            self._note(work, anchor, fit)
+        first, fit = matcher.find(anchor.outputs[0])
+        if first is None:
+            self._note(work, matcher, anchor, fit)
             return False
         refusals: list[Miss | Decline] = []
         for bindings in islice(matcher.every(anchor.outputs[0]), _ATTEMPTS):
@@ -126,10 +126,13 @@ class Fusion:
             else:
                 return True
         if isinstance(refusals[0], Miss):
-            work.miss(self.kind, anchor, refusals[0].node, refusals[0].reason)
+            work.miss(self.kind, anchor, refusals[0], Found(work, first, anchor).nodes)
         return False
 
-    def _note(self, work: Work, anchor: gs.Node, fit: Fit) -> None:
-        if fit.size >= self.near and fit.blocker is not None:
-            blocker = edit.producer(fit.blocker)
-            work.miss(self.kind, anchor, blocker, f"{fit.blocker.name} {fit.reason}")
+    def _note(self, work: Work, matcher: Matcher, anchor: gs.Node, fit: Fit) -> None:
+        if fit.size < self.near or fit.blocker is None:
+            return
+        blocker = edit.producer(fit.blocker)
+        hint = advice.of_mismatch(blocker.op if blocker else "", fit.reason)
+        miss = Miss(f"{fit.blocker.name} {fit.reason}", blocker, hint)
+        work.miss(self.kind, anchor, miss, matcher.fitting(anchor.outputs[0]))

@@ -47,7 +47,9 @@ class Match:
     ``kind`` is the report's key ("FlashAttention", "qkv_merge"), ``node`` the name of the node
     that stands there now, ``anchor`` the name that the user's model has for it. ``before`` and
     ``after`` take the same inputs to the same outputs. ``signature`` is equal for two matches
-    that are the same computation on the same shapes, whatever their weights.
+    that are the same computation on the same shapes, whatever their weights; they share
+    ``before`` and ``after``, which have the names of the first. ``reads`` and ``writes`` are the
+    names of the tensors around this one.
     """
 
     kind: str
@@ -56,13 +58,22 @@ class Match:
     before: Subgraph
     after: Subgraph
     signature: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A candidate that was left alone: ``node`` is the one that blocked it, ``reason`` says why."""
+    """A candidate that was left alone: ``node`` is the one that blocked it, ``reason`` says why.
+
+    ``advice`` says what to do about it. ``blocker`` is the name of that node's first output,
+    ``fitting`` are those of the nodes that did fit.
+    """
 
     kind: str
     anchor: str
     node: str
     reason: str
+    advice: str = ""
+    blocker: str = ""
+    fitting: tuple[str, ...] = ()

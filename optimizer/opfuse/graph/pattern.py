@@ -9,7 +9,7 @@ branch of that search has its own, so that a failed one leaks nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import TypeAlias
@@ -145,6 +145,33 @@ class Matcher:
         self._budget = _SEARCH_LIMIT
         yield from self._bind(self._pattern, tensor, {})
 
+    def fitting(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """Return the nodes that fit on the way that went deepest."""
+        found: dict[int, gs.Node] = {}
+        self._collect(self._pattern, tensor, found)
+        return list(found.values())
+
+    def _collect(self, pattern: Pattern, tensor: gs.Tensor, found: dict[int, gs.Node]) -> None:
+        if isinstance(pattern, OneOf):
+            options = [option for _, option in pattern.options]
+            best = max(options, key=lambda option: _depth(self._fit(option, tensor)))
+            self._collect(best, tensor, found)
+            return
+        if isinstance(pattern, Var):
+            return
+        node_pattern, index = (
+            (pattern.node, pattern.index) if isinstance(pattern, Out) else (pattern, 0)
+        )
+        node = producer(tensor)
+        if node is None or id(node) in found or _mismatch(node, node_pattern, index, tensor):
+            return
+        found[id(node)] = node
+        pairings = [_pairs(node_pattern, operands) for operands in _orders(node, node_pattern)]
+        for part, operand in max(
+            pairings, key=lambda pairs: _depth(_all(self._fit(*pair) for pair in pairs))
+        ):
+            self._collect(part, operand, found)
+
     def forget(self) -> None:
         """Drop what is remembered about a graph that has changed."""
         self._fits.clear()
@@ -179,11 +206,7 @@ class Matcher:
         if node is None or why:
             return Fit(False, 0, tensor, why)
         return _best(
-            _all(
-                self._fit(p, t)
-                for p, t in zip(pattern.inputs, operands, strict=False)
-                if not isinstance(p, EllipsisType)
-            )
+            _all(self._fit(*pair) for pair in _pairs(pattern, operands))
             for operands in _orders(node, pattern)
         )
 
@@ -255,6 +278,18 @@ def _orders(node: gs.Node, pattern: Op) -> tuple[tuple[gs.Tensor, ...], ...]:
     if node.op in COMMUTATIVE and len(operands) == 2 and operands[0] is not operands[1]:
         return operands, operands[::-1]
     return (operands,)
+
+
+def _pairs(pattern: Op, operands: Sequence[gs.Tensor]) -> list[tuple[Pattern, gs.Tensor]]:
+    return [
+        (part, operand)
+        for part, operand in zip(pattern.inputs, operands, strict=False)
+        if not isinstance(part, EllipsisType)
+    ]
+
+
+def _depth(fit: Fit) -> tuple[bool, int]:
+    return fit.ok, fit.size
 
 
 def _best(fits: Iterator[Fit]) -> Fit:

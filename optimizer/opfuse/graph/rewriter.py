@@ -59,6 +59,7 @@ class Rewriter:
             return self._rename(node, old, result)
         edit.redirect(old, result)
         edit.detach(node)
+        self.facts.lineage.forward(old, result)
         return True
 
     def _rename(self, node: gs.Node, old: gs.Tensor, result: gs.Tensor) -> bool:
@@ -70,6 +71,7 @@ class Rewriter:
         index = next(i for i, tensor in enumerate(source.outputs) if tensor is result)
         edit.detach(node)
         edit.redirect(result, old)
+        self.facts.lineage.forward(result, old)
         list.__setitem__(source.outputs, index, old)
         list.clear(result.inputs)
         list.append(old.inputs, source)
@@ -85,6 +87,7 @@ class Rewriter:
         node = gs.Node(op, output.name, dict(attrs), list(inputs), [output])
         self._ordered.append(node)
         self.facts.infer(node)
+        self.facts.lineage.derive(output, like)
         self.changed = True
         return output
 

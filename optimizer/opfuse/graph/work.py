@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit
+from opfuse.graph import advice, edit
 from opfuse.graph.definition import Define
 from opfuse.graph.dims import Dim
 from opfuse.graph.draft import Context, Draft, signature_of
@@ -28,12 +28,13 @@ CHEAP = frozenset(
 
 
 class Miss(Exception):
-    """The structure is right but a guard is not; ``node`` is the one that blocks."""
+    """The structure is right but a guard is not; ``node`` blocks, ``advice`` is what to do."""
 
-    def __init__(self, reason: str, node: gs.Node | None = None) -> None:
+    def __init__(self, reason: str, node: gs.Node | None = None, advice: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.node = node
+        self.advice = advice
 
 
 class Decline(Exception):
@@ -106,7 +107,9 @@ class Work:
             name, count = f"{base}_{count}", count + 1
         self._names.add(name)
         kind = dtype if dtype is not None else self.dtype(like)
-        return gs.Variable(name, None if kind is None else _gs_dtype(kind))
+        tensor = gs.Variable(name, None if kind is None else _gs_dtype(kind))
+        self.facts.lineage.derive(tensor, like)
+        return tensor
 
     def constant(self, like: gs.Tensor, suffix: str, values: object) -> gs.Constant:
         """Return a new constant named after ``like``."""
@@ -121,7 +124,8 @@ class Work:
         """
         taken = str(self._made.get(op, {}).get(attribute, value))
         if taken != value:
-            raise Miss(f"{op} stands for {attribute}={taken} in this model already", node)
+            reason = f"{op} stands for {attribute}={taken} in this model already"
+            raise Miss(reason, node, advice.ONE_FORM)
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Tell whether ``tensor`` leaves the graph or is read by a subgraph."""
@@ -142,7 +146,7 @@ class Work:
         after = Draft.of(new, made, self._context)
         signature = signature_of(kind, before, after)
         if signature in self.vetoes:
-            raise Miss(self.vetoes[signature], anchor)
+            raise Miss(self.vetoes[signature], anchor, advice.REFUTED)
         name = f"{anchor.name or anchor.outputs[0].name}/{kind}"
         self._remember(kind, name, anchor, signature, before, after)
         for node in nodes:
@@ -176,27 +180,32 @@ class Work:
                 if id(tensor) in made:
                     continue
                 if self.is_output(tensor):
-                    raise Miss(f"{tensor.name} inside it leaves the graph", node)
+                    reason = f"{tensor.name} inside it leaves the graph"
+                    raise Miss(reason, node, advice.OUTPUT)
                 for user in tensor.outputs:
                     if id(user) not in inside and id(user) not in self._dead:
-                        raise Miss(f"{tensor.name} inside it is also read by {label(user)}", user)
+                        reason = f"{tensor.name} inside it is also read by {label(user)}"
+                        raise Miss(reason, user, advice.OTHER_READER)
 
     def _remember(
         self, kind: str, name: str, anchor: gs.Node, signature: str, before: Draft, after: Draft
     ) -> None:
         first = self._first.get(signature)
         at = anchor.name or anchor.outputs[0].name
-        if first is None:
-            first = Match(kind, name, at, before.freeze(), after.freeze(), signature)
-            self._first[signature] = first
-            self.matches.append(first)
-        else:
-            self.matches.append(Match(kind, name, at, first.before, first.after, signature))
+        sides = (first.before, first.after) if first else (before.freeze(), after.freeze())
+        reads = tuple(tensor.name for tensor in before.inputs)
+        writes = tuple(tensor.name for tensor in before.outputs)
+        match = Match(kind, name, at, *sides, signature, reads, writes)
+        self._first.setdefault(signature, match)
+        self.matches.append(match)
 
-    def miss(self, kind: str, anchor: gs.Node, blocker: gs.Node | None, reason: str) -> None:
-        """Note a candidate that was left alone."""
+    def miss(self, kind: str, anchor: gs.Node, miss: Miss, fitting: Iterable[gs.Node] = ()) -> None:
+        """Note a candidate that was left alone, and the nodes of it that did fit."""
         at = anchor.name or anchor.outputs[0].name
-        self.misses.append(NearMiss(kind, at, label(blocker or anchor), reason))
+        blocker = miss.node or anchor
+        where, *parts = (n.outputs[0].name for n in (blocker, anchor, *fitting) if n.outputs)
+        said = miss.reason, miss.advice
+        self.misses.append(NearMiss(kind, at, label(blocker), *said, where, tuple(parts)))
 
     def finish(self) -> gs.Graph:
         """Drop the dead nodes, sort the living, and return the graph."""

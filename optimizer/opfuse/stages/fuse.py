@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD
 from opfuse.graph.definition import VERSION, Uses
+from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Work
+from opfuse.graph.lineage import UserGraph
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.weights import DerivedValues
@@ -25,13 +27,16 @@ class Fused:
     """A fused graph with its record.
 
     ``counts`` holds for each kind how many stand in the graph: fused ops and recognised standard
-    operators by their nodes, merges by what was merged.
+    operators by their nodes, merges by what was merged. ``user`` and ``facts`` are those of the
+    graph in normal form.
     """
 
     graph: gs.Graph
     matches: tuple[Match, ...]
     misses: tuple[NearMiss, ...]
     counts: Mapping[str, int]
+    user: UserGraph
+    facts: Facts
 
 
 def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
@@ -52,8 +57,27 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
             definition.unify(graph, nodes)
     clean(graph, normal.facts)
     standing = {node.name or node.outputs[0].name for node in graph.nodes}
-    misses = tuple(miss for miss in work.misses if miss.anchor in standing)
-    return Fused(graph, tuple(work.matches), misses, _counts(graph, work.matches))
+    user = UserGraph(normal.user, normal.facts.lineage)
+    misses = tuple(_miss_of_user(user, m) for m in work.misses if m.anchor in standing)
+    matches = tuple(_match_of_user(user, match) for match in work.matches)
+    counts = _counts(graph, work.matches)
+    return Fused(graph, matches, misses, counts, user, normal.facts)
+
+
+def _miss_of_user(user: UserGraph, miss: NearMiss) -> NearMiss:
+    """Return ``miss`` with the names that the user's model has for its nodes."""
+    op = miss.node.rpartition(" (")[2].rstrip(")")
+    blocker, anchor = user.owner(miss.blocker, op), user.owner(miss.fitting[0])
+    return replace(
+        miss,
+        node=blocker.label if blocker else miss.node,
+        anchor=anchor.name if anchor else miss.anchor,
+    )
+
+
+def _match_of_user(user: UserGraph, match: Match) -> Match:
+    anchor = user.owner(match.writes[0]) if match.writes else None
+    return replace(match, anchor=anchor.name) if anchor else match
 
 
 def _define_one(op: str, uses: Uses) -> onnx.FunctionProto:

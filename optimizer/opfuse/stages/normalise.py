@@ -11,7 +11,9 @@ from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import edit, folding, simplify, weights
+from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
+from opfuse.graph.lineage import UserNode
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.reroot import reroot
 from opfuse.graph.rewriter import Rewriter, Rule
@@ -27,9 +29,13 @@ _CHANGED = ("RoiAlign", "BatchNormalization")
 
 @dataclass(frozen=True)
 class Normal:
-    """A sorted graph in normal form with what is known of its tensors."""
+    """A sorted graph in normal form with what is known of its tensors.
+
+    ``user`` are the nodes of the model as they stood before.
+    """
 
     graph: gs.Graph
+    user: tuple[UserNode, ...]
     facts: Facts
     base_dir: Path
 
@@ -39,20 +45,24 @@ def normalise(source: Source) -> Normal:
     graph = gs.import_onnx(_inlined(source.proto))
     graph.producer_name = "opfuse"
     _read_small_weights(graph, source)
+    user = tuple(map(UserNode.of, graph.nodes))
     _raise_opset(graph)
     edit.sort(graph)
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
     facts = begin(graph)
-    for _ in range(_SWEEPS):
+    for sweep in range(_SWEEPS):
         rewriter = Rewriter(graph, facts)
         rewriter.run(rules, (folding.known, folding.computable, folding.Common()))
         edit.sweep(graph)
-        if not rewriter.changed:
+        equal = equal_sizes(graph, facts) if sweep == 0 else {}
+        if equal:
+            facts.equate(equal, graph.inputs)
+        elif not rewriter.changed:
             break
     if reroot(graph, facts):
         clean(graph, facts)
-    return Normal(graph, facts, source.base_dir)
+    return Normal(graph, facts, source.base_dir, user)
 
 
 def clean(graph: gs.Graph, facts: Facts) -> None:
