@@ -61,6 +61,26 @@ def test_a_weight_above_the_limit_is_multiplied_block_by_block(tmp_path, transpo
     np.testing.assert_allclose(runner.run({"x": x})["y"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_gemm_above_the_limit_adds_its_bias():
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float16[n, 500] x, float16[600, 500] w, float16[600] b) => (float16[n, m] y) {
+            y = Gemm<transB = 1>(x, w, b)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    values = {"w": rng.standard_normal((600, 500)), "b": rng.standard_normal(600)}
+    halves = {name: array.astype(np.float16) for name, array in values.items()}
+    runner = Chunked(model, {name: InMemory(array) for name, array in halves.items()}, 1_000_000)
+    x = rng.standard_normal((3, 500)).astype(np.float16)
+    assert runner.pieces[0].heavy == "w"
+    whole = Chunked(model, {name: InMemory(array) for name, array in halves.items()})
+    assert whole.pieces[0].heavy == ""
+    actual = runner.run({"x": x})["y"]
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, whole.run({"x": x})["y"], rtol=1e-2, atol=5e-2)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_joined_weight_is_multiplied_part_by_part(axis, transposed):

@@ -20,7 +20,7 @@ from opfuse.stages.fuse import export, fuse
 from opfuse.stages.load import Source, load
 from opfuse.stages.normalise import normalise
 from opfuse.stages.prove import prove
-from tests.matches import Deadly, match
+from tests.matches import Deadly, constant, joined, match
 
 MODELS = {"llama": tiny.llama, "bert": tiny.bert, "vit": tiny.vit}
 
@@ -127,6 +127,34 @@ def test_a_crash_loses_only_the_one_that_crashed(source):
 def test_a_crash_of_the_last_one_is_a_failure_too(source):
     proof = proof_of_matches(source, [doubling("a"), crashing("dies")])
     assert list(proof.vetoes) == ["dies"]
+
+
+def heavy(signature):
+    """The merge of two matrices of 36 MiB each."""
+    sizes = (3072, 3072)
+    parts = [constant(name, np.broadcast_to(np.float32(1), sizes)) for name in ("a", "b")]
+    return match(
+        "y = MatMul(x, a)\nz = MatMul(x, b)",
+        "t = MatMul(x, w)\ny, z = Split<axis: int = -1, num_outputs: int = 2>(t)",
+        ["x: float[n, 3072]"],
+        ["y: float[n, 3072]", "z: float[n, 3072]"],
+        [*parts, joined("w", parts, 1)],
+        signature=signature,
+    )
+
+
+def test_what_is_too_large_to_run_alone_is_left_to_the_whole_model(source, monkeypatch):
+    monkeypatch.setattr("opfuse.numerics.extract.BUDGET", 100 << 20)
+    proof = proof_of_matches(source, [doubling("a"), heavy("large")])
+    assert proof.failed == ()
+    assert proof.matches == 2
+    unrunnable = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[n, 8] a, float[m, 9] b) => (float[n, 8] y) { y = Add(a, b) }"""
+    )
+    source = replace(source, proto=unrunnable)
+    proof = proof_of_matches(source, [doubling("a"), heavy("large")])
+    assert "weights take 144 MiB" in proof.vetoes["large"]
 
 
 def test_what_has_no_known_shape_fails_closed(source):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, helper
 from onnx.helper import (
     make_empty_tensor_value_info,
     make_graph,
@@ -20,7 +20,7 @@ from onnx.helper import (
 
 from opfuse.graph.protos import subgraphs
 from opfuse.numerics import stored
-from opfuse.numerics.compare import Array
+from opfuse.numerics.compare import HALVES, Array
 from opfuse.numerics.product import matmul
 from opfuse.numerics.session import CannotRun, OnnxRuntime, Runner
 from opfuse.numerics.stored import Joined, Stored
@@ -33,7 +33,7 @@ _INLINE = 1 << 16  # bytes up to which a weight is written into the piece's mode
 class Piece:
     """Consecutive nodes and the names of the weights that they read.
 
-    ``heavy`` is the weight of a lone MatMul that is computed block by block.
+    ``heavy`` is the weight of a lone product that is computed block by block.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -86,10 +86,7 @@ class Chunked:
         if not wanted:
             return {}
         if piece.heavy:
-            node = piece.nodes[0]
-            transposed = node.input[1] in self._transposed
-            x = live[node.input[0]]
-            return {wanted[0]: matmul(x, self._weights[piece.heavy], transposed=transposed)}
+            return {wanted[0]: self._multiply(piece.nodes[0], piece.heavy, live)}
         feeds = {name: live[name] for name in sorted(_reads(piece.nodes)) if name in live}
         large = [n for n in sorted(piece.weights) if self._weights[n].nbytes > _INLINE]
         feeds.update((name, self._weights[name].array()) for name in large)
@@ -97,6 +94,14 @@ class Chunked:
         if len(self.pieces) == 1:
             self._only = runner
         return dict(zip(wanted, runner.run(feeds), strict=True))
+
+    def _multiply(self, node: NodeProto, heavy: str, live: Mapping[str, Array]) -> Array:
+        transposed = node.input[1] in self._transposed or _attribute(node, "transB", 0) == 1
+        result = matmul(live[node.input[0]], self._weights[heavy], transposed=transposed)
+        if len(node.input) < 3:
+            return result
+        bias = node.input[2]
+        return result + (live[bias] if bias in live else self._weights[bias].array())
 
     def _open(self, piece: Piece, feeds: Mapping[str, Array], wanted: list[str]) -> Runner:
         small = [n for n in sorted(piece.weights) if self._weights[n].nbytes <= _INLINE]
@@ -138,12 +143,16 @@ class Chunked:
         return 2 * value.nbytes if isinstance(value, Joined) else value.nbytes
 
     def _is_giant(self, name: str) -> bool:
+        """Whether a matrix takes more than the limit; onnxruntime makes halves float32 copies."""
         value = self._weights.get(name)
-        return value is not None and len(value.shape) == 2 and self._cost(name) > self._limit
+        if value is None or len(value.shape) != 2:
+            return False
+        copy = 2 * value.nbytes if value.element in HALVES else 0
+        return self._cost(name) + copy > self._limit
 
     def _heavy(self, node: NodeProto) -> str:
         """The weight above the limit that ``node`` multiplies with, or ""."""
-        if node.op_type != "MatMul" or node.domain:
+        if not _is_product(node):
             return ""
         name = self._transposed.get(node.input[1], node.input[1])
         return name if self._is_giant(name) else ""
@@ -156,7 +165,7 @@ class Chunked:
             if node.op_type == "Transpose" and self._is_giant(node.input[0])
         }
         for node in nodes:
-            factor = node.input[1:] if node.op_type == "MatMul" and not node.domain else ()
+            factor = node.input[1:2] if node.op_type == "MatMul" and not node.domain else ()
             for name in _reads([node]) - set(factor):
                 found.pop(name, None)
         return {name: weight for name, weight in found.items() if name not in self.outputs}
@@ -165,6 +174,19 @@ class Chunked:
         """The last piece that reads each value; graph outputs are read behind the last."""
         last = {name: n for n, piece in enumerate(self.pieces) for name in _reads(piece.nodes)}
         return {**last, **dict.fromkeys(self.outputs, len(self.pieces))}
+
+
+def _is_product(node: NodeProto) -> bool:
+    """Whether ``node`` is x @ W, x @ W.T, or either with a bias."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm"):
+        return False
+    plain = {"alpha": 1, "beta": 1, "transA": 0}
+    return all(_attribute(node, name, value) == value for name, value in plain.items())
+
+
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else helper.get_attribute_value(found)
 
 
 def _element(name: str, values: Array) -> int:

@@ -20,12 +20,16 @@ from opfuse.numerics.compare import FLOATS
 from opfuse.numerics.stored import InMemory, Joined, Stored
 
 LARGE = 4 << 20  # bytes above which a weight is never read, only imitated
-BUDGET = 256 << 20  # bytes of the weights of one case, so that the proof stays in its memory
+BUDGET = 192 << 20  # bytes of the weights of one case, so that the proof stays in its memory
 _SCALAR = 8  # elements up to which a constant is part of the computation, not a weight
 
 
 class CannotProve(Exception):
     """A match that cannot be run alone; the text says why."""
+
+
+class TooLarge(CannotProve):
+    """Its weights would take too much memory; the whole model's run, in pieces, covers it."""
 
 
 def build(match: Match, model: ModelProto, base_dir: Path) -> Case:
@@ -37,8 +41,8 @@ def build(match: Match, model: ModelProto, base_dir: Path) -> Case:
         base_dir: The folder that external weights are relative to.
 
     Raises:
-        CannotProve: A shape is unknown, the weights are too large to imitate, or the fused form
-            reads what the original does not.
+        CannotProve: A shape is unknown, or the fused form reads what the original does not.
+        TooLarge: The weights are too large to imitate.
     """
     _check_shapes(match.before.inputs)
     feeds = {spec.name for spec in match.before.inputs}
@@ -150,4 +154,4 @@ def _check_size(match: Match, base_dir: Path) -> None:
     constants = (*match.before.constants, *match.after.constants)
     total = sum(stored.of_constant(constant, base_dir).nbytes for constant in constants)
     if total > BUDGET:
-        raise CannotProve(f"its weights take {total >> 20} MiB, more than {BUDGET >> 20} MiB")
+        raise TooLarge(f"its weights take {total >> 20} MiB, more than {BUDGET >> 20} MiB")

@@ -43,7 +43,8 @@ class Proof:
     """What was compared.
 
     Attributes:
-        matches: How many distinct fusions were compared.
+        matches: How many distinct fusions were compared; those whose weights are too large to be
+            run alone are compared in the whole model, and fail where that cannot be run.
         failed: Those to be undone; the whole model is compared only where there are none.
         max_rel_err: The largest relative error that passed, the whole model's included.
         whole: The whole model against the original.
@@ -85,12 +86,14 @@ def prove(
         TimeLimit: ``config.time_limit`` has passed.
     """
     first = extract.distinct(matches)
-    cases, refused = _cases(first, model, source.base_dir)
+    cases, refused, large = _cases(first, model, source.base_dir)
     with tempfile.TemporaryDirectory(prefix="opfuse-proof-") as folder:
         pair = None if refused else _pair(source, model, graph, Path(folder))
         run = _Run(cases, pair, config, progress)
         run.finish()
     verdicts = [*refused, *run.verdicts]
+    if run.whole is not None and (run.whole.not_run or not run.whole.passed):
+        verdicts += large
     failed = tuple(_failure(v, matches) for v in verdicts if v.reason)
     errors = [verdict.max_rel_err for verdict in verdicts if not verdict.reason]
     if run.whole is not None and run.whole.passed:
@@ -163,15 +166,18 @@ class _Run:
 
 def _cases(
     first: Mapping[str, Match], model: ModelProto, base_dir: Path
-) -> tuple[list[Case], list[Verdict]]:
-    """The jobs, and a verdict for each match that cannot be made one."""
-    cases, refused = [], []
+) -> tuple[list[Case], list[Verdict], list[Verdict]]:
+    """The jobs, verdicts on what cannot be made one, and on what only the whole model proves."""
+    cases: list[Case] = []
+    refused: list[Verdict] = []
+    large: list[Verdict] = []
     for signature, match in first.items():
         try:
             cases.append(extract.build(match, model, base_dir))
         except extract.CannotProve as reason:
-            refused.append(Verdict(signature, f"cannot be proven alone: {reason}", 0.0))
-    return cases, refused
+            left = large if isinstance(reason, extract.TooLarge) else refused
+            left.append(Verdict(signature, f"cannot be proven alone: {reason}", 0.0))
+    return cases, refused, large
 
 
 def _pair(
