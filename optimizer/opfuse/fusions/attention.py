@@ -107,7 +107,8 @@ def _score_space(found: Found) -> Shape:
     if len(q) == 4:
         static(q[1], "the number of heads", found.node(scores))
     front = q[:-2]
-    if kt[:-1] != (*front, q[-1]) or v[:-1] != (*front, kt[-1]):
+    shared = (front[0], 1) if len(q) == 4 and kt[1] == 1 else front  # one head serves all
+    if kt[:-1] != (*shared, q[-1]) or v[:-1] != (*shared, kt[-1]):
         raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))
     return (*front, q[-2], kt[-1])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
 
 from opfuse.graph.polynomial import Call, Dim, Monomial, Sym, evaluate, opaque, symbol
@@ -28,6 +28,7 @@ __all__ = [
     "never_equal",
     "parse",
     "product",
+    "substitute",
     "symbol",
     "unknown_dim",
     "unknown_value",
@@ -232,3 +233,17 @@ def _lower_bounds(dim: Sym) -> Iterable[Dim | None]:
             yield rest + factor * (abs(atom.arguments[1]) - 1)
         elif (factor < 0, atom.function) in {(True, "min"), (False, "max")}:
             yield from (rest + factor * argument for argument in atom.arguments)
+
+
+def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
+    """Return ``dim`` with symbols replaced; one inside an opaque operation stays."""
+    if not isinstance(dim, Sym) or dim.symbols().isdisjoint(values):
+        return dim
+    total: Dim = 0
+    for monomial, factor in dim.terms:
+        atoms = [
+            values.get(atom, symbol(atom)) if isinstance(atom, str) else Sym((((atom,), 1),))
+            for atom in monomial
+        ]
+        total = total + factor * product(atoms)
+    return total

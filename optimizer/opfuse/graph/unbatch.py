@@ -1,6 +1,8 @@
-"""[batch * heads, m, n] written as [batch, heads, m, n]: one spelling for batched products.
+"""Axes that exporters flatten and split again are kept apart from the start.
 
-BLOOM and torch's ``bmm`` flatten batch and heads before each product and split them behind it.
+BLOOM and torch's ``bmm`` flatten batch and heads around each product, [batch * heads, m, n]; OPT
+flattens batch and positions around its feed-forward, [batch * positions, features]. Where a
+Reshape splits such an axis, what led to it is computed with the two apart.
 """
 
 from __future__ import annotations
@@ -10,22 +12,25 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
+from opfuse.graph.facts import Shape
 from opfuse.graph.rewriter import Rewriter
 
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Tanh", "Exp", "Neg", "IsNaN")
+_ELEMENTWISE = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Pow", "Where", "Cast", "Tanh", "Exp", "Neg", "IsNaN", "Erf")
+) | frozenset(("Relu", "Sigmoid", "Sqrt", "Gelu", "Identity", "Clip", "Min", "Max"))
 
 
 def unbatch(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
-    """Compute what a Reshape splits into batch and heads with the two apart from the start."""
+    """Return what a Reshape splits, computed with the axis split from the start; None if not."""
     have, want = rewriter.shape(node.inputs[0]), rewriter.out_shape(node)
-    if have is None or want is None or len(have) != 3 or len(want) != 4:
+    if have is None or want is None or len(have) not in (2, 3) or len(want) != len(have) + 1:
         return None
-    batch, heads = want[:2]
-    if have[0] != batch * heads or want[2:] != have[1:]:
+    first, second = want[:2]
+    if have[0] != first * second or want[2:] != have[1:] or second == 1:
         return None
-    if not isinstance(heads, int) or heads == 1:
+    if len(have) == 3 and not isinstance(second, int):
         return None
-    lift = _Lift(rewriter, batch, heads, node.outputs[0])
+    lift = _Lift(rewriter, (first, second), len(have), node.outputs[0])
     if not lift.possible(node.inputs[0]) or not lift.worthwhile:
         return None
     return lift.make(node.inputs[0])
@@ -34,15 +39,17 @@ def unbatch(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 class _Lift:
     """Rewrites what leads to one flattened tensor; first asks whether all of it can be."""
 
-    def __init__(self, rewriter: Rewriter, batch: Dim, heads: int, like: gs.Tensor) -> None:
+    def __init__(
+        self, rewriter: Rewriter, front: tuple[Dim, Dim], rank: int, like: gs.Tensor
+    ) -> None:
         self.worthwhile = False
         self._rewriter, self._like = rewriter, like
-        self._batch, self._heads = batch, heads
+        self._front, self._rank = front, rank
         self._possible: dict[int, bool] = {}
         self._made: dict[int, gs.Tensor] = {}
 
     def possible(self, tensor: gs.Tensor) -> bool:
-        """Tell whether ``tensor`` can be computed in four dimensions."""
+        """Tell whether ``tensor`` can be computed with one axis more."""
         known = self._possible.get(id(tensor))
         if known is None:
             self._possible[id(tensor)] = known = self._can(tensor)
@@ -52,28 +59,50 @@ class _Lift:
         if self._as_it_is(tensor) or self._source(tensor) is not None:
             return True
         shape, node = self._rewriter.shape(tensor), producer(tensor)
-        if shape is None or len(shape) != 3 or shape[0] != self._batch * self._heads:
+        if not self._is_flat(shape):
             return False
-        if node is None or not _liftable(node):
-            return True  # it is split as it is
+        if node is None or not self._liftable(node):
+            return self._rank == 3  # it is split as it is
         self.worthwhile |= node.op == "MatMul"
-        return all(self.possible(source) for source in node.inputs)
+        return all(self.possible(node.inputs[index]) for index in self._lifted(node))
+
+    def _is_flat(self, shape: Shape | None) -> bool:
+        first, second = self._front
+        return shape is not None and len(shape) == self._rank and shape[0] == first * second
 
     def _as_it_is(self, tensor: gs.Tensor) -> bool:
-        """Tell whether ``tensor`` broadcasts over batch and heads alike."""
+        """Tell whether ``tensor`` broadcasts over both axes alike."""
         shape = self._rewriter.shape(tensor)
-        return shape is not None and (len(shape) < 3 or (len(shape) == 3 and shape[0] == 1))
+        return shape is not None and (
+            len(shape) < self._rank or (len(shape) == self._rank and shape[0] == 1)
+        )
 
     def _source(self, tensor: gs.Tensor) -> gs.Tensor | None:
-        """Return the four-dimensional tensor that a Reshape flattened into ``tensor``."""
+        """Return the tensor that a Reshape flattened into ``tensor``."""
         node, shape = producer(tensor), self._rewriter.shape(tensor)
-        if node is None or node.op != "Reshape" or shape is None or len(shape) != 3:
+        if node is None or node.op != "Reshape" or shape is None or len(shape) != self._rank:
             return None
-        whole = (self._batch, self._heads, *shape[1:])
+        whole = (*self._front, *shape[1:])
         return node.inputs[0] if self._rewriter.shape(node.inputs[0]) == whole else None
 
+    def _liftable(self, node: gs.Node) -> bool:
+        rank = self._rank
+        if node.op == "Transpose":
+            return rank == 3 and list(node.attrs.get("perm", ())) == [0, 2, 1]
+        if node.op in ("Softmax", "LayerNormalization"):
+            last = int(node.attrs.get("axis", -1)) in (-1, rank - 1)
+            return last and len(node.outputs) == 1
+        if node.op == "MatMul" and rank == 2:
+            return isinstance(node.inputs[1], gs.Constant)
+        return node.op == "MatMul" or node.op in _ELEMENTWISE
+
+    def _lifted(self, node: gs.Node) -> range:
+        """Return the inputs that have the axis; weights have not."""
+        weighted = node.op == "LayerNormalization" or (node.op == "MatMul" and self._rank == 2)
+        return range(1 if weighted else len(node.inputs))
+
     def make(self, tensor: gs.Tensor) -> gs.Tensor:
-        """Return ``tensor`` in four dimensions."""
+        """Return ``tensor`` with the axis split."""
         if id(tensor) not in self._made:
             self._made[id(tensor)] = self._new(tensor)
         return self._made[id(tensor)]
@@ -85,27 +114,20 @@ class _Lift:
         if self._as_it_is(tensor):
             return tensor
         node = producer(tensor)
-        if node is None or not _liftable(node):
+        if node is None or not self._liftable(node):
             return self._split(tensor)
         attrs = dict(node.attrs)
         if node.op == "Transpose":
             attrs["perm"] = [0, 1, 3, 2]
-        elif node.op == "Softmax":
+        elif node.op in ("Softmax", "LayerNormalization"):
             attrs["axis"] = -1
-        inputs = [self.make(part) for part in node.inputs]
+        lifted = self._lifted(node)
+        inputs = [self.make(t) if i in lifted else t for i, t in enumerate(node.inputs)]
         return self._rewriter.emit(node.op, inputs, attrs, self._like)
 
     def _split(self, tensor: gs.Tensor) -> gs.Tensor:
-        emit, heads = self._rewriter.emit, self._heads
-        front = self._rewriter.constant(tensor, np.array([-1, heads], np.int64))
+        emit, second = self._rewriter.emit, self._front[1]
+        front = self._rewriter.constant(tensor, np.array([-1, second], np.int64))
         back = emit("Shape", [tensor], {"start": 1, "end": 3}, tensor)
         target = emit("Concat", [front, back], {"axis": 0}, tensor)
         return emit("Reshape", [tensor, target], {}, tensor)
-
-
-def _liftable(node: gs.Node) -> bool:
-    if node.op == "Transpose":
-        return list(node.attrs.get("perm", ())) == [0, 2, 1]
-    if node.op == "Softmax":
-        return int(node.attrs.get("axis", -1)) in (-1, 2)
-    return node.op == "MatMul" or node.op in _ELEMENTWISE
