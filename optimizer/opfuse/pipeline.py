@@ -17,6 +17,7 @@ from opfuse.stages.report import Report, check_suffix, describe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from opfuse.graph.match import Match
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.fuse import Fused
     from opfuse.stages.load import Source
@@ -40,11 +41,13 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
     progress = progress or Progress()
     output = _checked_output(config, goal)
     with progress.stage("load"):
-        from opfuse.stages.load import load
+        from opfuse.stages.load import load, protect
         from opfuse.stages.shapes import check_shapes
 
         source = load(config.model)
         check_shapes(source, config)
+        if output is not None:
+            protect(source, (output, *config.reports), model_too=goal == "build")
     proof = None
     if config.prove and goal != "explain":
         fused, model, proof = _proven(source, config, progress)
@@ -59,7 +62,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
             from opfuse.stages.save import save
 
             save(fused.graph, model, source.base_dir, output)
-    report = Report(facts, fused.matches, fused.misses, fused.counts, proof, **built)
+    report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
     for path in config.reports:
         report.write(path)
@@ -92,6 +95,18 @@ def _checked_output(config: Config, goal: str) -> Path | None:
         raise InputError(f"{goal} has no output file", "name one with -o")
     check_output(config.output)
     return config.output
+
+
+def _standing(fused: Fused) -> tuple[Match, ...]:
+    """The matches that no wider one took in."""
+    nodes = fused.graph.nodes
+    names = {node.name for node in nodes}
+    made = {(tensor.name, node.op) for node in nodes for tensor in node.outputs}
+    return tuple(
+        match
+        for match in fused.matches
+        if match.node in names or any((name, match.kind) in made for name in match.writes)
+    )
 
 
 def _fused(

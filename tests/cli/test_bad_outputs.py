@@ -51,6 +51,20 @@ def test_report_folder_missing(cli, llama, old_output, tmp_path):
     result.refused(2, str(tmp_path / "no"))
 
 
+def test_an_engine_does_not_replace_its_model(cli, llama):
+    before = llama.read_bytes()
+    cli("build", llama, "-o", llama).refused(2, str(llama), "the model itself")
+    assert llama.read_bytes() == before
+
+
+def test_a_fused_model_does_not_replace_its_own_weights(cli, tmp_path):
+    model = tiny.llama(layers=1).write(tmp_path / "big.onnx", external=True)
+    data = tmp_path / "big.onnx.data"
+    before = data.read_bytes()
+    cli("fuse", model, "-o", data).refused(2, str(data), "the model itself")
+    assert data.read_bytes() == before
+
+
 def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections import Counter
 
 import pytest
 
@@ -93,7 +94,10 @@ def test_explain_lists_every_candidate(tmp_path):
     from opfuse.stages.report_text import render
 
     model = tiny.llama(layers=2).write(tmp_path / "m.onnx")
+    report = opfuse.explain(model)
+    listed = Counter(match.kind for match in report.matches)
+    assert listed == {kind: count for kind, count in report.counts.items() if count}
     console = Console(width=200, file=io.StringIO())
-    console.print(render(opfuse.explain(model), every_candidate=True))
+    console.print(render(report, every_candidate=True))
     text = console.file.getvalue()
     assert text.count("FlashAttention") >= 3  # once in the counts, once for each layer

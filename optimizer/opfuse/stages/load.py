@@ -6,6 +6,7 @@ The order of the gates matters: native libraries die on files that get past the 
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def load(path: Path) -> Source:
     except InputError as error:
         raise InputError(f"{path}: {error.what}", error.fix) from None
     return Source(path, proto, base_dir, tuple(notes))
+
+
+def protect(source: Source, outputs: Iterable[Path], *, model_too: bool) -> None:
+    """Refuses outputs that would replace what the model consists of.
+
+    Args:
+        source: The model.
+        outputs: The files that will be written.
+        model_too: Whether the model's own file is protected, and not its external data alone.
+
+    Raises:
+        InputError: An output is a file of the model.
+    """
+    locations = {external.extent(t).location for t in all_tensors(source.proto) if is_external(t)}
+    files = [source.base_dir / location for location in locations]
+    own = {path.resolve() for path in (*files, *([source.path] if model_too else []))}
+    for path in outputs:
+        if path.resolve() in own:
+            raise InputError(f"output {path} is a file of the model itself", "choose another name")
 
 
 def _read(path: Path) -> bytes:

@@ -93,20 +93,18 @@ def _matches(report: Report) -> RenderableType:
     table = Table(title="fused", title_justify="left")
     for column in ("kind", "node"):
         table.add_column(column, overflow="fold")
-    taken = {node.name for match in report.matches for node in match.before.nodes}
     for match in report.matches:
-        if match.node not in taken:
-            table.add_row(clean(match.kind), clean(match.anchor or match.node))
+        table.add_row(clean(match.kind), clean(match.anchor or match.node))
     return table
 
 
 def _nearly(report: Report, most: int | None) -> RenderableType:
     table = Table(title="nearly fused", title_justify="left")
-    for column in ("kind", "blocking node", "reason"):
+    for column in ("kind", "blocking node", "reason", "what to do"):
         table.add_column(column, overflow="fold")
     misses = [miss for kind in report.as_dict()["fusions"] for miss in report.nearly(kind)]
     for miss in misses[:most]:
-        table.add_row(clean(miss.kind), clean(miss.node), clean(miss.reason))
+        table.add_row(*map(clean, (miss.kind, miss.node, miss.reason, miss.advice)))
     if most is not None and len(misses) > most:
         table.caption = f"{len(misses) - most} more: see opfuse explain"
     return table
