@@ -214,3 +214,10 @@ def test_another_size_of_v():
     outcome = attention(PLAIN, qkv="T[B, 4, Q, D] q, T[B, 4, K, D] k, T[B, 4, K, 9] v")
     assert outcome.counts == {"FlashAttention": 1}
     outcome.same(*SIZES)
+
+
+def test_one_key_value_head_serves_all():
+    outcome = attention(PLAIN, qkv="T[B, 4, Q, 6] q, T[B, 1, K, 6] k, T[B, 1, K, 6] v")
+    assert outcome.counts == {"FlashAttention": 1}
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == 1
+    outcome.same(*SIZES)

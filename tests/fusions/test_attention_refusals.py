@@ -95,8 +95,8 @@ def test_an_unknown_number_of_heads_is_refused():
     outcome.refused("FlashAttention", "raw", "the number of heads is H, want a number")
 
 
-def test_one_key_head_that_is_broadcast_is_refused():
-    outcome = attention(PLAIN, qkv="T[B, 4, Q, D] q, T[B, 1, K, D] k, T[B, 1, K, D] v")
+def test_one_key_head_but_several_of_values_is_refused():
+    outcome = attention(PLAIN, qkv="T[B, 4, Q, 6] q, T[B, 1, K, 6] k, T[B, 4, K, 6] v")
     outcome.refused("FlashAttention", "raw", "do not agree")
     outcome.same(*SIZES)
 
