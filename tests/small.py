@@ -156,9 +156,13 @@ class Outcome:
 
 def fuse_model(before: onnx.ModelProto, vetoes: Mapping[str, str] | None = None) -> Outcome:
     """Normalise, fuse, and export."""
-    source = Source(Path("model.onnx"), before, Path())
+    source = Source(
+        Path("model.onnx"), onnx.ModelProto.FromString(before.SerializeToString()), Path()
+    )
     fused = fuse(normalise(source), vetoes)
-    return Outcome(before, export(fused, source), fused)
+    after = export(fused, source)
+    assert source.proto == before
+    return Outcome(before, after, fused)
 
 
 def session(made: onnx.ModelProto) -> onnxruntime.InferenceSession:

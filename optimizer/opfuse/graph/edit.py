@@ -32,6 +32,14 @@ def subgraphs(node: gs.Node) -> Iterator[gs.Graph]:
             yield from value
 
 
+def every_node(graph: gs.Graph) -> Iterator[gs.Node]:
+    """Yield the nodes of ``graph`` and of all bodies in it."""
+    for node in graph.nodes:
+        yield node
+        for body in subgraphs(node):
+            yield from every_node(body)
+
+
 def reads(node: gs.Node) -> Iterator[gs.Tensor]:
     """Yield every tensor that ``node`` reads, those that its subgraphs capture included."""
     yield from node.inputs

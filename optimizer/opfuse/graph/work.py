@@ -143,7 +143,7 @@ class Work:
         nodes = _sorted(nodes)
         self._refuse_escapes(nodes, made)
         before = Draft.of(nodes, made, self._context)
-        after = Draft.of(new, made, self._context)
+        after = Draft.of(new, {id(tensor) for tensor in before.outputs}, self._context)
         signature = signature_of(kind, before, after)
         if signature in self.vetoes:
             raise Miss(self.vetoes[signature], anchor, advice.REFUTED)

@@ -17,7 +17,7 @@ from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.weights import DerivedValues
 from opfuse.stages.load import Source
-from opfuse.stages.normalise import Normal, clean
+from opfuse.stages.normalise import OLDEST, Normal, clean
 
 _IR_VERSION = 8  # the first with model-local functions (onnx/docs/IR.md)
 
@@ -40,7 +40,7 @@ class Fused:
 
 
 def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
-    """Apply every fusion in order.
+    """Apply every fusion in order; none to a model whose opset could not be raised.
 
     Args:
         normal: A graph in normal form; it is changed.
@@ -48,7 +48,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     """
     graph = normal.graph
     work = Work(graph, normal.facts, normal.base_dir, _define_one, vetoes or {})
-    for fusion in FUSIONS:
+    for fusion in FUSIONS if work.opset >= OLDEST else ():
         fusion.run(work)
     work.finish()
     for op, definition in DEFINITIONS.items():

@@ -23,8 +23,6 @@ from opfuse.stages.load import Source
 OLDEST = 17  # what the fused ops' definitions need
 _SWEEPS = 4  # a second finds what the first uncovered; more are rare
 _SMALL = 1 << 16  # bytes of an external tensor that is read at once
-# Operators whose meaning changed between opset 13 and OLDEST other than by more types.
-_CHANGED = ("RoiAlign", "BatchNormalization")
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,23 @@ class Normal:
     """
 
     graph: gs.Graph
-    user: tuple[UserNode, ...]
     facts: Facts
     base_dir: Path
+    user: tuple[UserNode, ...]
 
 
 def normalise(source: Source) -> Normal:
     """Return the model in normal form; large weights stay where they are."""
     graph = gs.import_onnx(_inlined(source.proto))
     graph.producer_name = "opfuse"
+    # Its own entries: gs shares them with the source, which the proof runs as it is.
+    graph.import_domains = [
+        onnx.helper.make_opsetid(entry.domain, entry.version) for entry in graph.import_domains
+    ]
     _read_small_weights(graph, source)
-    user = tuple(map(UserNode.of, graph.nodes))
     _raise_opset(graph)
     edit.sort(graph)
+    user = tuple(map(UserNode.of, graph.nodes))
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
     facts = begin(graph)
@@ -93,10 +95,20 @@ def _read_small_weights(graph: gs.Graph, source: Source) -> None:
 
 
 def _raise_opset(graph: gs.Graph) -> None:
-    """Import opset 17 for an older model, whose operators mean the same there (Changelog.md)."""
-    if graph.opset >= OLDEST or any(node.op in _CHANGED for node in graph.nodes):
+    """Import opset 17 for an older model, whose operators mean the same there (Changelog.md).
+
+    Two do not: RoiAlign has another default from 16 on, and BatchNormalization had other outputs
+    for training before 14; a model that uses them keeps its opset and is not fused.
+    """
+    if graph.opset >= OLDEST:
         return
+    nodes = list(edit.every_node(graph))
+    if any(node.op == "BatchNormalization" and len(node.outputs) > 1 for node in nodes):
+        return
+    for node in nodes:
+        if node.op == "RoiAlign" and edit.is_standard(node) and graph.opset < 16:
+            node.attrs.setdefault("coordinate_transformation_mode", "output_half_pixel")
     graph.opset = OLDEST
-    for entry in graph.import_domains or ():
+    for entry in graph.import_domains:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OLDEST
