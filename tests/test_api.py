@@ -25,6 +25,13 @@ def test_everything_public_is_there():
         _ = opfuse.no_such
 
 
+def test_no_module_takes_the_name_of_a_function():
+    """Importing opfuse.fuse.x would put the module where the function was."""
+    functions = {name for name, home in opfuse._HOMES.items() if home == "opfuse.api"}
+    modules = {path.stem for path in Path(opfuse.__file__).parent.iterdir()}
+    assert functions & modules == set()
+
+
 def test_importing_is_free():
     program = (
         f"import sys; sys.path.insert(0, {str(SOURCE)!r}); import opfuse; "
