@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from opfuse.config import BACKENDS, LOWERINGS, Config
+from opfuse.config import BACKENDS, GPUS, LOWERINGS, Config
 from opfuse.errors import InputError
 from opfuse.shape_syntax import parse_shapes
 
@@ -160,12 +160,15 @@ def _fuse(commands: argparse._SubParsersAction[Parser]) -> None:
 def _explain(commands: argparse._SubParsersAction[Parser]) -> None:
     command = commands.add_parser(
         "explain",
-        help="list what would fuse, and what nearly did with the node that blocks it",
-        description="Find the fusions of MODEL and write nothing: every candidate is listed as "
-        "fused, or as nearly fused with the blocking node and the reason.",
+        help="tell what would fuse, which node blocks what nearly did, and what it saves",
+        description="Find the fusions of MODEL and write nothing but reports: every candidate is "
+        "listed as fused, as nearly fused with the blocking node, the reason and a fix, or as "
+        "none; and every fusion with what it saves at most.",
         epilog=_EPILOG,
     )
     _model(command)
+    _shapes(command)
+    _gpu(command)
     _common(command)
 
 
@@ -230,6 +233,15 @@ def _shapes(command: Parser) -> None:
         )
 
 
+def _gpu(command: Parser) -> None:
+    command.add_argument(
+        "--gpu",
+        choices=GPUS,
+        default="H100",
+        help="tell savings for this GPU, at the --optShapes (default: H100)",
+    )
+
+
 def _library(command: Parser, flags: tuple[str, ...]) -> None:
     command.add_argument(
         *flags,
@@ -278,7 +290,7 @@ def _common(command: Parser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="write the report to FILE, .json or .txt; may be given several times",
+        help="write the report to FILE, .json, .txt or .html; may be given several times",
     )
     command.add_argument(
         "--time-limit",

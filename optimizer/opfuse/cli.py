@@ -120,7 +120,7 @@ def _show(args: Namespace, as_json: Callable[[], str], text: Callable[[], Render
     if args.json:
         sys.stdout.write(as_json())
     elif not args.quiet:
-        terminal.console(args.no_color).print(text())
+        terminal.console(args.no_color).print(text(), crop=False)
 
 
 @contextmanager

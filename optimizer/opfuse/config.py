@@ -11,6 +11,7 @@ from opfuse.errors import InputError
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "segmented")
 PRECISIONS = ("keep",)
 LOWERINGS = ("auto", "leave", "native", "plugin")
+GPUS = ("A100", "H100", "H200", "B200", "L4", "RTX4090", "RTX5090")
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -37,6 +38,7 @@ class Config:
         embed_plugins: Put the plugin library into the engine file.
         rtol: Largest relative error that passes; None takes the default of the data type.
         seed: Seed of the random inputs of the proof.
+        gpu: The GPU that savings are told for; a name of ``GPUS``.
         debug: Show tracebacks, and keep what the child processes print.
 
     Raises:
@@ -59,6 +61,7 @@ class Config:
     embed_plugins: bool = True
     rtol: float | None = None
     seed: int = 0
+    gpu: str = "H100"
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +72,7 @@ class Config:
         object.__setattr__(self, "reports", tuple(Path(path) for path in self.reports))
         _one_of("backend", self.backend, BACKENDS)
         _one_of("lower", self.lower, LOWERINGS)
+        _one_of("gpu", self.gpu, GPUS)
         _check_precision(self.precision)
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)

@@ -17,6 +17,7 @@ from opfuse.stages.report import Report, check_suffix, describe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from opfuse.explain.result import Explanation
     from opfuse.graph.match import Match
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.fuse import Fused
@@ -62,6 +63,8 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
             from opfuse.stages.save import save
 
             save(fused.graph, model, source.base_dir, output)
+    if goal == "explain" or any(path.suffix == ".html" for path in config.reports):
+        built["explanation"] = _explained(source, fused, config, progress)
     report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
     for path in config.reports:
@@ -145,6 +148,14 @@ def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, 
             "report it with the model; --no-prove writes the result all the same",
         )
     return fused, model, replace(proof, failed=failed)
+
+
+def _explained(source: Source, fused: Fused, config: Config, progress: Progress) -> Explanation:
+    from opfuse.stages.explain import explain
+    from opfuse.stages.shapes import chosen_shapes
+
+    with progress.stage("explain"):
+        return explain(fused, config.gpu, *chosen_shapes(source, config))
 
 
 def _built(

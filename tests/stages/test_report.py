@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,12 @@ def test_names_cannot_write_to_the_terminal(report):
     assert "[red]a\\x1b" in text
     assert "rank\\x0ais 3" in text
     assert "note: odd" in text
+
+
+def test_long_lines_are_not_cut(report):
+    note = "a note of many words " * 20
+    text = as_text(replace(report, model={**MODEL, "notes": [note]}))
+    assert note.strip() in text
 
 
 def test_clean_escapes_markup_and_controls():

@@ -16,10 +16,11 @@ from opfuse.graph.protos import type_name
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
+    from opfuse.explain.result import Explanation
     from opfuse.stages.load import Source
 
 SCHEMA = 1
-SUFFIXES = (".json", ".txt")
+SUFFIXES = (".json", ".txt", ".html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Report:
         lowering: For each fusion what it became in the engine; empty without an engine.
         engine: Facts read back from the built engine; None without an engine.
         timings: Seconds of each stage.
+        explanation: Anchors, savings, and layers; None where nobody asked for them.
     """
 
     model: Mapping[str, Any]
@@ -45,9 +47,11 @@ class Report:
     lowering: tuple[Any, ...] = ()
     engine: Any = None
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    explanation: Explanation | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report in the stable schema that the JSON file has."""
+        explained = {} if self.explanation is None else self.explanation.as_dict()
         return {
             "schema": SCHEMA,
             "model": plain(self.model),
@@ -56,6 +60,7 @@ class Report:
             "lowering": plain(self.lowering),
             "engine": plain(self.engine),
             "timings_s": {name: round(seconds, 4) for name, seconds in self.timings.items()},
+            **({"explanation": plain(explained)} if explained else {}),
         }
 
     def as_json(self) -> str:
@@ -71,6 +76,10 @@ class Report:
         check_suffix(path)
         if path.suffix == ".json":
             text = self.as_json()
+        elif path.suffix == ".html":
+            from opfuse.explain.page import page
+
+            text = page(self.as_dict(), self.explanation)
         else:
             from opfuse.stages.report_text import as_text
 
@@ -85,7 +94,10 @@ class Report:
         return sorted({*self.counts, *(miss.kind for miss in self.misses)})
 
     def _fusion(self, kind: str) -> dict[str, Any]:
-        nearly = [{"node": miss.node, "reason": miss.reason} for miss in self.nearly(kind)]
+        nearly = [
+            {"node": miss.node, "reason": miss.reason, "advice": miss.advice}
+            for miss in self.nearly(kind)
+        ]
         return {"fused": self.counts.get(kind, 0), "nearly": nearly}
 
 

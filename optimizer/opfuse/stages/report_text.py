@@ -33,7 +33,7 @@ def as_text(report: Report) -> str:
     console = Console(
         file=io.StringIO(), width=_FILE_WIDTH, color_system=None, force_terminal=False
     )
-    console.print(render(report))
+    console.print(render(report), crop=False)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
