@@ -99,6 +99,21 @@ def test_a_wrong_epsilon_is_refuted(dtype, epsilon):
 
 
 @TYPED
+def test_a_wrong_epsilon_is_refuted_where_the_original_holds_a_fused_op(dtype):
+    text = "sum = Add(x, r)\ny = opfuse.RmsNorm<epsilon: float = {}>(sum, gamma)"
+    shape = f"{dtype}[batch, seq, 64]"
+    subject = match(
+        text.format("1e-6"),
+        text.format("1e-5"),
+        [f"x: {shape}", f"r: {shape}"],
+        [f"y: {shape}", f"sum: {shape}"],
+        [normal("gamma", 64, dtype=TYPES[dtype])],
+        functions=RMS_FUNCTION,
+    )
+    assert "near zero" in verdict(subject).reason
+
+
+@TYPED
 def test_a_dropped_gamma_is_refuted(dtype):
     after = "one = CastLike(unity, x)\ny = opfuse.RmsNorm<epsilon: float = 1e-6>(x, one)"
     subject = match(

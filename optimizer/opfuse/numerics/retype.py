@@ -51,6 +51,8 @@ def _nodes(nodes: Iterable[NodeProto], old: Collection[int], new: int) -> None:
 
 
 def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> None:
+    if attribute.ref_attr_name:
+        return
     if attribute.type == AttributeProto.TENSOR:
         _tensor(attribute.t, old, new)
     elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in old:
