@@ -20,6 +20,7 @@ _CARRIERS = {
     "Cast": 0,
     "Identity": 0,
     "Expand": 0,
+    "Slice": 0,
     "Rope": 0,
     "RmsNorm": 0,
     "LayerNormalization": 0,
@@ -55,7 +56,7 @@ class _QkvMerge:
 
     def _explain(self, work: Work, node: gs.Node, layers: list[Linear | gs.Node | None]) -> None:
         linear = [layer for layer in layers if isinstance(layer, Linear)]
-        if linear:
+        if len({id(layer.output) for layer in linear}) > 1:  # one alone is packed already
             reason = "q, k, and v are not projected from one tensor"
             blocker = linear[-1].nodes[0]
             work.miss(KIND, node, Miss(reason, blocker, advice.ONE_INPUT), _nodes(linear))
