@@ -1,0 +1,1 @@
+"""Architectures that people deploy, built from their configs with seeded random weights."""
