@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -19,6 +19,7 @@ class UserNode:
     name: str
     op: str
     domain: str
+    attrs: Mapping[str, object]
     inputs: tuple[gs.Tensor, ...]
     outputs: tuple[gs.Tensor, ...]
 
@@ -27,7 +28,8 @@ class UserNode:
         """Return what ``node`` is now; one without a name is called after its first output."""
         outputs = tuple(node.outputs)
         name = node.name or (outputs[0].name if outputs else node.op)
-        return cls(name, node.op, node.domain or "", tuple(node.inputs), outputs)
+        attrs = dict(node.attrs)
+        return cls(name, node.op, node.domain or "", attrs, tuple(node.inputs), outputs)
 
     @property
     def label(self) -> str:

@@ -76,8 +76,12 @@ def _miss_of_user(user: UserGraph, miss: NearMiss) -> NearMiss:
 
 
 def _match_of_user(user: UserGraph, match: Match) -> Match:
-    anchor = user.owner(match.writes[0]) if match.writes else None
-    return replace(match, anchor=anchor.name) if anchor else match
+    """Return ``match`` with the name that the user's model has for what it writes."""
+    owners = [owner for name in match.writes if (owner := user.owner(name)) is not None]
+    if not owners or any(owner.name == match.anchor for owner in owners):
+        return match
+    # A norm's sum comes before its result; of merged layers the first speaks for all.
+    return replace(match, anchor=owners[0 if match.kind in MERGES else -1].name)
 
 
 def _define_one(op: str, uses: Uses) -> onnx.FunctionProto:

@@ -39,7 +39,7 @@ def as_text(report: Report) -> str:
 
 
 def render(report: Report, *, every_candidate: bool = False) -> RenderableType:
-    """The report for a console; ``every_candidate`` lists the fused ones too, and cuts nothing."""
+    """The report for a console; ``every_candidate`` tells of fused ones too and cuts nothing."""
     return Group(*_parts(report, every_candidate))
 
 
@@ -48,8 +48,10 @@ def _parts(report: Report, every_candidate: bool) -> Iterator[RenderableType]:
     for note in report.model.get("notes", ()):
         yield _line(f"note: {clean(note)}")
     yield _fusions(report)
-    if every_candidate and report.matches:
-        yield _matches(report)
+    if every_candidate and report.explanation is not None:
+        from opfuse.stages.explain_text import parts
+
+        yield from parts(report.explanation)
     if report.misses:
         yield _nearly(report, None if every_candidate else _MOST_NEARLY)
     facts = report.as_dict()
@@ -86,15 +88,6 @@ def _fusions(report: Report) -> RenderableType:
     table.add_column("nearly", justify="right")
     for kind, item in shown.items():
         table.add_row(clean(kind), str(item["fused"]), str(len(item["nearly"]) or ""))
-    return table
-
-
-def _matches(report: Report) -> RenderableType:
-    table = Table(title="fused", title_justify="left")
-    for column in ("kind", "node"):
-        table.add_column(column, overflow="fold")
-    for match in report.matches:
-        table.add_row(clean(match.kind), clean(match.anchor or match.node))
     return table
 
 

@@ -1,0 +1,1 @@
+"""What fused, what nearly did, and what that is worth: the parts of ``opfuse explain``."""
