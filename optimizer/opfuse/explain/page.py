@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from opfuse.errors import MissingComponent
 from opfuse.explain.layout import HEIGHT, WIDTH
 from opfuse.explain.result import FUSED, NEARLY, Explanation
 from opfuse.explain.roofline import LAUNCH_SECONDS, Cost
@@ -28,7 +27,6 @@ def page(report: Mapping[str, Any], explanation: Explanation | None) -> str:
         explanation: What the page draws and tells.
 
     Raises:
-        MissingComponent: jinja2 is not installed.
         ValueError: There is no explanation.
     """
     if explanation is None:
@@ -97,12 +95,8 @@ def in_time(microseconds: float) -> str:
 
 @cache
 def _template() -> Template:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingComponent(
-            "an HTML report needs jinja2", "pip install jinja2, or write .json or .txt"
-        ) from error
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("opfuse.explain"),
         autoescape=True,
