@@ -61,9 +61,9 @@ class Pending:
     def __enter__(self) -> Pending:
         with translated(self.folder, self.needed):
             _sweep(self.folder)
-            free = shutil.disk_usage(self.folder).free
-            if self.needed > free:
-                raise _no_room(self.folder, self.needed, free)
+            usage = shutil.disk_usage(self.folder)
+            if usage.total and self.needed > usage.free:  # some network file systems tell nothing
+                raise _no_room(self.folder, self.needed, usage.free)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
             self.file = os.fdopen(os.open(self._path, flags, 0o666), "wb")
         return self
@@ -75,7 +75,8 @@ class Pending:
             os.fsync(self.file.fileno())
             self.file.close()
             os.replace(self._path, path)
-            _sync_folder(path.parent)
+            with suppress(OSError):  # some file systems cannot sync a folder
+                _sync_folder(path.parent)
 
     def __exit__(
         self,

@@ -85,7 +85,7 @@ def test_full_disk_for_the_data_file(spawn, tmp_path, old_output):
 
 
 def test_needed_bytes_are_compared_with_the_free_ones(cli, llama, old_output, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
+    usage = type("Usage", (), {"free": 1000, "total": 10**9})
     monkeypatch.setattr("opfuse.files.shutil.disk_usage", lambda path: usage)
     result = cli("fuse", llama, "-o", old_output, "--no-prove")
     result.refused(2, "bytes needed", "1000 bytes free")

@@ -79,8 +79,11 @@ def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
                 yield from attribute.tensors
             elif kind == AttributeProto.SPARSE_TENSOR:
                 yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-        for graph in subgraphs(node):
-            yield from _graph_tensors(graph)
+            elif kind == AttributeProto.GRAPH:
+                yield from _graph_tensors(attribute.g)
+            elif kind == AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _graph_tensors(graph)
 
 
 def type_name(data_type: int) -> str:
