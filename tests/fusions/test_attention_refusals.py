@@ -139,3 +139,13 @@ def test_mixed_types_are_refused():
 
 def test_fp64_is_refused():
     attention(PLAIN, dtype="double").refused("FlashAttention", "y", "neither fp32, fp16, nor bf16")
+
+
+def test_weights_that_leave_behind_a_cast_are_refused():
+    """Keeping the Cast would keep the softmax in front of it, and compute all of it twice."""
+    head, tail = PLAIN.split("weights =")
+    text = head + "wide = Cast<to=1>(scores)\nweights =" + tail.replace("(scores)", "(wide)")
+    text = text.replace("y = MatMul(weights, v)", "n = Cast<to=10>(weights)\ny = MatMul(n, v)")
+    outcome = attention(text, dtype="float16", outputs="T y, T n")
+    outcome.refused("FlashAttention", "n", "n inside it leaves the graph")
+    outcome.same(*SIZES)

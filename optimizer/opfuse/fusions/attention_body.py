@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, constant
+from opfuse.graph.facts import Facts
+from opfuse.graph.rewriter import numpy_dtype
 
 MASK = 3  # the input's index
 
@@ -113,7 +115,7 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
-def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
     """Give a neutral mask to the nodes without one, where others have one."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
@@ -121,7 +123,7 @@ def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
     for node in nodes:
         if len(node.inputs) == MASK:
             name = _free(f"{node.name}/no_mask", taken)
-            dtype = node.inputs[0].dtype
+            dtype = numpy_dtype(facts.dtype(node.inputs[0]))
             node.inputs.append(gs.Constant(name, np.zeros((1, 1, 1, 1), dtype)))
 
 

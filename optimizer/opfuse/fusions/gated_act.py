@@ -14,6 +14,7 @@ from opfuse.fusions.guards import floating, last_axis, same_shape, same_type
 from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.edit import producer
+from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
 from opfuse.graph.pattern import Var, op
 
@@ -104,7 +105,7 @@ def _body(uses: Uses) -> str:
     return f"{split}\n{statements(str(activation), gate)}\ny = Mul(active, {up})"
 
 
-def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], _: Facts) -> None:
     """Split packed inputs again where other nodes of the model have two."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return

@@ -12,7 +12,9 @@ from opfuse.fusions.gated_act import statements
 from opfuse.fusions.guards import floating, same_type, text
 from opfuse.fusions.linear import linear
 from opfuse.graph.definition import Definition, Uses
+from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.rewriter import numpy_dtype
 
 __all__ = ["DEFINITION", "FUSION"]
 
@@ -45,14 +47,14 @@ def _body(uses: Uses) -> str:
     )
 
 
-def _unify(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
     """Give a bias of zeros to the nodes without one, where others have one."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
     for node in nodes:
         if len(node.inputs) == 2:
             weight = node.inputs[1]
-            values = np.zeros(weight.shape[1], weight.dtype)
+            values = np.zeros(weight.shape[1], numpy_dtype(facts.dtype(weight)))
             node.inputs.append(gs.Constant(f"{node.name}/no_bias", values))
 
 

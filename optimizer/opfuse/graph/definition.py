@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
+from opfuse.graph.facts import Facts
 from opfuse.graph.pattern import OPFUSE
 
 VERSION = 1  # of the domain
@@ -75,7 +76,7 @@ class Definition:
     outputs: tuple[str, ...]
     attributes: tuple[str, ...]
     body: Callable[[Uses], str]
-    unify: Callable[[gs.Graph, Sequence[gs.Node]], None] | None = None
+    unify: Callable[[gs.Graph, Sequence[gs.Node], Facts], None] | None = None
 
     def function(self, uses: Uses) -> onnx.FunctionProto:
         """Return the function that all of ``uses`` call."""

@@ -28,13 +28,13 @@ CHEAP = frozenset(
 
 
 class Miss(Exception):
-    """The structure is right but a guard is not; ``node`` blocks, ``advice`` is what to do."""
+    """The structure is right but a guard is not; ``node`` blocks, ``hint`` is what to do."""
 
-    def __init__(self, reason: str, node: gs.Node | None = None, advice: str = "") -> None:
+    def __init__(self, reason: str, node: gs.Node | None = None, hint: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.node = node
-        self.advice = advice
+        self.advice = hint or advice.of_reason(reason)
 
 
 class Decline(Exception):
@@ -125,7 +125,7 @@ class Work:
         taken = str(self._made.get(op, {}).get(attribute, value))
         if taken != value:
             reason = f"{op} stands for {attribute}={taken} in this model already"
-            raise Miss(reason, node, advice.ONE_FORM)
+            raise Miss(reason, node)
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Tell whether ``tensor`` leaves the graph or is read by a subgraph."""
@@ -146,7 +146,7 @@ class Work:
         after = Draft.of(new, {id(tensor) for tensor in before.outputs}, self._context)
         signature = signature_of(kind, before, after)
         if signature in self.vetoes:
-            raise Miss(self.vetoes[signature], anchor, advice.REFUTED)
+            raise Miss(self.vetoes[signature], anchor, "report it with the model")
         name = f"{anchor.name or anchor.outputs[0].name}/{kind}"
         self._remember(kind, name, anchor, signature, before, after)
         for node in nodes:
@@ -172,20 +172,26 @@ class Work:
                 self._dead.add(id(node))
 
     def _refuse_escapes(self, nodes: Sequence[gs.Node], made: set[int]) -> None:
+        """Refuse what others need of ``nodes``, unless cheap nodes alone give it to them."""
         inside = {id(node) for node in nodes}
+        cheap: set[int] = set()
         for node in nodes:
-            if node.op in CHEAP:
+            sources = [edit.producer(tensor) for tensor in node.inputs]
+            mine = {id(source) for source in sources} & inside
+            if node.op in CHEAP and mine <= cheap:
+                cheap.add(id(node))
                 continue
             for tensor in node.outputs:
-                if id(tensor) in made:
-                    continue
-                if self.is_output(tensor):
-                    reason = f"{tensor.name} inside it leaves the graph"
-                    raise Miss(reason, node, advice.OUTPUT)
-                for user in tensor.outputs:
-                    if id(user) not in inside and id(user) not in self._dead:
-                        reason = f"{tensor.name} inside it is also read by {label(user)}"
-                        raise Miss(reason, user, advice.OTHER_READER)
+                if id(tensor) not in made:
+                    self._refuse_escape(tensor, node, inside)
+
+    def _refuse_escape(self, tensor: gs.Tensor, node: gs.Node, inside: set[int]) -> None:
+        if self.is_output(tensor):
+            raise Miss(f"{tensor.name} inside it leaves the graph", node)
+        for user in tensor.outputs:
+            if id(user) not in inside and id(user) not in self._dead:
+                reason = f"{tensor.name} inside it is also read by {label(user)}"
+                raise Miss(reason, user)
 
     def _remember(
         self, kind: str, name: str, anchor: gs.Node, signature: str, before: Draft, after: Draft

@@ -54,7 +54,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     for op, definition in DEFINITIONS.items():
         nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
         if nodes and definition.unify is not None:
-            definition.unify(graph, nodes)
+            definition.unify(graph, nodes, normal.facts)
     clean(graph, normal.facts)
     standing = {node.name or node.outputs[0].name for node in graph.nodes}
     user = UserGraph(normal.user, normal.facts.lineage)

@@ -1,0 +1,95 @@
+"""bfloat16, which NumPy lacks: what is fused passes the checker, and its constants keep their bits.
+
+onnxruntime has no bfloat16 kernels on the CPU, so the numbers are the prover's to judge.
+"""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from tests.small import fuse_model, model
+
+QKV = """
+    {n}0 = MatMul(x, w{n})
+    {add}
+    {n}4 = Reshape({s}, [0, -1, 2, 3])
+    {n} = Transpose<perm={perm}>({n}4)
+"""
+ATTENTION = "raw = MatMul(q, k)\nweights = Softmax<axis=-1>(raw)\ny = MatMul(weights, v)\n"
+
+
+def project(name: str, biased: bool) -> str:
+    perm = "[0, 2, 3, 1]" if name == "k" else "[0, 2, 1, 3]"
+    add = f"{name}1 = Add({name}0, b{name})" if biased else ""
+    return QKV.format(n=name, add=add, s=f"{name}{int(biased)}", perm=perm)
+
+
+def fused(text: str, inputs: str, outputs="T y", opset=18, **weights):
+    used = {name: shape for name, shape in weights.items() if name in text}
+    outcome = fuse_model(model(text, inputs, outputs, used, "bfloat16", opset))
+    onnx.checker.check_model(outcome.after, full_check=True)
+    read = {name for node in outcome.after.graph.node for name in node.input}
+    floats = [t for t in outcome.after.graph.initializer if t.data_type != TensorProto.INT64]
+    assert {t.data_type for t in floats if t.name in read} <= {TensorProto.BFLOAT16}
+    return outcome
+
+
+def values(outcome, name: str):
+    (found,) = [t for t in outcome.after.graph.initializer if t.name == name]
+    return onnx.numpy_helper.to_array(found).astype("float32")
+
+
+@pytest.mark.parametrize("biased", ["", "q", "kv", "qkv"])
+def test_the_qkv_merge(biased):
+    text = "".join(project(name, name in biased) for name in "qkv") + ATTENTION
+    shapes = {f"w{name}": (5, 6) for name in "qkv"} | {f"b{name}": (6,) for name in "qkv"}
+    outcome = fused(text, "T[B, S, 5] x", **shapes)
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
+    matmul = outcome.node("MatMul")
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in outcome.before.graph.initializer}
+    merged = values(outcome, matmul.input[1])
+    for index, name in enumerate("qkv"):
+        want = before[f"w{name}"].astype("float32")
+        assert (merged[:, 6 * index : 6 * index + 6] == want).all()
+
+
+def test_linear_layers_with_and_without_bias():
+    text = "h0 = MatMul(x, w)\nh = Add(h0, b)\ny = Relu(h)\ng = MatMul(x, v)\nz = Relu(g)"
+    outcome = fused(text, "T[S, 5] x", "T y, T z", w=(5, 7), b=(7,), v=(5, 3))
+    assert outcome.counts == {"GemmAct": 2}
+    assert {len(node.input) for node in outcome.after.graph.node} == {3}
+
+
+def test_attention_with_and_without_a_mask():
+    text = "".join(project(name, False) for name in "qkv") + ATTENTION
+    text += "m = Add(raw2, mask)\nw2 = Softmax<axis=-1>(m)\nz = MatMul(w2, v)"
+    text = text.replace("m = Add", "raw2 = MatMul(v, k)\nm = Add")
+    shapes = {f"w{name}": (5, 6) for name in "qkv"}
+    outcome = fused(text, "T[B, S, 5] x, T[B, 1, S, S] mask", "T y, T z", **shapes)
+    assert outcome.counts["FlashAttention"] == 2
+
+
+def test_the_standard_attention_with_a_boolean_mask():
+    inputs = "T[B, 4, S, 6] q, T[B, 4, S, 6] k, T[B, 4, S, 6] v, bool[B, 1, S, S] mask"
+    outcome = fused("y = Attention(q, k, v, mask)", inputs, opset=23)
+    assert outcome.counts == {"FlashAttention": 1}
+
+
+def test_gate_and_up():
+    text = """
+        gate = MatMul(x, wg)
+        up = MatMul(x, wu)
+        s = Sigmoid(gate)
+        a = Mul(gate, s)
+        y = Mul(a, up)
+    """
+    outcome = fused(text, "T[S, 5] x", wg=(5, 7), wu=(5, 7))
+    assert outcome.counts == {"GatedAct": 1, "gate_up_merge": 1}
+
+
+def test_norms():
+    text = "sum = Add(x, r)\ny = LayerNormalization(sum, gamma, beta)"
+    outcome = fused(text, "T[S, 8] x, T[S, 8] r", gamma=(8,), beta=(8,))
+    assert outcome.counts == {"AddLayerNorm": 1}
