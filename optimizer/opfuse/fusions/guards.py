@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim
 from opfuse.graph.fusion import Decline, Found, Miss, Work
+from opfuse.graph.weights import load
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -83,7 +84,7 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
         return tensor
     row = shape is not None and shape[-1:] == (length,) and all(dim == 1 for dim in shape[:-1])
     if row and isinstance(tensor, gs.Constant):
-        return work.constant(tensor, "flat", tensor.values.reshape(-1))
+        return work.constant(tensor, "flat", load(tensor, work.base_dir).reshape(-1))
     raise Miss(f"{tensor.name} has shape {text(shape)}, want ({length})", found.anchor)
 
 
