@@ -221,3 +221,12 @@ def test_one_key_value_head_serves_all():
     assert outcome.counts == {"FlashAttention": 1}
     assert outcome.attribute("FlashAttention", "kv_num_heads") == 1
     outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("shape", ["C, 1, Q, K", "B, 1, Q, L", "M, N"])
+def test_a_mask_with_symbols_of_its_own(shape):
+    """Exporters name the mask's sizes apart from the scores'; where they differ nothing runs."""
+    masked = PLAIN.replace("weights = Softmax", "l = Add(scores, mask)\nweights = Softmax")
+    outcome = attention(masked.replace("(scores)", "(l)"), f"T[{shape}] mask")
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same({"B": 2, "Q": 5, "K": 3, "C": 2, "L": 3, "M": 5, "N": 3})

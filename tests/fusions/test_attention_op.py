@@ -93,8 +93,14 @@ def test_causal_over_other_keys_is_refused():
     outcome.refused("FlashAttention", "y", "is causal with Q queries and K keys")
 
 
-def test_a_mask_of_unprovable_shape_is_refused():
+def test_a_mask_with_symbols_of_its_own():
     outcome = attention(", mask", inputs="T[C, 1, Q, K] mask")
+    assert outcome.counts == {"FlashAttention": 1}
+
+
+def test_a_mask_that_makes_a_batch_is_refused():
+    qkv = "T[1, 4, Q, 6] q, T[1, 4, K, 6] k, T[1, 4, K, 6] v"
+    outcome = attention(", mask", inputs="T[B, 1, Q, K] mask", qkv=qkv)
     outcome.refused("FlashAttention", "y", "which does not provably broadcast")
 
 

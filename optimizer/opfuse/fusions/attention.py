@@ -21,7 +21,7 @@ from opfuse.fusions.attention_operands import (
     with_head,
     without_copies,
 )
-from opfuse.fusions.guards import FLOATS, floating, last_axis, same_type, static, text
+from opfuse.fusions.guards import FLOATS, floating, last_axis, may_equal, same_type, static, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
@@ -108,7 +108,8 @@ def _score_space(found: Found) -> Shape:
         static(q[1], "the number of heads", found.node(scores))
     front = q[:-2]
     shared = (front[0], 1) if len(q) == 4 and kt[1] == 1 else front  # one head serves all
-    if kt[:-1] != (*shared, q[-1]) or v[:-1] != (*shared, kt[-1]):
+    pairs = [*zip(kt, (*shared, q[-1]), strict=False), *zip(v, (*shared, kt[-1]), strict=False)]
+    if not all(may_equal(have, want) for have, want in pairs):
         raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))
     return (*front, q[-2], kt[-1])
 

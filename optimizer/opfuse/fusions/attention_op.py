@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_operands import fits, heads_of, without_copies
-from opfuse.fusions.guards import floating, static, text
+from opfuse.fusions.guards import floating, may_equal, static, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
@@ -30,7 +30,8 @@ def _build(found: Found) -> Replacement:
     causal = int(node.attrs.get("is_causal", 0))
     if causal and q[2] != k[2]:
         raise Miss(f"is causal with {q[2]} queries and {k[2]} keys", node)
-    if k[0] != q[0] or v[:3] != k[:3] or k[3] != q[3]:
+    pairs = [(k[0], q[0]), (k[3], q[3]), *zip(v[:3], k[:3], strict=True)]
+    if not all(may_equal(have, want) for have, want in pairs):
         raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
     heads, kv_heads = static(q[1], "the number of heads", node), heads_of(found, found["k"])
     size = static(q[3], "the head size", node)

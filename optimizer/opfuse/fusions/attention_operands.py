@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.guards import FLOATS, broadcasts, static, text
+from opfuse.fusions.guards import FLOATS, may_broadcast, static, text
 from opfuse.fusions.repeat_kv import unrepeat
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Shape
@@ -111,7 +111,7 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
 def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
     """Refuse a mask that does not provably broadcast to the scores' shape."""
     shape = found.work.shape(tensor)
-    if shape is None or not broadcasts(shape, space):
+    if shape is None or not may_broadcast(shape, space):
         raise Miss(
             f"mask {tensor.name} is {text(shape)}, which does not provably broadcast to the "
             f"scores' {text(space)}",

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph.dims import Dim
+from opfuse.graph.dims import Dim, is_opaque, never_equal
 from opfuse.graph.fusion import Decline, Found, Miss, Work
 from opfuse.graph.weights import load
 
@@ -39,7 +39,8 @@ def equals(found: Found, name: str, want: float) -> None:
     if found.has(name):
         value = found.scalar(name)
         if not np.isclose(value, want, rtol=1e-3):
-            raise Miss(f"constant {found[name].name} is {value:g}, want {want:g}", found.anchor)
+            reason = f"constant {found[name].name} is {value:g}, want {want:g}"
+            raise Miss(reason, found.reader(name))
 
 
 def axes_of(work: Work, node: gs.Node) -> list[int] | None:
@@ -79,25 +80,33 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
     tensor, work = found[name], found.work
     shape = work.shape(tensor)
     if work.dtype(tensor) not in (dtype, onnx.TensorProto.FLOAT):
-        raise Miss(f"{tensor.name} is neither of the input's type nor fp32", found.anchor)
+        reason = f"{tensor.name} is neither of the input's type nor fp32"
+        raise Miss(reason, found.reader(name))
     if shape == (length,):
         return tensor
     row = shape is not None and shape[-1:] == (length,) and all(dim == 1 for dim in shape[:-1])
     if row and isinstance(tensor, gs.Constant):
         return work.constant(tensor, "flat", load(tensor, work.base_dir).reshape(-1))
-    raise Miss(f"{tensor.name} has shape {text(shape)}, want ({length})", found.anchor)
+    reason = f"{tensor.name} has shape {text(shape)}, want ({length})"
+    raise Miss(reason, found.reader(name))
 
 
 def same_shape(found: Found, first: str, second: str) -> tuple[Dim, ...]:
     """Return the shape that two tensors share.
 
     Raises:
-        Decline: They differ: one is broadcast, as a bias is.
+        Decline: They differ: one is broadcast, as a bias is. A size that follows from others in
+            two ways may still be one; should it not be, the plugin refuses the shapes as it runs.
     """
     a, b = found.work.shape(found[first]), found.work.shape(found[second])
-    if a is None or a != b:
+    if a is None or b is None or len(a) != len(b) or not all(map(_one_size, a, b)):
         raise Decline(f"{first} {text(a)} and {second} {text(b)}")
     return a
+
+
+def _one_size(a: Dim, b: Dim) -> bool:
+    derived = is_opaque(a) or is_opaque(b)  # two names of inputs' sizes are two sizes
+    return a == b or (derived and may_equal(a, b))
 
 
 def broadcasts(shape: tuple[Dim, ...], target: tuple[Dim, ...]) -> bool:
@@ -105,6 +114,25 @@ def broadcasts(shape: tuple[Dim, ...], target: tuple[Dim, ...]) -> bool:
     padded = (1,) * (len(target) - len(shape)) + tuple(shape)
     return len(shape) <= len(target) and all(
         dim == 1 or dim == want for dim, want in zip(padded, target, strict=True)
+    )
+
+
+def may_equal(a: Dim, b: Dim) -> bool:
+    """Tell whether two sizes can be one; a known 1 beside a symbol is a broadcast, not an equal."""
+    if a == b:
+        return True
+    constant = isinstance(a, int) and isinstance(b, int)
+    return not constant and 1 not in (a, b) and not never_equal(a, b)
+
+
+def may_broadcast(shape: tuple[Dim, ...], target: tuple[Dim, ...]) -> bool:
+    """Tell whether ``shape`` can broadcast to ``target`` without enlarging it.
+
+    Two symbols may stand for one size; where they do not, the original fails as well.
+    """
+    padded = (1,) * (len(target) - len(shape)) + tuple(shape)
+    return len(shape) <= len(target) and all(
+        dim == 1 or may_equal(dim, want) for dim, want in zip(padded, target, strict=True)
     )
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.linear import Linear, linear_of, merge
-from opfuse.graph import advice
 from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Miss, NewNode, Work
 
@@ -21,6 +20,7 @@ _CARRIERS = {
     "Identity": 0,
     "Expand": 0,
     "Slice": 0,
+    "Split": 0,
     "Rope": 0,
     "RmsNorm": 0,
     "LayerNormalization": 0,
@@ -54,30 +54,27 @@ class _QkvMerge:
         made.append(NewNode("Split", (out, sizes), outputs, {"axis": -1}, ""))
         work.replace(KIND, anchor, [n for layer in group for n in layer.nodes], made)
 
-    def _explain(self, work: Work, node: gs.Node, layers: list[Linear | gs.Node | None]) -> None:
-        linear = [layer for layer in layers if isinstance(layer, Linear)]
+    def _explain(self, work: Work, node: gs.Node, layers: list[Linear | None]) -> None:
+        linear = [layer for layer in layers if layer is not None]
         if len({id(layer.output) for layer in linear}) > 1:  # one alone is packed already
             reason = "q, k, and v are not projected from one tensor"
             blocker = linear[-1].nodes[0]
-            work.miss(KIND, node, Miss(reason, blocker, advice.ONE_INPUT), _nodes(linear))
+            work.miss(KIND, node, Miss(reason, blocker), _nodes(linear))
 
 
 def _nodes(layers: list[Linear]) -> list[gs.Node]:
     return [node for layer in layers for node in layer.nodes]
 
 
-def _projection(tensor: gs.Tensor) -> Linear | gs.Node | None:
-    """Return the linear layer behind an attention input; a Split where it is packed already."""
-    while True:
+def _projection(tensor: gs.Tensor | None) -> Linear | None:
+    """Return the linear layer behind an attention input; packed ones have it in common."""
+    while tensor is not None:
         layer = linear_of(tensor)
         if layer is not None:
             return layer
         node = producer(tensor)
-        if node is None or node.op == "Split":
-            return node
-        tensor = _step(node)
-        if tensor is None:
-            return None
+        tensor = None if node is None else _step(node)
+    return None
 
 
 def _step(node: gs.Node) -> gs.Tensor | None:
@@ -89,10 +86,10 @@ def _step(node: gs.Node) -> gs.Tensor | None:
     return None
 
 
-def _group(layers: list[Linear | gs.Node | None]) -> list[Linear]:
+def _group(layers: list[Linear | None]) -> list[Linear]:
     """Return those of q, k, v that are distinct layers of one input: all, or k and v."""
     for part in (layers, layers[1:]):
-        linear = [layer for layer in part if isinstance(layer, Linear)]
+        linear = [layer for layer in part if layer is not None]
         same_input = len({id(layer.x) for layer in linear}) == 1
         distinct = len({id(layer.output) for layer in linear}) == len(part)
         if same_input and distinct:

@@ -85,6 +85,7 @@ class Facts:
         self._symbols: set[str] = set()
         self._equal: Mapping[str, Dim] = {}
         self._unknowns = 0
+        self._reshaped: dict[tuple[Shape | None, int, int], tuple[gs.Tensor, Sym]] = {}
 
     def shape(self, tensor: gs.Tensor) -> Shape | None:
         """The dimensions of ``tensor``, or None where not even the rank is known."""
@@ -136,6 +137,14 @@ class Facts:
         """A new size that nothing is known of."""
         self._unknowns += 1
         return unknown_dim(self._unknowns)
+
+    def reshaped_dim(self, shape: Shape | None, target: gs.Tensor, axis: int) -> Sym:
+        """A size that nothing is known of but what it follows from."""
+        key = (shape, id(target), axis)
+        known = self._reshaped.get(key)
+        if known is None or shape is None:
+            self._reshaped[key] = known = (target, self.unknown_dim())
+        return known[1]
 
     def unknown_value(self) -> Sym:
         """A new integer that nothing is known of."""
@@ -294,6 +303,10 @@ class Op:
     def unknown_dim(self) -> Sym:
         """A new size that nothing is known of."""
         return self._facts.unknown_dim()
+
+    def reshaped_dim(self, axis: int) -> Sym:
+        """The size of ``axis`` of a Reshape: the same wherever shape and target are the same."""
+        return self._facts.reshaped_dim(self.shape(), self.node.inputs[1], axis)
 
     def unknown_value(self) -> Sym:
         """A new integer that nothing is known of."""

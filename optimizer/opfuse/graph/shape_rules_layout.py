@@ -45,12 +45,14 @@ def _reshaped(op: Op, shape: Shape | None, target: list[Dim]) -> Shape:
         if dim == 0 and not op.attr("allowzero", 0):
             out.append(shape[axis] if shape is not None else op.unknown_dim())
         else:
-            out.append(dim if at_least(dim, 0) else None)
+            # What is a size of the input is no -1, even where its formula alone does not tell.
+            size = at_least(dim, 0) or (isinstance(dim, Sym) and dim in (shape or ()))
+            out.append(dim if size else None)
     if out.count(None) == 1 and shape is not None:
         rest = product(dim for dim in out if dim is not None)
         if rest != 0:
             out[out.index(None)] = product(shape) // rest
-    return tuple(op.unknown_dim() if dim is None else dim for dim in out)
+    return tuple(op.reshaped_dim(axis) if dim is None else dim for axis, dim in enumerate(out))
 
 
 def _transpose(op: Op) -> Fact:
