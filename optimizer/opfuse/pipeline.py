@@ -17,7 +17,7 @@ from opfuse.stages.report import Report, check_suffix, describe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from opfuse.explain.result import Explanation
+    from opfuse.explanation.result import Explanation
     from opfuse.graph.match import Match
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.fuse import Fused

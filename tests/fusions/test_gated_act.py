@@ -112,7 +112,7 @@ ERF = GELU["product then half"]
 
 def test_a_wrong_constant_is_refused():
     outcome = gated(unit(ERF.replace("0.5", "0.4")))
-    outcome.refused("GatedAct", "y", "is 0.4, want 0.5")
+    outcome.refused("GatedAct", "y_a", "is 0.4, want 0.5")
     outcome.same(*SIZES)
 
 

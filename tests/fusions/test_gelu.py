@@ -39,12 +39,12 @@ def test_the_standard_operator_is_counted():
 ERF, TANH = GELU["product then half"], GELU_TANH["pow"]
 REFUSED = {
     "half": (ERF.replace("0.5", "0.51"), "y", "is 0.51, want 0.5"),
-    "root": (ERF.replace("1.4142135", "1.5"), "y", "is 1.5, want 1.41421"),
-    "one": (ERF.replace("1.0", "2.0"), "y", "is 2, want 1"),
+    "root": (ERF.replace("1.4142135", "1.5"), "y_d", "is 1.5, want 1.41421"),
+    "one": (ERF.replace("1.0", "2.0"), "y_p", "is 2, want 1"),
     "no scalar": (ERF.replace("0.5", "row"), "y", "row is not a scalar constant"),
-    "cube": (TANH.replace("3.0", "2.0"), "y", "is 2, want 3"),
-    "cubic": (TANH.replace("0.044715", "0.044"), "y", "is 0.044, want 0.044715"),
-    "slope": (TANH.replace("0.79788456", "0.8"), "y", "is 0.8, want 0.797885"),
+    "cube": (TANH.replace("3.0", "2.0"), "y_c", "is 2, want 3"),
+    "cubic": (TANH.replace("0.044715", "0.044"), "y_i", "is 0.044, want 0.044715"),
+    "slope": (TANH.replace("0.79788456", "0.8"), "y_k", "is 0.8, want 0.797885"),
     "tensor": (ERF.replace("Mul({x}, {y}_p)", "Mul(other, {y}_p)"), "y", "not the tensors"),
 }
 

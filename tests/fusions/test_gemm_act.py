@@ -65,11 +65,11 @@ def test_with_and_without_bias_in_one_model():
 QUICK = LINEAR["plain"] + spell(QUICK_GELU["mul"], "h", "y")
 ERF = LINEAR["biased"] + spell(GELU["product then half"], "h", "y")
 REFUSED = {
-    "1.7 is not 1.702": (QUICK.replace("1.702", "1.7"), "y", "is 1.7, want 1.702"),
+    "1.7 is not 1.702": (QUICK.replace("1.702", "1.7"), "y_m", "is 1.7, want 1.702"),
     "half": (ERF.replace("0.5", "0.6"), "y", "is 0.6, want 0.5"),
-    "bias of rank 2": (ERF.replace("b)", "wide)"), "y", "bias is (3, 7), want (7)"),
-    "bias of 1": (ERF.replace("b)", "one)"), "y", "bias is (1), want (7)"),
-    "weight of rank 3": (ERF.replace("w)", "stack)"), "y", "weight (2, 5, 7) is not a matrix"),
+    "bias of rank 2": (ERF.replace("b)", "wide)"), "h", "bias is (3, 7), want (7)"),
+    "bias of 1": (ERF.replace("b)", "one)"), "h", "bias is (1), want (7)"),
+    "weight of rank 3": (ERF.replace("w)", "stack)"), "h0", "weight (2, 5, 7) is not a matrix"),
 }
 
 

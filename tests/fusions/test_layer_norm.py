@@ -69,10 +69,10 @@ SCALED = "scaled = Mul(unit, gamma)\n"
 REFUSED = {
     "mean axis": (spelt().replace("[-1]>(x)", "[1]>(x)"), "mean", "reduces over axes [1]"),
     "spread axis": (spelt().replace("[-1]>(square)", "[1]>(square)"), "spread", "axes [1]"),
-    "power": (spelt().replace("2.0", "4.0"), "y", "is 4, want 2"),
-    "one": (spelt(unit="one_over").replace("1.0,", "3.0,"), "y", "is 3, want 1"),
-    "epsilon": (spelt().replace("1.0e-5", "epsilons"), "y", "epsilons is not a scalar"),
-    "gamma": (spelt().replace("gamma", "short"), "y", "short has shape (1), want (9)"),
+    "power": (spelt().replace("2.0", "4.0"), "square", "is 4, want 2"),
+    "one": (spelt(unit="one_over").replace("1.0,", "3.0,"), "inverse", "is 3, want 1"),
+    "epsilon": (spelt().replace("1.0e-5", "epsilons"), "variance", "epsilons is not a scalar"),
+    "gamma": (spelt().replace("gamma", "short"), "scaled", "short has shape (1), want (9)"),
 }
 
 

@@ -101,10 +101,10 @@ def test_gamma_with_leading_ones():
 REFUSED = {
     "axis": (spelt().replace("[-1]", "[1]"), "mean", "reduces over axes [1], want the last of 3"),
     "two axes": (spelt().replace("[-1]", "[1, 2]"), "mean", "reduces over axes [1, 2]"),
-    "cube": (spelt("pow").replace("2.0", "3.0"), "y", "is 3, want 2"),
-    "two over": (spelt(unit="one_over").replace("1.0,", "2.0,"), "y", "is 2, want 1"),
-    "exponent": (spelt(unit="pow").replace("-0.5", "-0.25"), "y", "is -0.25, want -0.5"),
-    "root exponent": (spelt(unit="root_pow").replace("-1.0)", "-0.5)"), "y", "want -1"),
+    "cube": (spelt("pow").replace("2.0", "3.0"), "square", "is 3, want 2"),
+    "two over": (spelt(unit="one_over").replace("1.0,", "2.0,"), "inverse", "is 2, want 1"),
+    "exponent": (spelt(unit="pow").replace("-0.5", "-0.25"), "inverse", "is -0.25, want -0.5"),
+    "root exponent": (spelt(unit="root_pow").replace("-1.0)", "-0.5)"), "inverse", "want -1"),
 }
 
 
@@ -118,7 +118,7 @@ def test_refused_with_its_reason(case):
 
 def test_an_epsilon_for_each_column_is_refused():
     outcome = rms_norm(spelt().replace("1.0e-5", "epsilons"), epsilons=(9,))
-    outcome.refused("RmsNorm", "y", "epsilons is not a scalar constant")
+    outcome.refused("RmsNorm", "variance", "epsilons is not a scalar constant")
 
 
 def test_a_computed_epsilon_is_refused():

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-UNTIE = "give each its own copy of the weight, or leave the two apart: a tied weight is not merged"
-OTHER_READER = "let the other reader compute its own copy, or remove the output, before exporting"
-OUTPUT = "remove the inner result from the model's outputs: a fused op does not write it"
 ONE_TYPE = "export the whole model in one floating-point type, without mixed precision here"
-FLOAT_TYPE = "export the model in fp32, fp16, or bf16"
-FP32_INSIDE = "compute statistics in fp32 or in the model's own type"
-FLOAT_MASK = "pass the mask in the model's float type: 0 where allowed, its lowest value elsewhere"
-LOWEST = "mask with the lowest number of the type (torch.finfo(dtype).min) or with -inf"
-BOOL_MASK = "pass a boolean mask, or a float one that broadcasts over batch and heads"
-FIXED = "export with a fixed number of heads and a fixed head size; only batch and length may vary"
-RANK = "export with the shapes of the inputs, so that every rank is known"
-LAST_AXIS = "normalise over the last axis: move it there with a Transpose around the layer"
-KEEP_DIMS = "reduce with keepdims=1"
-CONSTANT = "export with constant folding, so that this value is an initializer"
-VECTOR = "give the weight the shape [hidden size]: one value for each feature"
-MATRIX = "use a matrix [in, out] as the weight of the layer"
-EXACT = "use the constant that the formula has"
-ONE_FORM = "use one form of the activation in the whole model"
-HALVES = "turn halves of each head (rotate_half) or pairs of neighbours, over all of its size"
-FOUR = "call Attention with q, k, v of four dimensions [batch, heads, length, size], returning y"
-HEADS = "let q, k, and v agree: equal head sizes, and a number of heads that kv heads divide"
-ONE_INPUT = "project from one tensor: compute the projections of the same norm's output"
-OPSET = "export with opset 17 or later"
-REFUTED = "report it with the model: the fused numbers differ from the original's"
 SPELLING = "write it in the common form, or report the model so that opfuse learns this one"
-SQUARE = "pass an explicit mask where queries and keys differ in number"
-POSITIVE = "scale the scores by a positive constant"
+
+# A phrase of a reason, and what to do about it; the first that is found counts.
+_BY_REASON = (
+    ("in this model already", "use one form of this op in the whole model"),
+    ("inside it leaves the graph", "remove that inner result from the model's outputs"),
+    ("inside it is also read by", "give the other reader its own copy, or drop it before export"),
+    ("is also read by", "untie the weight: give each reader its own copy"),
+    ("is read as well", "drop the extra outputs of the norm before export"),
+    ("weights differ in type", ONE_TYPE),
+    ("is not floating-point", "pass the mask in the model's float type: 0 or its lowest value"),
+    ("which scores may reach", "mask with the lowest number of the type, or with -inf"),
+    ("mask ", "pass a mask that broadcasts over batch and heads: [batch, 1, queries, keys]"),
+    ("differ in type", ONE_TYPE),
+    ("is neither fp32, fp16, nor bf16", "export the model in fp32, fp16, or bf16"),
+    ("has another type than its input", ONE_TYPE),
+    ("is neither of the input's type nor fp32", ONE_TYPE),
+    ("another type than fp32", "compute it in fp32 or in the model's own type"),
+    ("reduces over axes", "normalise over the last axis: transpose around the layer"),
+    ("works along axis", "work along the last axis: transpose around the layer"),
+    ("drops the axis", "reduce with keepdims=1"),
+    ("is not a scalar constant", "export with constant folding: this must be one constant"),
+    ("want a number", "export with a fixed number of heads and a fixed size, or state the shape"),
+    ("rank of", "export with the ranks of all inputs, so that shapes can be inferred"),
+    ("ranks", "use four dimensions: [batch, heads, length, size]"),
+    ("want rank", "use four dimensions: [batch, heads, length, size]"),
+    ("needs opset", "export with a later opset"),
+    ("constant ", "use the value of the formula; another makes it another function"),
+    ("widens", "give the weight one value for each feature, of shape [hidden size]"),
+    ("has shape", "give the weight one value for each feature, of shape [hidden size]"),
+    ("is not a matrix", "use a matrix [in, out] as the weight of the layer"),
+    ("bias is", "give the bias the shape [out]"),
+    ("two equal halves", "turn the two halves of the rotated part of each head"),
+    ("pairs", "turn pairs of neighbours or two halves over all of the rotated part"),
+    ("bounds are not constants", "export with a fixed head size"),
+    ("of axis", "slice the two halves of the last axis"),
+    ("provably broadcast", "export with named dynamic axes that are equal where sizes are"),
+    ("does not fit", "compute cos and sin for the batch and the length of what they turn"),
+    ("do not agree", "use equal head sizes and lengths, named alike where they are dynamic"),
+    ("heads do not divide", "use a number of heads that the key/value heads divide"),
+    ("the scale is", "scale the scores by a constant above zero"),
+    ("NaN guard", "fill what the guard finds with 0"),
+    ("before tanh", "divide and multiply by the same cap"),
+    ("key/value cache", "keep the cache outside: concatenate keys and values before Attention"),
+    ("is causal with", "pass the mask as an input where queries and keys differ in number"),
+    ("projected from one", "project q, k, and v from the same tensor"),
+    ("linear layers of one", "project gate and up from the same tensor"),
+    ("are one linear layer", "project gate and up apart, or leave them packed before the Split"),
+    ("not the tensors expected", "read the same tensor in both places: a copy hides that"),
+)
+
+
+def of_reason(reason: str) -> str:
+    """Return the advice for what a guard says; empty where there is none."""
+    return next((advice for phrase, advice in _BY_REASON if phrase in reason), "")
 
 
 def of_mismatch(found: str, reason: str) -> str:
@@ -39,7 +68,7 @@ def of_mismatch(found: str, reason: str) -> str:
         reason: What the matcher says about it.
     """
     if reason.startswith("is computed"):
-        return CONSTANT
+        return "export with constant folding, so that this value is an initializer"
     if reason.startswith(("is a graph input", "is a constant")):
         return "let the model compute it: part of the subgraph is missing from the export"
     if found == "Cast":
@@ -48,4 +77,5 @@ def of_mismatch(found: str, reason: str) -> str:
         return "export in evaluation mode (model.eval())"
     if found in ("QuantizeLinear", "DequantizeLinear"):
         return "quantise behind the fused op, not inside of it"
-    return f"take the {found} out of the subgraph, or {SPELLING}" if found else SPELLING
+    known = of_reason(reason)
+    return known or (f"take the {found} out of it, or {SPELLING}" if found else SPELLING)

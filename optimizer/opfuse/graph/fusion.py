@@ -58,6 +58,12 @@ class Found:
         """The matched nodes, in no particular order."""
         return [node for key, node in self.bindings.items() if isinstance(key, Op)]
 
+    def reader(self, name: str) -> gs.Node:
+        """Return the matched node that reads variable ``name``: whom to blame for its value."""
+        wanted = self[name]
+        readers = (n for n in self.nodes if any(tensor is wanted for tensor in n.inputs))
+        return next(readers, self.anchor)
+
     def shape(self, name: str) -> Shape:
         """Return the shape of variable ``name``.
 
@@ -78,7 +84,7 @@ class Found:
         tensor = self[name]
         values = self.work.facts.value(tensor)
         if values is None or values.size != 1:
-            raise Miss(f"{tensor.name} is not a scalar constant", self.anchor)
+            raise Miss(f"{tensor.name} is not a scalar constant", self.reader(name))
         return float(values.reshape(-1)[0])
 
 

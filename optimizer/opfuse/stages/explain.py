@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from opfuse.explain.anchors import anchors
-from opfuse.explain.drawing import Drawing
-from opfuse.explain.result import Explanation
-from opfuse.explain.roofline import GPUS
-from opfuse.explain.savings import cleaned, savings
-from opfuse.explain.survey import Survey
+from opfuse.explanation.anchors import anchors
+from opfuse.explanation.drawing import Drawing
+from opfuse.explanation.result import Explanation
+from opfuse.explanation.roofline import GPUS
+from opfuse.explanation.savings import cleaned, savings
+from opfuse.explanation.survey import Survey
 
 if TYPE_CHECKING:
     from opfuse.stages.fuse import Fused

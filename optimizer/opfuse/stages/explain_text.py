@@ -9,12 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from opfuse.explain.page import in_bytes, in_time
-from opfuse.explain.result import FUSED, NEARLY
+from opfuse.explanation.page import in_bytes, in_time
+from opfuse.explanation.result import FUSED, NEARLY
 from opfuse.stages.report_text import clean
 
 if TYPE_CHECKING:
-    from opfuse.explain.result import Anchor, Explanation
+    from opfuse.explanation.result import Anchor, Explanation
 
 _COLOURS = {FUSED: "green", NEARLY: "yellow"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
@@ -58,10 +58,23 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     clean(graph, normal.facts)
     standing = {node.name or node.outputs[0].name for node in graph.nodes}
     user = UserGraph(normal.user, normal.facts.lineage)
-    misses = tuple(_miss_of_user(user, m) for m in work.misses if m.anchor in standing)
+    left = [miss for miss in work.misses if miss.anchor in standing]
+    misses = tuple(_miss_of_user(user, miss) for miss in _widest(left))
     matches = tuple(_match_of_user(user, match) for match in work.matches)
     counts = _counts(graph, work.matches)
     return Fused(graph, matches, misses, counts, user, normal.facts)
+
+
+def _widest(misses: list[NearMiss]) -> Iterator[NearMiss]:
+    """Yield the misses that are no part of another candidate for the same."""
+    around: dict[tuple[str, str], list[set[str]]] = {}
+    for miss in misses:
+        for name in set(miss.fitting):
+            around.setdefault((miss.kind, name), []).append(set(miss.fitting))
+    for miss in misses:
+        own = set(miss.fitting)
+        if not any(own < other for other in around[miss.kind, miss.fitting[0]]):
+            yield miss
 
 
 def _miss_of_user(user: UserGraph, miss: NearMiss) -> NearMiss:

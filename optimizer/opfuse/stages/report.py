@@ -16,7 +16,7 @@ from opfuse.graph.protos import type_name
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
-    from opfuse.explain.result import Explanation
+    from opfuse.explanation.result import Explanation
     from opfuse.stages.load import Source
 
 SCHEMA = 1
@@ -77,7 +77,7 @@ class Report:
         if path.suffix == ".json":
             text = self.as_json()
         elif path.suffix == ".html":
-            from opfuse.explain.page import page
+            from opfuse.explanation.page import page
 
             text = page(self.as_dict(), self.explanation)
         else:

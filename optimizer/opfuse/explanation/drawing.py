@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from opfuse.explain.layers import Stretch, cut, in_order
-from opfuse.explain.layout import Box, Picture, lay_out
-from opfuse.explain.result import Block
-from opfuse.explain.roofline import Operator
-from opfuse.explain.survey import Survey
+from opfuse.explanation.layers import Stretch, cut, in_order
+from opfuse.explanation.layout import Box, Picture, lay_out
+from opfuse.explanation.result import Block
+from opfuse.explanation.roofline import Operator
+from opfuse.explanation.survey import Survey
 from opfuse.graph.lineage import UserNode
 from opfuse.graph.match import NearMiss
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from opfuse.explain.result import Saving
-from opfuse.explain.roofline import Cost, cost
-from opfuse.explain.survey import Survey
+from opfuse.explanation.result import Saving
+from opfuse.explanation.roofline import Cost, cost
+from opfuse.explanation.survey import Survey
 
 
 def savings(survey: Survey) -> tuple[Saving, ...]:

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from opfuse.explain.layout import HEIGHT, WIDTH
-from opfuse.explain.result import FUSED, NEARLY, Explanation
-from opfuse.explain.roofline import LAUNCH_SECONDS, Cost
+from opfuse.explanation.layout import HEIGHT, WIDTH
+from opfuse.explanation.result import FUSED, NEARLY, Explanation
+from opfuse.explanation.roofline import LAUNCH_SECONDS, Cost
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -98,7 +98,7 @@ def _template() -> Template:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("opfuse.explain"),
+        loader=jinja2.PackageLoader("opfuse.explanation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

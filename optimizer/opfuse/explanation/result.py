@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opfuse.explain.layout import Picture
-from opfuse.explain.roofline import Cost, Gpu
+from opfuse.explanation.layout import Picture
+from opfuse.explanation.roofline import Cost, Gpu
 
 FUSED, NEARLY, NOT = "fused", "nearly", "not a candidate"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from opfuse.explain.result import FUSED, NEARLY, NOT, Anchor
-from opfuse.explain.survey import Survey
+from opfuse.explanation.result import FUSED, NEARLY, NOT, Anchor
+from opfuse.explanation.survey import Survey
 from opfuse.graph.match import NearMiss
 
 _NORMS = (
@@ -59,7 +59,7 @@ class _Finder:
             for tensor in node.inputs:
                 self._readers.setdefault(id(tensor), []).append(index)
         self._missed: dict[str, NearMiss] = {}
-        for miss in self.misses:
+        for miss in sorted(self.misses, key=lambda miss: -len(set(miss.fitting))):
             for name in (*miss.fitting, miss.blocker):
                 self._missed.setdefault(name, miss)
 

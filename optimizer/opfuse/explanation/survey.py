@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.explain.roofline import FREE, Operator
+from opfuse.explanation.roofline import FREE, Operator
 from opfuse.graph.dims import Sym, evaluate
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Facts
