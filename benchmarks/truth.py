@@ -7,7 +7,7 @@ has, ``inputs`` gives each input's shape (numbers, names, sums of both) and its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,13 @@ from opfuse.graph.dims import evaluate, parse
 # GemmAct has no tanh: BERT's and ViT's pooler, one small layer at the very end.
 ACTIVATIONS = ("relu", "gelu_erf", "gelu_tanh", "gelu", "quick_gelu", "silu")
 
+# Where the ground truth does not say at which sizes the model runs.
+SIZES = (
+    {"batch": 2, "seq": 8, "past": 6},
+    {"batch": 3, "seq": 13, "past": 5},
+    {"batch": 1, "seq": 1, "past": 1},
+)
+
 KINDS = (
     "attention cores",
     "norms",
@@ -27,6 +34,7 @@ KINDS = (
     "GLU",
     "QKV groups",
     "GEMM+activation",
+    "GroupNorm+SiLU",
 )
 
 
@@ -39,6 +47,7 @@ class Truth:
     packed_qkv: bool
     dtype: str
     inputs: Mapping[str, Mapping[str, Any]]
+    sizes: Sequence[Mapping[str, int]]
 
     def feeds(
         self, sizes: Mapping[str, int], dtypes: Mapping[str, np.dtype], seed: int
@@ -66,9 +75,11 @@ def read(model: Path) -> Truth:
         "GLU": (truth["glu"] or {}).get("count", 0),
         "QKV groups": truth["qkv"]["groups"],
         "GEMM+activation": sum(item["count"] for item in acts),
+        "GroupNorm+SiLU": truth.get("group_norm", {}).get("silu", 0),
     }
     packed = truth["qkv"]["form"] == "packed"
-    return Truth(model, counts, packed, content["dtype"], content["inputs"])
+    sizes = content.get("sizes", SIZES)
+    return Truth(model, counts, packed, content["dtype"], content["inputs"], sizes)
 
 
 def _filled(

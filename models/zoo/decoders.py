@@ -198,7 +198,7 @@ def gpt_oss(implementation: str) -> Case:
         num_experts_per_tok=2,
         sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
-        experts_implementation="eager",
+        experts_implementation="batched_mm",
         attn_implementation=implementation,
     )
     return causal_lm(
