@@ -52,11 +52,20 @@ def test_fp16(kind, text):
 
 
 @pytest.mark.parametrize("opset", [17, 18])
-def test_the_halves_of_one_tensor(opset):
+@pytest.mark.parametrize("activation", [SILU["mul"], GELU["half of x first"], GELU_TANH["pow"]])
+def test_the_halves_of_one_tensor(opset, activation):
     split = SPLIT if opset > 17 else SPLIT.replace(", num_outputs=2", "")
-    outcome = gated(split + unit(SILU["mul"]), ONE, opset=opset)
+    outcome = gated(split + unit(activation), ONE, opset=opset)
     assert outcome.ops == ["GatedAct"]
     assert list(outcome.node("GatedAct").input) == ["packed"]
+    outcome.same(*SIZES)
+
+
+def test_a_half_that_another_node_reads():
+    text = SPLIT + "a = Gelu(gate)\ny = Mul(a, up)\nz = Neg(gate)"
+    outcome = gated(text, ONE, outputs="T y, T z", opset=20)
+    assert sorted(outcome.ops) == ["GatedAct", "Neg", "Split"]
+    assert len(outcome.node("GatedAct").input) == 2
     outcome.same(*SIZES)
 
 

@@ -15,7 +15,7 @@ from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Facts
-from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
 
 __all__ = ["DEFINITION", "FUSION", "statements"]
@@ -31,15 +31,16 @@ def _build(found: Found) -> Replacement:
     activation = activations.check(found)
     found.work.claim("GatedAct", "activation", activation, found.anchor)
     inputs: tuple[gs.Tensor, ...] = (found["gate"], found["up"])
-    split = _packed(found.work, found["gate"], found["up"])
+    split = _packed(found)
     if split is not None:
         inputs = (split.inputs[0],)
     node = NewNode("GatedAct", inputs, (result,), {"activation": activation})
     return Replacement([node], [] if split is None else [split])
 
 
-def _packed(work: Work, gate: gs.Tensor, up: gs.Tensor) -> gs.Node | None:
+def _packed(found: Found) -> gs.Node | None:
     """Return the Split whose two halves are gate and up, in this order, and nobody else's."""
+    work, gate, up = found.work, found["gate"], found["up"]
     split = producer(gate)
     if split is None or split.op != "Split":
         return None
@@ -50,7 +51,8 @@ def _packed(work: Work, gate: gs.Tensor, up: gs.Tensor) -> gs.Node | None:
         last_axis(split, len(shape), default=0)
     except Miss:
         return None
-    alone = all(sum(work.alive(user) for user in part.outputs) <= 2 for part in parts)
+    own = {id(node) for node in found.nodes}
+    alone = all(id(user) in own or not work.alive(user) for part in parts for user in part.outputs)
     return split if alone and not any(work.is_output(part) for part in parts) else None
 
 
