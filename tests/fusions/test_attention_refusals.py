@@ -29,7 +29,7 @@ def test_refused_with_its_reason(text, node, reason):
 @pytest.mark.parametrize("fill", ["-10000.0", "0.0", "-100.0"])
 def test_a_fill_that_scores_may_reach_is_refused(fill):
     outcome = attention(where("keep", fill), "bool[B, 1, Q, K] keep")
-    outcome.refused("FlashAttention", "y", "which scores may reach")
+    outcome.refused("FlashAttention", "logits", "which scores may reach")
     outcome.same(*SIZES)
 
 
@@ -47,14 +47,14 @@ def test_a_guard_of_other_weights_is_refused():
 
 def test_a_mask_of_another_rank_is_refused():
     outcome = attention(MASKED, "T[1, B, 1, Q, K] mask")
-    outcome.refused("FlashAttention", "y", "which does not provably broadcast to the scores'")
+    outcome.refused("FlashAttention", "logits", "which does not provably broadcast to the scores'")
 
 
 def test_a_mask_that_makes_a_batch_is_refused():
     """One q for many masks: the result has the mask's batch, which the fused op cannot give."""
     qkv = "T[1, 4, Q, D] q, T[1, 4, K, D] k, T[1, 4, K, D] v"
     outcome = attention(MASKED, "T[B, 1, Q, K] mask", qkv=qkv)
-    outcome.refused("FlashAttention", "y", "mask mask is (B, 1, Q, K)")
+    outcome.refused("FlashAttention", "logits", "mask mask is (B, 1, Q, K)")
     outcome.same(*SIZES)
 
 
@@ -143,3 +143,13 @@ def test_weights_that_leave_behind_a_cast_are_refused():
     outcome = attention(text, dtype="float16", outputs="T y, T n")
     outcome.refused("FlashAttention", "n", "n inside it leaves the graph")
     outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [("C, 1, Q, K", {"C": 3}), ("B, 1, R, K", {"R": 4}), ("C, 1, R, K", {"C": 2, "R": 3})],
+)
+def test_a_mask_that_turns_out_to_enlarge_the_scores_keeps_its_numbers(shape, sizes):
+    """Symbols of its own may stand for more than the scores' 1; the definition widens as well."""
+    outcome = attention(MASKED, f"T[{shape}] mask")
+    outcome.same({"B": 1, "Q": 1, "K": 5, **sizes})
