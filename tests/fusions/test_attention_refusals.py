@@ -153,3 +153,10 @@ def test_a_mask_that_turns_out_to_enlarge_the_scores_keeps_its_numbers(shape, si
     """Symbols of its own may stand for more than the scores' 1; the definition widens as well."""
     outcome = attention(MASKED, f"T[{shape}] mask")
     outcome.same({"B": 1, "Q": 1, "K": 5, **sizes})
+
+
+def test_scores_that_mask_themselves_are_refused():
+    """The product would have to be kept beside the fused node that computes it again."""
+    outcome = attention(HEAD + "logits = Add(scores, scores)\n" + TAIL)
+    outcome.refused("FlashAttention", "scores", "scores inside it is also one of its operands")
+    outcome.same(*SIZES)

@@ -141,7 +141,7 @@ class Work:
         """
         made = {id(tensor) for spec in new for tensor in spec.outputs}
         nodes = _sorted(nodes)
-        self._refuse_escapes(nodes, made)
+        self._refuse_escapes(nodes, made, {id(t) for spec in new for t in spec.inputs} - made)
         before = Draft.of(nodes, made, self._context)
         after = Draft.of(new, {id(tensor) for tensor in before.outputs}, self._context)
         signature = signature_of(kind, before, after)
@@ -171,7 +171,7 @@ class Work:
                 edit.detach(node)
                 self._dead.add(id(node))
 
-    def _refuse_escapes(self, nodes: Sequence[gs.Node], made: set[int]) -> None:
+    def _refuse_escapes(self, nodes: Sequence[gs.Node], made: set[int], read: set[int]) -> None:
         """Refuse what others need of ``nodes``, unless cheap nodes alone give it to them."""
         inside = {id(node) for node in nodes}
         cheap: set[int] = set()
@@ -182,6 +182,8 @@ class Work:
                 cheap.add(id(node))
                 continue
             for tensor in node.outputs:
+                if id(tensor) in read:
+                    raise Miss(f"{tensor.name} inside it is also one of its operands", node)
                 if id(tensor) not in made:
                     self._refuse_escape(tensor, node, inside)
 
