@@ -121,6 +121,28 @@ PLANTED = {
         QKV,
         "T y, T seen",
     ),
+    "a mask that scores may reach": Planted(
+        "FlashAttention",
+        "weights",
+        "logits",
+        "masks with -100",
+        "lowest number",
+        CORE.replace("(scores)", "(logits)").replace(
+            "weights =", "logits = Where(keep, scores, -100.0)\n weights ="
+        ),
+        QKV + ", bool[B, 1, S, S] keep",
+    ),
+    "a mask of another rank": Planted(
+        "FlashAttention",
+        "weights",
+        "added",
+        "does not provably broadcast",
+        "[batch, 1, queries, keys]",
+        CORE.replace("(scores)", "(added)").replace(
+            "weights =", "added = Add(scores, mask)\n weights ="
+        ),
+        QKV + ", T[1, B, 1, S, S] mask",
+    ),
     "scores are an output": Planted(
         "FlashAttention",
         "weights",
@@ -231,15 +253,5 @@ PLANTED = {
         "T[B, S, 32] x, T[B, S, 32] z",
         "T context, T other",
         weights=THREE,
-    ),
-    "a second activation": Planted(
-        "GemmAct",
-        "s2",
-        "y",
-        "in this model already",
-        "one form of this op",
-        "h = MatMul(x, w)\n r = Relu(h)\n g = MatMul(r, u)\n s2 = Sigmoid(g)\n y = Mul(g, s2)",
-        "T[2, S, 5] x",
-        weights={"w": (5, 7), "u": (7, 5)},
     ),
 }

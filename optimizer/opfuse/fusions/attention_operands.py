@@ -80,7 +80,8 @@ def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor,
         made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
         return (total,)
     if found.work.dtype(tensor) not in FLOATS:
-        raise Miss(f"mask {tensor.name} is not floating-point", producer(tensor))
+        reason = f"mask {tensor.name} is not floating-point"
+        raise Miss(reason, producer(tensor) or found.reader(tensor))
     return (tensor,)
 
 
@@ -96,7 +97,7 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
     fits(found, choice, space)
     value = found.scalar("fill")
     if value > _REACHABLE:
-        raise Miss(f"masks with {value:g}, which scores may reach", found.anchor)
+        raise Miss(f"masks with {value:g}, which scores may reach", found.reader(fill))
     dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
     zero = found.work.constant(fill, "zero", np.zeros((), dtype))
     if np.isfinite(value):
@@ -115,7 +116,7 @@ def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
         raise Miss(
             f"mask {tensor.name} is {text(shape)}, which does not provably broadcast to the "
             f"scores' {text(space)}",
-            producer(tensor),
+            producer(tensor) or found.reader(tensor),
         )
 
 

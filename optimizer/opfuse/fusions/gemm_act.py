@@ -27,14 +27,14 @@ def _build(found: Found) -> Replacement:
     same_type(found, result, dtype)
     shape = found.shape("weight")
     if len(shape) != 2:
-        raise Miss(f"weight {text(shape)} is not a matrix", found.reader("weight"))
+        raise Miss(f"weight {text(shape)} is not a matrix", found.reader(found["weight"]))
     activation = activations.check(found)
     found.work.claim("GemmAct", "activation", activation, found.anchor)
     inputs = [found["x"], found["weight"]]
     if found.has("bias"):
         if found.shape("bias") != (shape[1],):
             reason = f"bias is {text(found.shape('bias'))}, want ({shape[1]})"
-            raise Miss(reason, found.reader("bias"))
+            raise Miss(reason, found.reader(found["bias"]))
         inputs.append(found["bias"])
     return Replacement([NewNode("GemmAct", tuple(inputs), (result,), {"activation": activation})])
 

@@ -40,7 +40,7 @@ def equals(found: Found, name: str, want: float) -> None:
         value = found.scalar(name)
         if not np.isclose(value, want, rtol=1e-3):
             reason = f"constant {found[name].name} is {value:g}, want {want:g}"
-            raise Miss(reason, found.reader(name))
+            raise Miss(reason, found.reader(found[name]))
 
 
 def axes_of(work: Work, node: gs.Node) -> list[int] | None:
@@ -81,14 +81,14 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
     shape = work.shape(tensor)
     if work.dtype(tensor) not in (dtype, onnx.TensorProto.FLOAT):
         reason = f"{tensor.name} is neither of the input's type nor fp32"
-        raise Miss(reason, found.reader(name))
+        raise Miss(reason, found.reader(found[name]))
     if shape == (length,):
         return tensor
     row = shape is not None and shape[-1:] == (length,) and all(dim == 1 for dim in shape[:-1])
     if row and isinstance(tensor, gs.Constant):
         return work.constant(tensor, "flat", load(tensor, work.base_dir).reshape(-1))
     reason = f"{tensor.name} has shape {text(shape)}, want ({length})"
-    raise Miss(reason, found.reader(name))
+    raise Miss(reason, found.reader(found[name]))
 
 
 def same_shape(found: Found, first: str, second: str) -> tuple[Dim, ...]:

@@ -58,10 +58,9 @@ class Found:
         """The matched nodes, in no particular order."""
         return [node for key, node in self.bindings.items() if isinstance(key, Op)]
 
-    def reader(self, name: str) -> gs.Node:
-        """Return the matched node that reads variable ``name``: whom to blame for its value."""
-        wanted = self[name]
-        readers = (n for n in self.nodes if any(tensor is wanted for tensor in n.inputs))
+    def reader(self, tensor: gs.Tensor) -> gs.Node:
+        """Return the matched node that reads ``tensor``: whom to blame for what it holds."""
+        readers = (node for node in self.nodes if any(part is tensor for part in node.inputs))
         return next(readers, self.anchor)
 
     def shape(self, name: str) -> Shape:
@@ -84,7 +83,7 @@ class Found:
         tensor = self[name]
         values = self.work.facts.value(tensor)
         if values is None or values.size != 1:
-            raise Miss(f"{tensor.name} is not a scalar constant", self.reader(name))
+            raise Miss(f"{tensor.name} is not a scalar constant", self.reader(tensor))
         return float(values.reshape(-1)[0])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+_SIZES = ("Shape", "Size")  # what only the size of a tensor is asked of does not depend on it
 _SPELT = {"MatMul": "Gemm", "Add": "Gemm"}  # what the normal form writes in parts
 _NEARBY = 4  # [..., k] -> [n, k] -> product -> bias -> [..., m] is one product in the normal form
 
@@ -142,6 +143,8 @@ class UserGraph:
         return sorted(inside)
 
     def _sources(self, index: int, stop: set[int]) -> Iterator[int]:
+        if self.nodes[index].op in _SIZES:
+            return
         for tensor in self.nodes[index].inputs:
             source = self._producer.get(id(tensor))
             if source is not None and id(tensor) not in stop:
