@@ -91,7 +91,7 @@ def test_every_stage_is_told_once_in_order(llama, tmp_path):
     assert seen == ["load", "normalise", "fuse", "prove", "save"]
     assert list(report.timings) == seen
     run(replace(config, output=None), "explain", Watch())
-    assert seen[5:] == ["load", "normalise", "fuse"]
+    assert seen[5:] == ["load", "normalise", "fuse", "explain"]
 
 
 @pytest.mark.parametrize("goal", ["fuse", "build"])
