@@ -43,7 +43,17 @@ _ENDS = {
     "half last": "{y}_t = Mul({y}_p, {x})\n{y} = Mul({y}_t, 0.5)",
     "half of phi": "{y}_t = Mul({y}_p, 0.5)\n{y} = Mul({x}, {y}_t)",
 }
+_FACTORED = """
+        {y}_c = Mul({x}, 0.044715)
+        {y}_q = Mul({y}_c, {x})
+        {y}_j = Add({y}_q, 1.0)
+        {y}_i = Mul({x}, 0.79788456)
+        {y}_k = Mul({y}_i, {y}_j)
+        {y}_h = Tanh({y}_k)
+        {y}_p = Add(1.0, {y}_h)
+"""
 GELU_TANH = {
+    "BLOOM's factors": _FACTORED + _ENDS["half of x first"],
     **{cube: _CUBES[cube] + _TANH + _ENDS["half of x first"] for cube in _CUBES},
     **{end: _CUBES["pow"] + _TANH + _ENDS[end] for end in _ENDS},
 }

@@ -37,7 +37,7 @@ def block(q="", k="", v="", *, sources="xxx", dtype="float", outputs="T y", more
     text += project("v", 4, v, sources[2])
     shapes = {f"w{name}": (5, 24) for name in "qkv"} | {f"b{name}": (24,) for name in "qkv"}
     used = {name: shape for name, shape in (shapes | weights).items() if name in text + more}
-    inputs = "T[B, S, 5] x, T[B, S, 5] z"
+    inputs = "T[B, S, 5] x, T[B, S, 5] z, T[B, S, 5] w"
     return fuse_model(model(text + ATTENTION + more, inputs, outputs, used, dtype))
 
 
@@ -88,8 +88,31 @@ def said(outcome) -> list[str]:
     return [miss.reason for miss in outcome.fused.misses if miss.kind == "qkv_merge"]
 
 
-def test_three_sources_are_refused():
+def test_two_of_three_that_share_their_source():
     outcome = block(sources="xzx")
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
+    outcome.same(*SIZES)
+
+
+def test_two_streams_are_merged_each():
+    """Joint attention over an image and a text, as in SD3, projects each by itself."""
+    text = ""
+    for name, order in (("q", "[0, 2, 1, 3]"), ("kt", "[0, 2, 3, 1]"), ("v", "[0, 2, 1, 3]")):
+        parts = []
+        for stream in "xz":
+            text += project(f"{name}{stream}", 4, x=stream, order=order)
+            parts.append(f"{name}{stream}")
+        axis = 3 if name == "kt" else 2
+        text += f"{name} = Concat<axis={axis}>({parts[0]}, {parts[1]})\n"
+    weights = {f"w{name}{stream}": (5, 24) for name in ("q", "kt", "v") for stream in "xz"}
+    inputs = "T[B, S, 5] x, T[B, L, 5] z"
+    outcome = fuse_model(model(text + ATTENTION, inputs, weights=weights))
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 2}
+    outcome.same({"B": 2, "S": 5, "L": 3}, {"B": 1, "S": 1, "L": 1})
+
+
+def test_three_sources_are_refused():
+    outcome = block(sources="xzw")
     assert outcome.counts == {"FlashAttention": 1}
     assert said(outcome) == ["q, k, and v are not projected from one tensor"]
     outcome.same(*SIZES)
@@ -102,12 +125,13 @@ def test_a_weight_that_is_read_elsewhere_is_refused():
     outcome.same(*SIZES)
 
 
-def test_one_weight_for_k_and_v_is_refused():
+def test_one_weight_for_k_and_v():
+    """Keys that are values too are one layer, which q joins."""
     text = project("q", 4) + project("k", 4).replace("k =", "kt =").replace("2, 1, 3", "2, 3, 1")
     text += project("v", 4).replace("wv", "wk")
     weights = {"wq": (5, 24), "wk": (5, 24)}
     outcome = fuse_model(model(text + ATTENTION, "T[B, S, 5] x", weights=weights))
-    assert outcome.counts == {"FlashAttention": 1}
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
     outcome.same(*SIZES)
 
 

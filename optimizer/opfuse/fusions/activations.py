@@ -37,7 +37,12 @@ def gelu_tanh(x: Pattern) -> OneOf:
     """Return the pattern of 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     cube = any_of(op.Pow(x, Const("three")), op.Mul(x, op.Mul(x, x)), op.Mul(op.Mul(x, x), x))
     inner = op.Add(x, op.Mul(cube, Const("cubic")))
-    phi = op.Add(op.Tanh(op.Mul(inner, Const("sqrt_2_pi"))), Const("gelu_one"))
+    # BLOOM's: sqrt(2/pi) x (1 + 0.044715 x x)
+    factor = op.Add(op.Mul(op.Mul(x, Const("cubic")), x), Const("factor_one"))
+    scaled = any_of(
+        op.Mul(inner, Const("sqrt_2_pi")), op.Mul(op.Mul(x, Const("sqrt_2_pi")), factor)
+    )
+    phi = op.Add(op.Tanh(scaled), Const("gelu_one"))
     half = Const("half")
     return any_of(
         op.Mul(op.Mul(x, half), phi),
@@ -75,6 +80,7 @@ def check(found: Found) -> str:
         ("sqrt2", math.sqrt(2)),
         ("sqrt_half", math.sqrt(0.5)),
         ("gelu_one", 1.0),
+        ("factor_one", 1.0),
         ("half", 0.5),
         ("three", 3.0),
         ("cubic", 0.044715),

@@ -86,7 +86,7 @@ def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor,
 
 
 def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
-    """Turn where(keep, scores, fill) into scores + where(keep, 0, lowest).
+    """Turn where(keep, scores + bias, fill) into scores + where(keep, bias, lowest).
 
     The two agree where the lowest number of the type, which stands for any finite fill, absorbs the
     scores, so that a fully masked row weighs all keys alike. It does but in fp16, which the proof
@@ -99,12 +99,16 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
     if value > _REACHABLE:
         raise Miss(f"masks with {value:g}, which scores may reach", found.reader(fill))
     dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
-    zero = found.work.constant(fill, "zero", np.zeros((), dtype))
+    zero = np.zeros((), dtype)
+    seen: gs.Tensor = found.work.constant(fill, "zero", zero)
+    if found.has("bias"):
+        seen = found["bias"]
+        fits(found, seen, space)
     if np.isfinite(value):
-        lowest = np.nextafter(np.array(-np.inf, dtype), zero.values)
+        lowest = np.nextafter(np.array(-np.inf, dtype), zero)
         fill = found.work.constant(fill, "lowest", np.asarray(lowest))
     mask = found.work.fresh(fill, "mask")
-    order = (choice, zero, fill) if found.has("keep") else (choice, fill, zero)
+    order = (choice, seen, fill) if found.has("keep") else (choice, fill, seen)
     made.append(NewNode("Where", order, (mask,), {}, ""))
     return mask
 

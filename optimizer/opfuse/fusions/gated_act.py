@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import activations
+from opfuse.fusions.activation_body import KIND, active, number_kinds
 from opfuse.fusions.guards import floating, last_axis, same_shape, same_type
 from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, halves
@@ -18,7 +19,7 @@ from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
 
-__all__ = ["DEFINITION", "FUSION", "statements"]
+__all__ = ["DEFINITION", "FUSION"]
 
 y = op.Mul(activations.gate(Var("gate")), Var("up"))
 
@@ -29,7 +30,6 @@ def _build(found: Found) -> Replacement:
     same_type(found, result, dtype)
     same_shape(found, "gate", "up")
     activation = activations.check(found)
-    found.work.claim("GatedAct", "activation", activation, found.anchor)
     inputs: tuple[gs.Tensor, ...] = (found["gate"], found["up"])
     split = _packed(found)
     if split is not None:
@@ -56,59 +56,15 @@ def _packed(found: Found) -> gs.Node | None:
     return split if alone and not any(work.is_output(part) for part in parts) else None
 
 
-def statements(activation: str, x: str) -> str:
-    """Return the statements that compute ``active`` from ``x`` in the type of ``x``."""
-    return {
-        "none": f"active = Identity({x})",
-        "relu": f"active = Relu({x})",
-        "silu": f"sigmoid = Sigmoid({x})\nactive = Mul({x}, sigmoid)",
-        "gelu": f"""
-            {_number("half", 0.5, x)}
-            {_number("one", 1.0, x)}
-            {_number("root", 2**0.5, x)}
-            scaled = Div({x}, root)
-            erf = Erf(scaled)
-            phi = Add(erf, one)
-            double = Mul({x}, phi)
-            active = Mul(double, half)""",
-        "gelu_tanh": f"""
-            {_number("half", 0.5, x)}
-            {_number("one", 1.0, x)}
-            {_number("cubic", 0.044715, x)}
-            {_number("root", 0.7978845608028654, x)}
-            square = Mul({x}, {x})
-            cube = Mul(square, {x})
-            small = Mul(cube, cubic)
-            sum_ = Add({x}, small)
-            scaled = Mul(sum_, root)
-            tanh = Tanh(scaled)
-            phi = Add(tanh, one)
-            double = Mul({x}, phi)
-            active = Mul(double, half)""",
-        "quick_gelu": f"""
-            {_number("quick", 1.702, x)}
-            scaled = Mul({x}, quick)
-            sigmoid = Sigmoid(scaled)
-            active = Mul({x}, sigmoid)""",
-    }[activation]
-
-
-def _number(name: str, value: float, like: str) -> str:
-    return (
-        f"{name}32 = Constant<value_float: float = {value!r}>()\n"
-        f"{name} = CastLike({name}32, {like})"
-    )
-
-
 def _body(uses: Uses) -> str:
-    (activation,) = uses.values("activation")
     split = "" if uses.inputs > 1 else halves(uses.opset, "first", "second", "gate")
     gate, up = ("gate", "up") if uses.inputs > 1 else ("first", "second")
-    return f"{split}\n{statements(str(activation), gate)}\ny = Mul(active, {up})"
+    return f"{split}\n{active(uses, gate)}\ny = Mul(active, {up})"
 
 
 def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], _: Facts) -> None:
     """Split packed inputs again where other nodes of the model have two."""
+    number_kinds(nodes)
     if len({len(node.inputs) for node in nodes}) < 2:
         return
     for node in nodes:
@@ -122,5 +78,5 @@ def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], _: Facts) -> None:
             node.inputs.append(parts[1])
 
 
-DEFINITION = Definition("GatedAct", ("gate", "up"), ("y",), ("activation",), _body, _unify)
+DEFINITION = Definition("GatedAct", ("gate", "up"), ("y",), ("activation", KIND), _body, _unify)
 FUSION = Fusion("GatedAct", ("Mul",), y, _build, near=6)

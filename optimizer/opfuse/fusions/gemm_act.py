@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import activations
-from opfuse.fusions.gated_act import statements
+from opfuse.fusions.activation_body import KIND, active, number_kinds
 from opfuse.fusions.guards import floating, same_type, text
 from opfuse.fusions.linear import linear
 from opfuse.graph.definition import Definition, Uses
@@ -29,7 +29,6 @@ def _build(found: Found) -> Replacement:
     if len(shape) != 2:
         raise Miss(f"weight {text(shape)} is not a matrix", found.reader(found["weight"]))
     activation = activations.check(found)
-    found.work.claim("GemmAct", "activation", activation, found.anchor)
     inputs = [found["x"], found["weight"]]
     if found.has("bias"):
         if found.shape("bias") != (shape[1],):
@@ -40,16 +39,13 @@ def _build(found: Found) -> Replacement:
 
 
 def _body(uses: Uses) -> str:
-    (activation,) = uses.values("activation")
     total = "total = Add(product, bias)" if uses.inputs > 2 else "total = Identity(product)"
-    return (
-        f"product = MatMul(x, weight)\n{total}\n"
-        f"{statements(str(activation), 'total')}\ny = Identity(active)"
-    )
+    return f"product = MatMul(x, weight)\n{total}\n{active(uses, 'total')}\ny = Identity(active)"
 
 
 def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
     """Give a bias of zeros to the nodes without one, where others have one."""
+    number_kinds(nodes)
     if len({len(node.inputs) for node in nodes}) < 2:
         return
     for node in nodes:
@@ -59,5 +55,7 @@ def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
             node.inputs.append(gs.Constant(f"{node.name}/no_bias", values))
 
 
-DEFINITION = Definition("GemmAct", ("x", "weight", "bias"), ("y",), ("activation",), _body, _unify)
+DEFINITION = Definition(
+    "GemmAct", ("x", "weight", "bias"), ("y",), ("activation", KIND), _body, _unify
+)
 FUSION = Fusion("GemmAct", activations.ANCHORS, y, _build, near=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -10,23 +12,11 @@ from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Miss, NewNode, Work
 
 KIND = "qkv_merge"
-# From an attention input back to its projection; the index is the input that carries the tensor.
-_CARRIERS = {
-    "Reshape": 0,
-    "Transpose": 0,
-    "Unsqueeze": 0,
-    "Squeeze": 0,
-    "Cast": 0,
-    "Identity": 0,
-    "Expand": 0,
-    "Slice": 0,
-    "Split": 0,
-    "Rope": 0,
-    "RmsNorm": 0,
-    "LayerNormalization": 0,
-    "Concat": -1,
-    "TensorScatter": 1,
-}
+# From an attention input back to its projections; all of a Concat's inputs are followed: a stream
+# of text beside one of an image, or a key/value cache, which no projection is behind.
+_CARRIERS = frozenset(
+    ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Expand", "Slice", "Split")
+) | frozenset(("Rope", "RmsNorm", "LayerNormalization"))
 
 
 class _QkvMerge:
@@ -37,15 +27,16 @@ class _QkvMerge:
     def run(self, work: Work) -> None:
         """Merge what each attention's inputs are projected from."""
         for node in work.nodes(("FlashAttention",), "opfuse"):
-            layers = [_projection(tensor) for tensor in node.inputs[:3]]
-            group = _group(layers)
-            if len(group) < 2:
-                self._explain(work, node, layers)
-                continue
-            try:
-                self._apply(work, node, group)
-            except Miss as miss:
-                work.miss(KIND, node, miss, _nodes(group))
+            found = [layer for tensor in node.inputs[:3] for layer in _projections(tensor)]
+            layers = {id(layer.output): layer for layer in found}
+            groups = _groups(layers.values())
+            for group in groups:
+                try:
+                    self._apply(work, node, group)
+                except Miss as miss:
+                    work.miss(KIND, node, miss, _nodes(group))
+            if not groups:
+                self._explain(work, node, list(layers.values()))
 
     def _apply(self, work: Work, anchor: gs.Node, group: list[Linear]) -> None:
         made, out = merge(work, group, group[0].output)
@@ -54,47 +45,51 @@ class _QkvMerge:
         made.append(NewNode("Split", (out, sizes), outputs, {"axis": -1}, ""))
         work.replace(KIND, anchor, [n for layer in group for n in layer.nodes], made)
 
-    def _explain(self, work: Work, node: gs.Node, layers: list[Linear | None]) -> None:
-        linear = [layer for layer in layers if layer is not None]
-        if len({id(layer.output) for layer in linear}) > 1:  # one alone is packed already
+    def _explain(self, work: Work, node: gs.Node, layers: list[Linear]) -> None:
+        if len(layers) > 1:  # one alone is packed already
             reason = "q, k, and v are not projected from one tensor"
-            blocker = linear[-1].nodes[0]
-            work.miss(KIND, node, Miss(reason, blocker), _nodes(linear))
+            work.miss(KIND, node, Miss(reason, layers[-1].nodes[0]), _nodes(layers))
 
 
 def _nodes(layers: list[Linear]) -> list[gs.Node]:
     return [node for layer in layers for node in layer.nodes]
 
 
-def _projection(tensor: gs.Tensor | None) -> Linear | None:
-    """Return the linear layer behind an attention input; packed ones have it in common."""
-    while tensor is not None:
-        layer = linear_of(tensor)
+def _projections(tensor: gs.Tensor) -> Iterator[Linear]:
+    """Yield the linear layers behind an attention input."""
+    pending, seen = [tensor], {id(tensor)}
+    while pending:
+        current = pending.pop()
+        layer = linear_of(current)
         if layer is not None:
-            return layer
-        node = producer(tensor)
-        tensor = None if node is None else _step(node)
-    return None
+            yield layer
+            continue
+        node = producer(current)
+        for source in () if node is None else _sources(node):
+            if id(source) not in seen:
+                seen.add(id(source))
+                pending.append(source)
 
 
-def _step(node: gs.Node) -> gs.Tensor | None:
+def _sources(node: gs.Node) -> list[gs.Tensor]:
     if node.op in _CARRIERS:
-        return node.inputs[_CARRIERS[node.op]]
+        return [node.inputs[0]]
+    if node.op == "TensorScatter":
+        return [node.inputs[1]]
+    if node.op == "Concat":
+        return list(node.inputs)
     if node.op in ("Mul", "Div", "Add"):
         carried = [t for t in node.inputs if not isinstance(t, gs.Constant)]
-        return carried[0] if len(carried) == 1 else None
-    return None
-
-
-def _group(layers: list[Linear | None]) -> list[Linear]:
-    """Return those of q, k, v that are distinct layers of one input: all, or k and v."""
-    for part in (layers, layers[1:]):
-        linear = [layer for layer in part if layer is not None]
-        same_input = len({id(layer.x) for layer in linear}) == 1
-        distinct = len({id(layer.output) for layer in linear}) == len(part)
-        if same_input and distinct:
-            return linear
+        return carried if len(carried) == 1 else []
     return []
+
+
+def _groups(layers: Iterable[Linear]) -> list[list[Linear]]:
+    """Return those layers that share their input; cross attention has k and v alone."""
+    by_input: dict[int, list[Linear]] = {}
+    for layer in layers:
+        by_input.setdefault(id(layer.x), []).append(layer)
+    return [group for group in by_input.values() if len(group) > 1]
 
 
 FUSION = _QkvMerge()

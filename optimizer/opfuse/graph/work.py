@@ -67,6 +67,7 @@ class Work:
     def __post_init__(self) -> None:
         self._dead: set[int] = set()
         self._names = edit.names(self.graph)
+        self._node_names = {node.name for node in self.graph.nodes}
         self._captured = edit.captured(self.graph)
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
         self._first: dict[str, Match] = {}
@@ -147,15 +148,22 @@ class Work:
         signature = signature_of(kind, before, after)
         if signature in self.vetoes:
             raise Miss(self.vetoes[signature], anchor, "report it with the model")
-        name = f"{anchor.name or anchor.outputs[0].name}/{kind}"
+        name = self._node_name(f"{anchor.name or anchor.outputs[0].name}/{kind}")
         self._remember(kind, name, anchor, signature, before, after)
         for node in nodes:
             for tensor in list(node.outputs):
                 if id(tensor) in made:
                     edit.release_output(node, tensor)
         for number, spec in enumerate(reversed(new)):
-            self._insert(spec, name if number == 0 else f"{name}.{number}")
+            self._insert(spec, name if number == 0 else self._node_name(f"{name}.{number}"))
         self._bury(nodes)
+
+    def _node_name(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._node_names:
+            name, count = f"{base}_{count}", count + 1
+        self._node_names.add(name)
+        return name
 
     def _insert(self, spec: NewNode, name: str) -> None:
         attrs = dict(spec.attrs)
