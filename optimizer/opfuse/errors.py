@@ -35,7 +35,7 @@ class InputError(OpfuseError):
 
 
 class MissingComponent(OpfuseError):
-    """Something that the command needs is not on this machine: TensorRT, a GPU, the plugin library."""
+    """What the command needs is not on this machine: TensorRT, a GPU, the plugin library."""
 
     exit_code = 3
 
