@@ -51,6 +51,10 @@ class Uses:
         """Tell whether any node sets ``attribute`` to something but 0 or ""."""
         return any(node.attrs.get(attribute) for node in self.nodes)
 
+    def carry(self, attribute: str) -> bool:
+        """Tell whether any node has ``attribute``, whatever its value."""
+        return any(attribute in node.attrs for node in self.nodes)
+
     def values(self, attribute: str) -> set[object]:
         """Return the values that ``attribute`` has over the nodes."""
         return {node.attrs.get(attribute) for node in self.nodes}
@@ -81,9 +85,11 @@ class Definition:
     def function(self, uses: Uses) -> onnx.FunctionProto:
         """Return the function that all of ``uses`` call."""
         inputs = ", ".join(self.inputs[: uses.inputs])
+        # A declared attribute that no call has is one too many for onnx.reference.
+        carried = [name for name in self.attributes if uses.carry(name)]
         text = (
             f'<domain: "{OPFUSE}", opset_import: ["" : {uses.opset}]>\n'
-            f"{self.op} <{', '.join((*self.attributes, 'plugin_namespace'))}> "
+            f"{self.op} <{', '.join((*carried, 'plugin_namespace'))}> "
             f"({inputs}) => ({', '.join(self.outputs)}) {{\n{self.body(uses)}\n}}"
         )
         return onnx.parser.parse_function(text)
