@@ -88,6 +88,21 @@ def test_near_misses_are_marked_and_listed(tmp_path):
     assert "Try: work along the last axis" in said
 
 
+def test_a_mark_is_the_number_in_the_list(tmp_path):
+    """Two blocked blocks whose kinds sort the other way round than they stand in the model."""
+    norm = PLANTED["a mean over the wrong axis"]
+    core = PLANTED["softmax over the wrong axis"]
+    text = norm.text.replace("y =", "z =").replace("root", "r") + core.text
+    made = model(text, f"{norm.inputs}, {core.inputs}", "T z, T y", norm.weights, "float", 17)
+    for node in made.graph.node:
+        node.name = node.output[0]
+    page = written(made, tmp_path)
+    listed = re.findall(r"<li><b>(\w+)</b>, blocked by <code>(\S+)", page)
+    assert listed == [("FlashAttention", "weights"), ("RmsNorm", "mean")]
+    marks = set(re.findall(r"<title>\w+: (\w+) - blocks near-miss (\d)", page))
+    assert marks == {("weights", "1"), ("mean", "2")}
+
+
 def test_equal_models_give_equal_pages(tmp_path):
     first = written(attention(), tmp_path)
     assert written(attention(), tmp_path) == first

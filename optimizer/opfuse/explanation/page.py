@@ -58,7 +58,7 @@ def _tiles(explanation: Explanation, states: Counter[str]) -> list[tuple[str, st
         (str(states[FUSED]), "anchors fused"),
         (str(states[NEARLY]), "nearly fused"),
         (str(total.launches), "launches saved"),
-        (in_bytes(total.bytes), "not written and re-read"),
+        (in_bytes(total.bytes), "less memory traffic"),
         (in_time(total.microseconds(explanation.gpu)), f"at most, on {explanation.gpu.name}"),
     ]
 

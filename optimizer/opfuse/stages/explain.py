@@ -30,6 +30,8 @@ def explain(
         shapes: Of every input, by name.
         assumed: What of these shapes nobody had said.
     """
+    # The order of the report: a mark in a picture is a number in its list.
+    misses = sorted(fused.misses, key=lambda m: (m.kind, m.anchor, m.node, m.reason))
     survey = Survey(fused.graph, fused.user, fused.facts, fused.matches, shapes)
     saved = savings(survey)
     removed = cleaned(survey)
@@ -37,9 +39,9 @@ def explain(
         GPUS[gpu],
         dict(shapes),
         assumed,
-        anchors(survey, fused.misses),
+        anchors(survey, misses),
         saved,
         removed,
         len(survey.unknown),
-        tuple(Drawing(survey, fused.misses).blocks()),
+        tuple(Drawing(survey, misses).blocks()),
     )
