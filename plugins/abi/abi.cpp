@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "../core/error.h"
+#include "../core/infer.h"
 #include "../core/op.h"
 #include "opfuse.h"
 
@@ -13,30 +14,6 @@ namespace opfuse {
 namespace {
 
 constexpr char const* kLibrary = "opfuse";
-
-class NumberMath final : public DimMath {
-  public:
-    Dim constant(int64_t value) override { return {value}; }
-    Dim apply(DimOp op, Dim a, Dim b) override { return {evaluate(op, a.value, b.value)}; }
-
-  private:
-    static int64_t evaluate(DimOp op, int64_t a, int64_t b) {
-        switch (op) {
-        case DimOp::kSum: return a + b;
-        case DimOp::kProd: return a * b;
-        case DimOp::kSub: return a - b;
-        case DimOp::kMax: return a > b ? a : b;
-        case DimOp::kMin: return a < b ? a : b;
-        case DimOp::kFloorDiv: return a / b;
-        case DimOp::kCeilDiv: return (a + b - 1) / b;
-        }
-        throw std::invalid_argument("unknown dimension operation");
-    }
-};
-
-void need(bool condition, std::string const& what) {
-    if (!condition) throw std::invalid_argument(what);
-}
 
 OpKind const& kind_at(int32_t index) {
     need(index >= 0 && static_cast<size_t>(index) < op_kinds().size(), "no op of this index");
@@ -71,41 +48,8 @@ std::vector<Tensor> tensors_from(opfuse_tensor const* given, int32_t count) {
     return tensors;
 }
 
-// Type and shape of each output; throws where an input is not what the op takes.
-std::vector<Tensor> infer(Op const& op, std::vector<Tensor> const& inputs, size_t outputs) {
-    need(op.takes(inputs.size(), outputs), std::to_string(inputs.size()) + " inputs and " +
-                                               std::to_string(outputs) + " outputs, not its arity");
-    std::vector<DataType> in_types, out_types(outputs);
-    std::vector<Shape> in_shapes, out_shapes(outputs);
-    for (Tensor const& tensor : inputs) {
-        in_types.push_back(tensor.type);
-        need(op.accepts(in_types.size() - 1, in_types),
-             "input " + std::to_string(in_types.size() - 1) + " has an unsupported type");
-        Shape& shape = in_shapes.emplace_back();
-        shape.rank = tensor.rank;
-        for (int i = 0; i < tensor.rank; ++i) shape.dims[i] = {tensor.dims[i]};
-    }
-    NumberMath math;
-    op.types(in_types, out_types);
-    op.shapes(in_shapes, out_shapes, math);
-    std::vector<Tensor> result(outputs);
-    for (size_t i = 0; i < outputs; ++i) {
-        result[i].type = out_types[i];
-        result[i].rank = out_shapes[i].rank;
-        for (int k = 0; k < out_shapes[i].rank; ++k)
-            result[i].dims[k] = out_shapes[i].dims[k].value;
-    }
-    return result;
-}
-
-void need_same_layout(Tensor const& given, Tensor const& inferred, size_t index) {
-    need(given.type == inferred.type && given.rank == inferred.rank && given.dims == inferred.dims,
-         "output " + std::to_string(index) + " has another type or shape than the op gives");
-}
-
 void enqueue(Op const& op, Call const& call, std::vector<Tensor> const& inputs) {
-    auto const inferred = infer(op, inputs, call.outputs.size());
-    for (size_t i = 0; i < inferred.size(); ++i) need_same_layout(call.outputs[i], inferred[i], i);
+    need_layout(op, inputs, call.outputs);
     cudaError_t const status = op.run(call);
     if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }

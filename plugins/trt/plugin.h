@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../core/error.h"
+#include "../core/infer.h"
 #include "../core/op.h"
 #include "convert.h"
 
@@ -110,11 +111,18 @@ class Plugin final : public nvinfer1::IPluginV3,
     }
 
     // ---- IPluginV3OneRuntime
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const*, int32_t inputs,
-                          nvinfer1::PluginTensorDesc const*, int32_t outputs) noexcept override {
+    // Sizes that were symbols when the engine was built are numbers now: what contradicts the op is
+    // refused before a kernel reads past the end of a tensor.
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in_desc, int32_t inputs,
+                          nvinfer1::PluginTensorDesc const* out_desc,
+                          int32_t outputs) noexcept override {
         inputs_ = inputs;
         outputs_ = outputs;
-        return op_->takes(inputs, outputs) ? 0 : -1;
+        return reported(name(), -1, [&] {
+            need_arity(inputs, outputs);
+            need_layout(*op_, tensors_from(in_desc, inputs), tensors_from(out_desc, outputs));
+            return 0;
+        });
     }
     int32_t enqueue(nvinfer1::PluginTensorDesc const* in_desc,
                     nvinfer1::PluginTensorDesc const* out_desc, void const* const* in,
@@ -144,6 +152,13 @@ class Plugin final : public nvinfer1::IPluginV3,
     }
 
   private:
+    static std::vector<Tensor> tensors_from(nvinfer1::PluginTensorDesc const* descs,
+                                            int32_t count) {
+        std::vector<Tensor> tensors;
+        for (int32_t i = 0; i < count; ++i)
+            tensors.push_back(tensor_from(descs[i].type, descs[i].dims, nullptr));
+        return tensors;
+    }
     char const* name() const noexcept { return op_->traits().name; }
     void need_arity(int32_t inputs, int32_t outputs) const {
         if (!op_->takes(inputs, outputs))

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
 from opfuse.graph.facts import Facts, Shape
+from opfuse.graph.weights import gs_dtype
 
 Rule = Callable[["Rewriter", gs.Node], "gs.Tensor | None"]
 
@@ -82,12 +83,13 @@ class Rewriter:
         self, op: str, inputs: Sequence[gs.Tensor], attrs: Mapping[str, object], like: gs.Tensor
     ) -> gs.Variable:
         """Add a node before the one visited and return its output, named after ``like``."""
-        dtype = None if isinstance(like, gs.Constant) else like.dtype
-        output = gs.Variable(self.name(f"{like.name}/{op}"), dtype)
+        output = gs.Variable(self.name(f"{like.name}/{op}"))
         node = gs.Node(op, output.name, dict(attrs), list(inputs), [output])
         self._ordered.append(node)
         self.facts.infer(node)
         self.facts.lineage.derive(output, like)
+        dtype = self.facts.dtype(output)
+        output.dtype = None if dtype is None else gs_dtype(dtype)
         self.changed = True
         return output
 

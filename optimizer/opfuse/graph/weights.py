@@ -74,6 +74,13 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
+def gs_dtype(dtype: int) -> object:
+    """Return an ``onnx.TensorProto`` element type as onnx-graphsurgeon holds it."""
+    if dtype == onnx.TensorProto.BFLOAT16:
+        return dtype
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+
+
 def load(constant: gs.Constant, base_dir: Path) -> np.ndarray:
     """Return the values of ``constant``, from its external file where they lie there."""
     values = constant._values

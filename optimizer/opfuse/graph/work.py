@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -17,6 +16,7 @@ from opfuse.graph.draft import Context, Draft, signature_of
 from opfuse.graph.facts import Facts
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.weights import gs_dtype
 
 # Recomputing these costs little, so a fused node may leave them to the others that read them.
 CHEAP = frozenset(
@@ -108,7 +108,7 @@ class Work:
             name, count = f"{base}_{count}", count + 1
         self._names.add(name)
         kind = dtype if dtype is not None else self.dtype(like)
-        tensor = gs.Variable(name, None if kind is None else _gs_dtype(kind))
+        tensor = gs.Variable(name, None if kind is None else gs_dtype(kind))
         self.facts.lineage.derive(tensor, like)
         return tensor
 
@@ -253,9 +253,3 @@ def _sorted(nodes: Iterable[gs.Node]) -> list[gs.Node]:
     for node in own.values():
         visit(node)
     return list(ordered.values())
-
-
-def _gs_dtype(dtype: int) -> object:
-    if dtype == onnx.TensorProto.BFLOAT16:
-        return dtype
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))

@@ -1,5 +1,6 @@
 // opfuse_contract LIBRARY --list | LIBRARY TEST OP
 // Uses one creator of the library as TensorRT would, and says what it does otherwise.
+#include <cctype>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -246,16 +247,30 @@ void test_workspace_and_tactics(Subject const& s) {
     check(build(plugin).getNbTactics() == 0, "has tactics that no test knows");
 }
 
+// A dimension of a Use as a number: columns are 8, everything else that has a name is `rows`.
+int64_t size_of(std::string const& text, int64_t rows) {
+    if (std::isdigit(static_cast<unsigned char>(text[0]))) return std::stoll(text);
+    if (text.rfind("cols", 0) != 0) return rows;
+    return text == "cols" ? 8 : 4;
+}
+
+std::vector<nvinfer1::PluginTensorDesc> sized(Use const& use, int64_t rows) {
+    std::vector<nvinfer1::PluginTensorDesc> io;
+    auto const described = tensors(use, DataType::kBF16);
+    for (size_t i = 0; i < described.size(); ++i) {
+        size_t const inputs = use.inputs.size();
+        auto const& dims = i < inputs ? use.inputs[i] : use.outputs[i - inputs];
+        io.push_back(described[i].desc);
+        for (size_t k = 0; k < dims.size(); ++k) io[i].dims.d[k] = size_of(dims[k], rows);
+    }
+    return io;
+}
+
 void test_enqueue_of_zero_rows(Subject const& s) {
     Plugin const plugin = s.make(fields());
     for (Use const& use : s.expected.uses) {
         if (use.inputs[0].size() < 2) continue;
-        std::vector<nvinfer1::PluginTensorDesc> io;
-        for (auto& tensor : tensors(use, DataType::kBF16)) {
-            for (int k = 0; k < tensor.desc.dims.nbDims; ++k) tensor.desc.dims.d[k] = 8;
-            if (tensor.desc.dims.nbDims > 1) tensor.desc.dims.d[0] = 0;
-            io.push_back(tensor.desc);
-        }
+        auto const io = sized(use, 0);
         std::vector<void const*> const in(use.inputs.size(), nullptr);
         std::vector<void*> const out(use.outputs.size(), nullptr);
         auto& run = runtime(plugin);
@@ -264,6 +279,28 @@ void test_enqueue_of_zero_rows(Subject const& s) {
         check(run.enqueue(io.data(), io.data() + in.size(), in.data(), out.data(), nullptr,
                           nullptr) == 0,
               s.library.last_error());
+    }
+}
+
+// Symbols that the builder could not tell apart may turn out to differ when the engine runs.
+void test_refuses_sizes_that_contradict(Subject const& s) {
+    Plugin const plugin = s.make(fields());
+    for (Use const& use : s.expected.uses) {
+        auto const io = sized(use, 3);
+        int32_t const ins = static_cast<int32_t>(use.inputs.size());
+        int32_t const outs = static_cast<int32_t>(use.outputs.size());
+        auto change = [&](std::vector<nvinfer1::PluginTensorDesc> const& descs) {
+            return runtime(plugin).onShapeChange(descs.data(), ins, descs.data() + ins, outs);
+        };
+        check(change(io) == 0, s.library.last_error());
+        for (size_t i = 1; i < io.size(); ++i) {
+            auto other = io;
+            other[i].dims.d[other[i].dims.nbDims - 1] += 1;
+            check(change(other) != 0, "tensor " + std::to_string(i) + " with a column more");
+        }
+        auto retyped = io;
+        retyped[ins].type = DataType::kINT32;
+        check(change(retyped) != 0, "an output of another type");
     }
 }
 
@@ -303,6 +340,7 @@ std::map<std::string, void (*)(Subject const&)> const kTests = {
     {"clone_outlives_the_original", test_clone_outlives_the_original},
     {"workspace_and_tactics", test_workspace_and_tactics},
     {"enqueue_of_zero_rows", test_enqueue_of_zero_rows},
+    {"refuses_sizes_that_contradict", test_refuses_sizes_that_contradict},
     {"refuses_another_arity", test_refuses_another_arity},
 };
 
