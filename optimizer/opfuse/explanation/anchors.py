@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
@@ -19,11 +19,13 @@ _ACTIVATIONS = ("Erf", "Tanh", "Sigmoid", "Gelu", "Relu", "Swish", "FastGelu", "
 _ATTENTIONS = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 _ROTATIONS = ("Cos", "Sin", "RotaryEmbedding")
 ANCHORS = frozenset(("Softmax", "ReduceMean", *_NORMS, *_ACTIVATIONS, *_ATTENTIONS, *_ROTATIONS))
-# What stands between a table of angles and the rotation that reads it.
+_FOLLOWS = {"FlashAttention": "qkv_merge", "GatedAct": "gate_up_merge"}
+# What stands between a table of angles and the rotation that reads it, or between a projection and
+# the attention behind it.
 _CARRIERS = frozenset(
     (
         *("Cast", "Mul", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand"),
-        *("Gather", "Slice", "Split", "Identity"),
+        *("Gather", "Slice", "Split", "Identity", "Add", "Sub", "Neg"),
     )
 )
 _FAR = 12  # carriers between Cos and the first rotation; exporters write at most 6
@@ -105,17 +107,20 @@ class _Finder:
         own = self._answer(node.name, node.op, [index])
         if own.status != NOT:
             return own
-        pending, seen = [(index, 0)], {index}
+        return next(self._behind(node.name, node.op, [index], "Rope"), own)
+
+    def _behind(self, name: str, op: str, starts: list[int], kinds: str) -> Iterator[Anchor]:
+        """Yield what became of the nodes that read ``starts``, through nodes that carry them."""
+        pending, seen = [(index, 0) for index in starts], set(starts)
         while pending:
             at, far = pending.pop(0)
-            answer = self._answer(node.name, node.op, [at], "Rope") if at != index else own
-            if answer.status != NOT:
-                return answer
-            if far < _FAR and (at == index or self.survey.user.nodes[at].op in _CARRIERS):
+            answer = self._answer(name, op, [at], kinds)
+            if at not in starts and answer.status != NOT:
+                yield answer
+            elif far < _FAR and (at in starts or self.survey.user.nodes[at].op in _CARRIERS):
                 later = [r for t in self.survey.user.nodes[at].outputs for r in self._reading(t)]
                 pending += [(reader, far + 1) for reader in later if reader not in seen]
                 seen.update(later)
-        return own
 
     def _reading(self, tensor: gs.Tensor) -> list[int]:
         return self._readers.get(id(tensor), [])
@@ -132,4 +137,14 @@ class _Finder:
             if len(members) > 1:
                 first = self.survey.user.nodes[members[0]]
                 title = f"{first.op} group of {len(members)}"
-                yield members[0], self._answer(first.name, title, members, "_merge")
+                yield members[0], self._of_group(first.name, title, members)
+
+    def _of_group(self, name: str, title: str, members: list[int]) -> Anchor:
+        """Return what became of products that share an input; merges follow the wider fusions."""
+        own = self._answer(name, title, members, "_merge")
+        for kind, merge in _FOLLOWS.items() if own.status == NOT else ():
+            wider = next(self._behind(name, title, members, kind), own)
+            if wider.status == NEARLY:
+                reason = f"its {kind} is not fused: {wider.reason}"
+                return replace(wider, kind=merge, reason=reason)
+        return own
