@@ -375,11 +375,20 @@ def elem_type(dtype: object) -> int | None:
 
 
 def _constant_value(constant: gs.Constant) -> np.ndarray | None:
-    if elem_type(constant.export_dtype) not in _WITH_VALUES:
+    element = elem_type(constant.export_dtype)
+    if element not in _WITH_VALUES and element != TensorProto.BFLOAT16:
         return None
     if prod(constant.shape) > MAX_ELEMENTS or _outside(constant):
         return None
+    if element == TensorProto.BFLOAT16:
+        return as_value(_bfloat16(constant).astype(np.float32))
     return as_value(constant.values)
+
+
+def _bfloat16(constant: gs.Constant) -> np.ndarray:
+    """The content of a bfloat16 constant; ``constant.values`` would warn of another type."""
+    tensor = getattr(constant._values, "tensor", None)
+    return np.asarray(constant._values if tensor is None else onnx.numpy_helper.to_array(tensor))
 
 
 def _outside(constant: gs.Constant) -> bool:
