@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from tests.fusions.spellings import GELU, spell
 from tests.small import fuse_model, model
 
 QKV = """
@@ -93,3 +94,14 @@ def test_norms():
     text = "sum = Add(x, r)\ny = LayerNormalization(sum, gamma, beta)"
     outcome = fused(text, "T[S, 8] x, T[S, 8] r", gamma=(8,), beta=(8,))
     assert outcome.counts == {"AddLayerNorm": 1}
+
+
+def test_scalars_are_known():
+    """A scale, an epsilon, and GELU's constants are rounded to 8 bits and still recognised."""
+    text = "kt = Transpose<perm=[0, 1, 3, 2]>(k)\nraw = MatMul(q, kt)\nscores = Mul(raw, 0.25)\n"
+    text += "weights = Softmax<axis=-1>(scores)\ny = MatMul(weights, v)"
+    outcome = fused(text, "T[B, 2, S, 3] q, T[B, 2, S, 3] k, T[B, 2, S, 3] v")
+    assert outcome.counts == {"FlashAttention": 1}
+    assert outcome.attribute("FlashAttention", "scale") == pytest.approx(0.25)
+    text = "a = MatMul(x, w)\n" + spell(GELU["product then half"], "a", "y")
+    assert fused(text, "T[B, 5] x", w=(5, 4)).counts == {"GemmAct": 1}
