@@ -83,12 +83,21 @@ def body(*reads: gs.Tensor, nested: gs.Graph | None = None) -> gs.Graph:
     return gs.Graph(nodes, outputs=[out])
 
 
-def test_what_bodies_read_is_captured_at_every_depth():
+def test_what_bodies_read_can_be_redirected_and_is_not_captured():
     x, y, z = map(var, "xyz")
-    outer = node("If", [x], [var("w")], then_branch=body(y, y, nested=body(z, z)))
-    captured = edit.captured(gs.Graph([outer]))
-    assert {id(y), id(z)} <= captured
-    assert id(x) not in captured
+    inner = body(y, y, nested=body(z, z))
+    outer = node("If", [x], [var("w")], then_branch=inner)
+    assert edit.captured(gs.Graph([outer])).isdisjoint({id(x), id(y), id(z)})
+    new = var("new")
+    edit.redirect(y, new)
+    assert [tensor is new for tensor in inner.nodes[0].inputs] == [True, True]
+
+
+def test_what_a_nested_body_returns_is_captured():
+    x, y = map(var, "xy")
+    nested = body(x, x, nested=gs.Graph([], outputs=[y]))
+    outer = node("If", [x], [var("w")], then_branch=nested)
+    assert id(y) in edit.captured(gs.Graph([outer]))
 
 
 def test_a_tensor_that_a_body_only_returns_is_captured():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opfuse.fusions.guards import equals, floating, reduces_last, same_type, text, vector
+from opfuse.fusions.guards import equals, floating, last_axis, reduces_last, same_type, text, vector
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, op
 
@@ -18,7 +18,9 @@ unit = any_of(
     op.Div(centred, root),
     op.Mul(centred, any_of(op.Reciprocal(root), op.Div(Const("one"), root))),
 )
-scaled = op.Mul(unit, gamma)
+# The dynamo exporter at opset 23 takes what follows the mean for an RMSNorm.
+rms = op.RMSNormalization(centred, gamma)
+scaled = any_of(op.Mul(unit, gamma), rms)
 y = any_of(op.Add(scaled, beta), scaled)
 
 
@@ -27,7 +29,8 @@ def _build(found: Found) -> Replacement:
     shape = found.shape("x")
     if found.work.opset < SINCE:
         raise Miss(f"LayerNormalization needs opset {SINCE}", found.anchor)
-    for node in (found.node(mean), found.node(spread)):
+    means = [found.node(mean), *([] if found.has(rms) else [found.node(spread)])]
+    for node in means:
         reduces_last(found.work, node, len(shape))
     for name, want in (("two", 2.0), ("one", 1.0)):
         equals(found, name, want)
@@ -37,9 +40,19 @@ def _build(found: Found) -> Replacement:
         raise Miss(f"gamma or beta widens {text(shape)}", found.anchor)
     weights = [name for name in ("gamma", "beta") if found.has(name)]
     inputs = (found["x"], *(vector(found, name, shape[-1], dtype) for name in weights))
-    attrs = {"axis": -1, "epsilon": found.scalar("epsilon")}
+    attrs = {"axis": -1, "epsilon": _epsilon(found, len(shape))}
     return Replacement([NewNode("LayerNormalization", inputs, (result,), attrs, "")])
 
 
+def _epsilon(found: Found, rank: int) -> float:
+    if not found.has(rms):
+        return found.scalar("epsilon")
+    node = found.node(rms)
+    last_axis(node, rank)
+    if node.attrs.get("stash_type", 1) != 1:
+        raise Miss("computes in another type than fp32", node)
+    return float(node.attrs.get("epsilon", 1e-5))
+
+
 # 9: an RMSNorm with something added behind it has 8 of these operators and is no near miss.
-FUSION = Fusion("LayerNormalization", ("Add", "Mul"), y, _build, near=9)
+FUSION = Fusion("LayerNormalization", ("Add", "Mul", "RMSNormalization"), y, _build, near=9)

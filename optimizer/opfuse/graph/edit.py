@@ -88,19 +88,18 @@ def _forget(sequence: list[Any], item: object) -> None:
 
 
 def captured(graph: gs.Graph) -> set[int]:
-    """Return the ids of all tensors that subgraphs of ``graph`` read or return."""
-    return {
-        id(tensor)
-        for node in graph.nodes
-        for body in subgraphs(node)
-        for tensor in _body_reads(body)
-    }
+    """Return the ids of all tensors that subgraphs of ``graph`` return.
 
-
-def _body_reads(body: gs.Graph) -> Iterator[gs.Tensor]:
-    for node in body.nodes:
-        yield from reads(node)
-    yield from body.outputs
+    One that a subgraph returns without computing it has no reader that could be redirected; those
+    that its nodes read have.
+    """
+    found: set[int] = set()
+    pending = [body for node in graph.nodes for body in subgraphs(node)]
+    while pending:
+        body = pending.pop()
+        found.update(id(tensor) for tensor in body.outputs)
+        pending.extend(inner for node in body.nodes for inner in subgraphs(node))
+    return found
 
 
 def sweep(graph: gs.Graph) -> None:

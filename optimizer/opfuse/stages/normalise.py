@@ -11,6 +11,7 @@ from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import edit, folding, simplify, weights
+from opfuse.graph.branches import take_branches
 from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
 from opfuse.graph.lineage import UserNode
@@ -58,7 +59,8 @@ def normalise(source: Source) -> Normal:
         rewriter.run(rules, (folding.known, folding.computable, folding.Common()))
         edit.sweep(graph)
         equal = equal_sizes(graph, facts) if sweep == 0 else {}
-        if equal:
+        branched = take_branches(graph, facts)
+        if equal or branched:  # what stands behind a branch is known better now
             facts.equate(equal, graph.inputs)
         elif not rewriter.changed:
             break
