@@ -123,3 +123,12 @@ def test_the_mean_of_another_tensor_is_no_layer_norm():
 
 def test_fp64_is_refused():
     layer_norm(spelt(), dtype="double").refused("LayerNormalization", "y", "neither fp32")
+
+
+def test_two_norms_of_one_tensor():
+    """As GPT-NeoX's parallel residual has them, written out before opset 17."""
+    text = spelt() + "\nscaled2 = Mul(unit, beta)\nz = Add(scaled2, gamma)"
+    outcome = layer_norm(text, outputs="T y, T z")
+    assert outcome.counts == {"LayerNormalization": 2}
+    assert outcome.ops == ["LayerNormalization"] * 2
+    outcome.same(*SIZES)

@@ -7,7 +7,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim, is_opaque, never_equal
+from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Decline, Found, Miss, Work
+from opfuse.graph.pattern import Op
 from opfuse.graph.weights import load
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -68,6 +70,20 @@ def last_axis(node: gs.Node, rank: int, default: int = -1) -> None:
     axis = int(node.attrs.get("axis", default))
     if axis % rank != rank - 1:
         raise Miss(f"works along axis {axis}, want the last of {rank}", node)
+
+
+def for_other_weights(found: Found, scaled: Op) -> tuple[gs.Node, ...]:
+    """Return the node before a norm's weight, where all that read it are such products.
+
+    Norms of one tensor with weights of their own share their statistics once equal computations are
+    done once.
+    """
+    if not found.has(scaled):
+        return ()
+    unit = next(t for t in found.node(scaled).inputs if t is not found["gamma"])
+    node = producer(unit)
+    alone = node is None or found.work.is_output(unit) or any(u.op != "Mul" for u in unit.outputs)
+    return () if alone or node is None else (node,)
 
 
 def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from opfuse.fusions.guards import equals, floating, last_axis, reduces_last, same_type, text, vector
+from opfuse.fusions.guards import (
+    equals,
+    floating,
+    for_other_weights,
+    last_axis,
+    reduces_last,
+    same_type,
+    text,
+    vector,
+)
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, op
 
@@ -20,7 +29,8 @@ unit = any_of(
 )
 # The dynamo exporter at opset 23 takes what follows the mean for an RMSNorm.
 rms = op.RMSNormalization(centred, gamma)
-scaled = any_of(op.Mul(unit, gamma), rms)
+product = op.Mul(unit, gamma)
+scaled = any_of(product, rms)
 y = any_of(op.Add(scaled, beta), scaled)
 
 
@@ -41,7 +51,8 @@ def _build(found: Found) -> Replacement:
     weights = [name for name in ("gamma", "beta") if found.has(name)]
     inputs = (found["x"], *(vector(found, name, shape[-1], dtype) for name in weights))
     attrs = {"axis": -1, "epsilon": _epsilon(found, len(shape))}
-    return Replacement([NewNode("LayerNormalization", inputs, (result,), attrs, "")])
+    node = NewNode("LayerNormalization", inputs, (result,), attrs, "")
+    return Replacement([node], shared=for_other_weights(found, product))
 
 
 def _epsilon(found: Found, rank: int) -> float:

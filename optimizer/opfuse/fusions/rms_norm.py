@@ -5,6 +5,7 @@ from __future__ import annotations
 from opfuse.fusions.guards import (
     equals,
     floating,
+    for_other_weights,
     last_axis,
     reduces_last,
     same_type,
@@ -28,7 +29,8 @@ inverse = any_of(
 )
 unit = maybe_cast(any_of(op.Mul(wide, inverse), op.Div(wide, root)))
 whole = op.RMSNormalization(x, gamma)
-y = any_of(whole, op.Mul(unit, gamma), op.Cast(op.Mul(unit, gamma)))
+scaled = op.Mul(unit, gamma)
+y = any_of(whole, scaled, op.Cast(scaled))
 
 
 def _build(found: Found) -> Replacement:
@@ -53,7 +55,8 @@ def _build(found: Found) -> Replacement:
     if found.work.shape(result) != shape:
         raise Miss(f"gamma widens {text(shape)}", found.anchor)
     weight = vector(found, "gamma", shape[-1], dtype)
-    return Replacement([NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})])
+    node = NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})
+    return Replacement([node], shared=for_other_weights(found, scaled))
 
 
 def _body(uses: Uses) -> str:

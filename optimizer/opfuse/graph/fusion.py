@@ -20,10 +20,15 @@ _ATTEMPTS = 16  # readings of one candidate: with a Cast or a scale inside the m
 
 @dataclass(frozen=True)
 class Replacement:
-    """What a match becomes; ``also`` are nodes behind the pattern that it takes in, if any."""
+    """What a match becomes.
+
+    ``also`` are nodes behind the pattern that it takes in. ``shared`` are matched nodes that may
+    stay for other matches of their kind, which read them as well.
+    """
 
     nodes: Sequence[NewNode]
     also: Sequence[gs.Node] = ()
+    shared: Sequence[gs.Node] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ class Fusion:
             found = Found(work, bindings, anchor)
             try:
                 made = self.build(found)
-                work.replace(self.kind, anchor, [*found.nodes, *made.also], made.nodes)
+                taken = [*found.nodes, *made.also]
+                work.replace(self.kind, anchor, taken, made.nodes, made.shared)
             except (Miss, Decline) as refusal:
                 refusals.append(refusal)
             else:

@@ -133,16 +133,22 @@ class Work:
         return id(tensor) in self._outputs or id(tensor) in self._captured
 
     def replace(
-        self, kind: str, anchor: gs.Node, nodes: Sequence[gs.Node], new: Sequence[NewNode]
+        self,
+        kind: str,
+        anchor: gs.Node,
+        nodes: Sequence[gs.Node],
+        new: Sequence[NewNode],
+        shared: Sequence[gs.Node] = (),
     ) -> None:
-        """Put ``new`` in the place of ``nodes``.
+        """Put ``new`` in the place of ``nodes``, of which others may go on reading ``shared``.
 
         Raises:
             Miss: A result inside ``nodes`` is needed elsewhere, or a proof has refuted this.
         """
         made = {id(tensor) for spec in new for tensor in spec.outputs}
         nodes = _sorted(nodes)
-        self._refuse_escapes(nodes, made, {id(t) for spec in new for t in spec.inputs} - made)
+        read = {id(tensor) for spec in new for tensor in spec.inputs} - made
+        self._refuse_escapes(nodes, made, read, {id(node) for node in shared})
         before = Draft.of(nodes, made, self._context)
         after = Draft.of(new, {id(tensor) for tensor in before.outputs}, self._context)
         signature = signature_of(kind, before, after)
@@ -179,7 +185,9 @@ class Work:
                 edit.detach(node)
                 self._dead.add(id(node))
 
-    def _refuse_escapes(self, nodes: Sequence[gs.Node], made: set[int], read: set[int]) -> None:
+    def _refuse_escapes(
+        self, nodes: Sequence[gs.Node], made: set[int], read: set[int], shared: set[int]
+    ) -> None:
         """Refuse what others need of ``nodes``, unless cheap nodes alone give it to them."""
         inside = {id(node) for node in nodes}
         cheap: set[int] = set()
@@ -192,7 +200,7 @@ class Work:
             for tensor in node.outputs:
                 if id(tensor) in read:
                     raise Miss(f"{tensor.name} inside it is also one of its operands", node)
-                if id(tensor) not in made:
+                if id(tensor) not in made and id(node) not in shared:
                     self._refuse_escape(tensor, node, inside)
 
     def _refuse_escape(self, tensor: gs.Tensor, node: gs.Node, inside: set[int]) -> None:
