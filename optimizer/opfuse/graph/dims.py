@@ -137,7 +137,7 @@ def broadcast(a: Dim, b: Dim) -> Dim:
     if constant:
         raise ValueError(f"{a} and {b} do not broadcast")
     for one, other in ((a, b), (b, a)):
-        if isinstance(one, int) or at_least(one, 2) or _caps(one, other):
+        if isinstance(one, int) or at_least(one, 2) or _caps(one, other) or _floors(one, other):
             return one
     return opaque("broadcast", _sorted({*_flat("broadcast", a), *_flat("broadcast", b)}))
 
@@ -146,6 +146,12 @@ def _caps(dim: Dim, other: Dim) -> bool:
     """Whether ``other`` is ``min(dim, ...)`` of sizes above zero: equal to ``dim``, or 1."""
     parts = _flat("min", other)
     return dim in parts and all(part == dim or at_least(part, 1) for part in parts)
+
+
+def _floors(dim: Dim, other: Dim) -> bool:
+    """Whether ``other`` is ``max(dim, 0)``: a size is that itself."""
+    parts = _flat("max", other)
+    return dim in parts and all(part == dim or part == 0 for part in parts)
 
 
 def at_least(a: Dim, b: Dim) -> bool:

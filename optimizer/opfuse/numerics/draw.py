@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 from onnx import TensorProto, helper
 
-from opfuse.graph.dims import Dim, Sym, evaluate
+from opfuse.graph.dims import Dim, Sym, evaluate, is_unknown
 from opfuse.graph.match import TensorSpec
 from opfuse.numerics.case import Case, Weight
 from opfuse.numerics.compare import FLOATS, Array, largest
@@ -62,6 +62,26 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     yield everything, dict.fromkeys(symbols, 1), everything
     large = {**dict.fromkeys(batch, 2), **dict.fromkeys(rest, 64)}
     yield large, large, large
+    settled = _settled(specs, large)
+    yield settled, settled, settled
+
+
+def _settled(specs: Sequence[TensorSpec], sizes: Sizes) -> Sizes:
+    """``sizes``, with each size that nothing is known of as long as its axis is elsewhere."""
+    dims = [dim for spec in specs for dim in spec.shape or ()]
+    unknown = [name for dim in dims if is_unknown(dim) for name in _symbols(dim) if name[0] == "?"]
+    base = {**sizes, **dict.fromkeys(unknown, 1)}  # what is broadcast with 1 stays as it is
+    longest: dict[tuple[int, int], int] = {}
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape or ()):
+            key = (len(spec.shape or ()), axis)
+            longest[key] = max(longest.get(key, 1), evaluate(dim, base))
+    settled = dict(base)
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if str(dim) in unknown:
+                settled[str(dim)] = longest[len(spec.shape or ()), axis]
+    return settled
 
 
 def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:

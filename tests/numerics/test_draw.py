@@ -1,0 +1,29 @@
+"""Concrete sizes for the symbols of a match."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from opfuse.graph.dims import broadcast, evaluate, parse, unknown_dim
+from opfuse.graph.match import TensorSpec
+from opfuse.numerics import draw
+
+
+def spec(*shape):
+    return TensorSpec("x", TensorProto.FLOAT, shape)
+
+
+def test_a_size_that_nothing_is_known_of_is_as_long_as_its_axis_elsewhere():
+    """Speech models: frames by the convolutions' formula, and frames that a mask's code gave."""
+    frames = parse("samples") // 5 - 1
+    lost, other = unknown_dim(1), unknown_dim(2)
+    specs = [spec(parse("batch"), broadcast(frames, lost), 64), spec(parse("batch"), other, 64)]
+    *_, (sizes, _, _) = draw.families(specs)
+    lengths = [[evaluate(dim, sizes) for dim in one.shape] for one in specs]
+    assert lengths[0] == lengths[1] == [2, 64 // 5 - 1, 64]
+
+
+def test_the_first_family_tells_sizes_apart():
+    (sizes, single, _), *_ = draw.families([spec(parse("batch"), parse("seq"), parse("past"))])
+    assert len(set(sizes.values())) == 3
+    assert [single["batch"], single["seq"], single["past"]] == [2, 1, 1]
