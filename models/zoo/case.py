@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Case:
     """What is exported.
 
     ``call`` takes the module and the inputs by name and gives the outputs in the order of
-    ``outputs``. ``truth`` is the ground truth, from the config and the modelling code.
+    ``outputs``. ``truth`` is the ground truth, from the config and the modelling code; ``fp16`` has
+    the parts of it that are different where the model computes in fp16.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Case:
     truth: dict[str, Any]
     outputs: Sequence[str] = ("last_hidden_state",)
     call: Callable[..., Any] = lambda model, **inputs: model(**inputs)
+    fp16: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Positional(nn.Module):

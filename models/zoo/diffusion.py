@@ -40,8 +40,8 @@ def dit(implementation: str) -> Case:
     if implementation == "eager":
         for block in model.transformer_blocks:
             block.attn1.set_processor(AttnProcessor())
-    # Each block and the last norm embed the timestep anew.
-    acts = act("gelu_tanh", LAYERS) + act("silu", LAYERS + 1)
+    # Each block embeds the timestep; the last norm repeats what the first block did.
+    acts = act("gelu_tanh", LAYERS) + act("silu", LAYERS)
     return Case(
         model,
         {

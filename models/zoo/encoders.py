@@ -99,7 +99,10 @@ def deberta_v2(implementation: str) -> Case:
         truth(
             LAYERS,
             scores,
-            norms("LayerNorm", 2 * LAYERS + 2, add_norm=2 * LAYERS, placement="post"),
+            # The position embeddings have a norm too, but it reads weights only: a constant.
+            norms(
+                "LayerNorm", 2 * LAYERS + 1, add_norm=2 * LAYERS, placement="post", of_constants=1
+            ),
             # Position embeddings go through the same projections of q and k, once a layer.
             qkv(LAYERS),
             acts=act("gelu_erf", LAYERS),

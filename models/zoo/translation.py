@@ -102,15 +102,18 @@ def t5_decoder(implementation: str) -> Case:
         attn_implementation=implementation,
     )
     masks = ["relative_bias", *CAUSAL]
+    norm = norms("RMSNorm", 3 * LAYERS + 1, add_norm=3 * LAYERS, bias=False)
     return Case(
         hf.T5Model(config).decoder,
         _DECODER,
         truth(
             LAYERS,
             attention(2 * LAYERS, HEADS, HEAD_DIM, masks, cross=LAYERS, scale=1.0, scale_at="none"),
-            norms("RMSNorm", 3 * LAYERS + 1, add_norm=3 * LAYERS, bias=False),
+            norm,
             qkv(LAYERS, bias="none", cross_kv_groups=LAYERS),
             glu=glu("geglu_tanh", LAYERS),
         ),
         call=_decode,
+        # Each sum is clamped before the norm reads it.
+        fp16={"norms": {**norm, "add_norm": 0}},
     )
