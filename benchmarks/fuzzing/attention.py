@@ -1,0 +1,247 @@
+"""Attention, from its normalised input to its output projection, as it is and broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.fuzzing.norms import rms_norm
+from benchmarks.fuzzing.plans import HEADS, HIDDEN, Plan
+from benchmarks.fuzzing.rope import rope, tables
+from benchmarks.fuzzing.writer import Tensor, Writer
+
+SIZE = HIDDEN // HEADS
+Weights = Callable[..., np.ndarray]
+Names = dict[str, str]
+PAST = 3
+
+
+def attention(w: Writer, plan: Plan, x: Tensor, weights: Weights, names: Names) -> Tensor:
+    """Write the attention of ``plan`` over x [batch, seq, hidden]."""
+    q, k, v = _projected(w, plan, x, weights)
+    if plan.qk_norm:
+        q = rms_norm(w, q, weights("q_norm", SIZE, mean=1.0))
+        k = rms_norm(w, k, weights("k_norm", SIZE, mean=1.0))
+    if plan.rope:
+        cos_sin = tables(w, plan, names)
+        q, k = (rope(w, plan.rope, part, cos_sin) for part in (q, k))
+    if plan.cache:
+        k, v = (_grown(w, part, name, plan, names) for part, name in ((k, "k"), (v, "v")))
+    k, v = (_repeated(w, part, x, plan.kv_heads) for part in (k, v))
+    scores = _scores(w, plan, q, k)
+    if plan.softcap:
+        scores = _bent(w, scores)
+    scores = _masked(w, plan, scores, x, weights, names)
+    context = w.op("MatMul", _softmax(w, scores), v)
+    if context.rank == 5:
+        context = w.op("Squeeze", context, [0], rank=4)
+    turned = w.op("Transpose", context, perm=[0, 2, 1, 3])
+    flat = _reshaped(w, turned, x, [HIDDEN])
+    return linear(w, flat, weights("out", HIDDEN, HIDDEN), _bias(plan, weights, "out", HIDDEN))
+
+
+def _bias(plan: Plan, weights: Weights, name: str, size: int) -> np.ndarray | None:
+    return weights(f"{name}.bias", size) if plan.bias else None
+
+
+def linear(w: Writer, x: Tensor, weight: np.ndarray, bias: np.ndarray | None) -> Tensor:
+    """Write x W + b over the last axis."""
+    if w.pick(False, False, False, True):
+        return _gemm(w, x, weight, bias)
+    how = w.pick("plain", "plain", "plain", "transposed", "identity")
+    if how == "transposed":
+        factor = w.op("Transpose", w.constant(np.ascontiguousarray(weight.T), w.dtype), perm=[1, 0])
+    else:
+        factor = w.constant(weight, w.dtype)
+    if how == "identity":
+        factor = w.op("Identity", factor)
+    y = w.op("MatMul", x, factor)
+    return y if bias is None else w.both("Add", y, w.constant(bias, w.dtype))
+
+
+def _gemm(w: Writer, x: Tensor, weight: np.ndarray, bias: np.ndarray | None) -> Tensor:
+    flat = w.op("Reshape", x, [-1, weight.shape[0]], rank=2)
+    extra = [] if bias is None else [w.constant(bias, w.dtype)]
+    turned = w.pick(0, 1)
+    factor = np.ascontiguousarray(weight.T) if turned else weight
+    attrs = {"transB": 1} if turned else {}
+    y = w.op("Gemm", flat, w.constant(factor, w.dtype), *extra, rank=2, **attrs)
+    return _reshaped(w, y, x, [weight.shape[1]])
+
+
+def _reshaped(w: Writer, y: Tensor, x: Tensor, rest: list[int]) -> Tensor:
+    """Give ``y`` the batch and sequence of ``x`` [batch, seq, ...], and then ``rest``."""
+    rank = 2 + len(rest)
+    sizes = [w.size(x, axis) for axis in (0, 1)]
+    if y.rank == x.rank and w.pick(True, False) and rank == 3:
+        return w.op("Reshape", y, [0, 0, *rest], rank=rank)
+    if y.rank > 2 and w.pick(False, True):
+        return w.op("Reshape", y, [0, w.pick(0, -1), *rest], rank=rank)
+    last = w.pick(rest, [*rest[:-1], -1])
+    target = w.op("Concat", *sizes, *([item] for item in last), rank=1, axis=0)
+    return w.op("Reshape", y, target, rank=rank)
+
+
+def _projected(w: Writer, plan: Plan, x: Tensor, weights: Weights) -> list[Tensor]:
+    heads = [HEADS, plan.kv_heads, plan.kv_heads]
+    columns = [count * SIZE for count in heads]
+    parts = [weights(name, HIDDEN, size) for name, size in zip("qkv", columns, strict=True)]
+    biases = [_bias(plan, weights, name, size) for name, size in zip("qkv", columns, strict=True)]
+    if not plan.packed:
+        flat = [linear(w, x, weight, bias) for weight, bias in zip(parts, biases, strict=True)]
+    else:
+        bias = np.concatenate(biases) if plan.bias else None
+        flat = parted(w, linear(w, x, np.concatenate(parts, 1), bias), columns)
+    return [_heads(w, part, x, count) for part, count in zip(flat, heads, strict=True)]
+
+
+def parted(w: Writer, x: Tensor, columns: list[int]) -> list[Tensor]:
+    """Take x apart along its last axis."""
+    if w.pick(True, False):
+        return w.split("Split", [x, columns], len(columns), axis=w.pick(-1, x.rank - 1))
+    ends = np.cumsum(columns).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        w.slice(x, start, end, end == ends[-1]) for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _heads(w: Writer, flat: Tensor, x: Tensor, count: int) -> Tensor:
+    split = _reshaped(w, flat, x, [count, SIZE])
+    return w.op("Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _grown(w: Writer, x: Tensor, name: str, plan: Plan, names: Names) -> Tensor:
+    past = w.input(f"past_{name}", w.dtype, [names["batch"], plan.kv_heads, names["past"], SIZE])
+    order = (x, past) if w.breaks.here("the past behind the present") else (past, x)
+    grown = w.op("Concat", *order, axis=w.pick(2, -2))
+    w.output(grown, f"present_{name}")
+    return grown
+
+
+def _repeated(w: Writer, part: Tensor, x: Tensor, kv_heads: int) -> Tensor:
+    group = HEADS // kv_heads
+    if group == 1:
+        return part
+    tiled = w.breaks.here("tiled heads")
+    axis = 1 if tiled else 2
+    single = w.op("Unsqueeze", part, [axis], rank=5)
+    ones = [1, group, 1, 1, 1] if tiled else [1, 1, group, 1, 1]
+    how = w.pick("sizes", "ones", "tile")
+    if how == "tile":
+        wide = w.op("Tile", single, ones)
+    elif how == "ones":
+        wide = w.op("Expand", single, ones)
+    else:
+        front = [[group], [kv_heads]] if tiled else [[kv_heads], [group]]
+        target = w.op("Concat", w.size(x, 0), *front, w.size(part, 2), [SIZE], rank=1, axis=0)
+        wide = w.op("Expand", single, target)
+    if w.pick(False, True):
+        return w.op("Reshape", wide, [0, HEADS, -1, SIZE], rank=4)
+    target = w.op("Concat", w.size(x, 0), [HEADS], w.size(part, 2), [SIZE], rank=1, axis=0)
+    return w.op("Reshape", wide, target, rank=4)
+
+
+def _scores(w: Writer, plan: Plan, q: Tensor, k: Tensor) -> Tensor:
+    scale = SIZE**-0.5 if plan.scaled else 1.0
+    where = w.pick("scores", "q", "k", "kt", "both") if plan.scaled else "none"
+    if where == "q":
+        q = _times(w, q, scale)
+    if where == "both":
+        q, k = _times(w, q, scale**0.5), _times(w, k, scale**0.5)
+    if where == "k":
+        k = _times(w, k, scale)
+    if w.breaks.here("keys reshaped instead of transposed"):
+        sizes = [w.size(k, axis) for axis in (0, 1, 3, 2)]
+        kt = w.op("Reshape", k, w.op("Concat", *sizes, rank=1, axis=0), rank=4)
+    else:
+        kt = w.op("Transpose", k, perm=[0, 1, 3, 2])
+    if where == "kt":
+        kt = _times(w, kt, scale)
+    scores = w.op("MatMul", q, kt)
+    if where == "scores":
+        scores = _times(w, scores, scale)
+    if w.breaks.here("a scale of one head"):
+        values = np.array([1, 1, 1.5, 1], w.dtype).reshape(1, HEADS, 1, 1)
+        scores = w.op("Mul", scores, values)
+    return scores
+
+
+def _times(w: Writer, x: Tensor, scale: float) -> Tensor:
+    how = w.pick("mul", "div", "sqrt")
+    if how == "mul":
+        return w.both("Mul", x, scale)
+    over = w.constant(1 / scale, w.dtype)
+    if how == "sqrt":
+        over = w.op("Sqrt", w.constant(scale**-2, w.dtype))
+    return w.op("Div", x, over)
+
+
+def _bent(w: Writer, scores: Tensor) -> Tensor:
+    cap = 3.0
+    over = 2.0 if w.breaks.here("two caps") else cap
+    ratio = w.op("Div", scores, over) if w.pick(True, False) else w.both("Mul", scores, 1 / over)
+    return w.both("Mul", w.op("Tanh", ratio), cap)
+
+
+def _softmax(w: Writer, scores: Tensor) -> Tensor:
+    axis = w.pick(-1, scores.rank - 1)
+    if w.breaks.here("softmax over another axis"):
+        axis = w.breaks.occurrence % 2 - 2
+    wide = w.cast(scores, np.float32) if w.pick(True, False) else scores
+    return w.cast(w.op("Softmax", wide, axis=axis), w.dtype)
+
+
+def _masked(
+    w: Writer, plan: Plan, scores: Tensor, x: Tensor, weights: Weights, names: Names
+) -> Tensor:
+    bias: Tensor | None = None
+    if plan.position:
+        shape = [1, HEADS, names["seq"], names["keys"]]
+        bias = w.input("position_bias", w.dtype, shape)
+    if not plan.mask:
+        return scores if bias is None else w.both("Add", scores, bias)
+    mask = _mask(w, plan, x, names)
+    if w.breaks.here("a mask of rank 5"):
+        mask = w.op("Unsqueeze", mask, [0], rank=5)
+    if mask.dtype == bool:
+        low = float(np.finfo(w.dtype).min)
+        if w.breaks.here("a fill that scores reach"):
+            low = -1.0
+        where = (mask, scores, low)
+        return w.op("Where", *where)
+    if bias is not None:
+        if w.pick(True, False):
+            return w.both("Add", scores, w.both("Add", bias, mask))
+        scores = w.both("Add", scores, bias)
+    if w.breaks.here("a mask that multiplies"):
+        return w.op("Mul", scores, mask)
+    return w.both("Add", scores, mask)
+
+
+def _mask(w: Writer, plan: Plan, x: Tensor, names: Names) -> Tensor:
+    """Return what is added to the scores, or where they are kept."""
+    low = float(np.finfo(w.dtype).min)
+    full = [names["mask_batch"], 1, names["mask_seq"], names["keys"]]
+    if plan.mask == "additive":
+        return w.input("mask", w.dtype, full)
+    if plan.mask == "keep":
+        return w.input("mask", bool, full)
+    given = w.input("attention_mask", np.int64, [names["mask_batch"], names["keys"]])
+    seen = w.op("Unsqueeze", given, w.constant([1, 2], np.int64), rank=4)
+    if plan.mask == "padding":
+        return w.both("Mul", w.op("Sub", 1.0, w.cast(seen, w.dtype)), low)
+    steps = _steps(w, x)
+    rows = w.op("Unsqueeze", steps, [1], rank=2)
+    causal = w.op("LessOrEqual", w.op("Unsqueeze", steps, [0], rank=2), rows)
+    keep = w.both("And", causal, w.op("Cast", seen, to=9))
+    zeros, lows = w.constant(0.0, w.dtype), w.constant(low, w.dtype)
+    if w.pick(True, False):
+        return w.op("Where", keep, zeros, lows)
+    return w.op("Where", w.op("Not", keep), lows, zeros)
+
+
+def _steps(w: Writer, x: Tensor) -> Tensor:
+    end = w.op("Squeeze", w.size(x, 1), [0], rank=0)
+    return w.op("Range", np.array(0), end, np.array(1), rank=1)

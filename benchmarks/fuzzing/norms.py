@@ -1,0 +1,133 @@
+"""Norms and activations, as they are and broken."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.fuzzing.writer import Tensor, Writer
+
+_WIDE = np.dtype(np.float32)
+
+
+def rms_norm(w: Writer, x: Tensor, gamma: np.ndarray, *, whole: bool = True) -> Tensor:
+    """RMSNorm over the last axis, computed in fp32."""
+    gamma = _gamma(w, gamma)
+    if whole and w.opset >= 23 and w.pick(False, False, True):
+        return w.op("RMSNormalization", x, w.constant(gamma, w.dtype), axis=-1, epsilon=1e-5)
+    wide = w.cast(x, _WIDE)
+    if w.breaks.here("epsilon before the square"):
+        wide = w.op("Add", wide, 1e-2)
+    mean = _mean(w, _square(w, wide))
+    unit = _over_root(w, wide, mean)
+    if w.dtype != _WIDE and w.pick(False, True):
+        return w.cast(w.both("Mul", unit, w.cast(w.constant(gamma, w.dtype), _WIDE)), w.dtype)
+    return w.both("Mul", w.cast(unit, w.dtype), w.constant(gamma, w.dtype))
+
+
+def layer_norm(w: Writer, x: Tensor, gamma: np.ndarray, beta: np.ndarray) -> Tensor:
+    """LayerNorm over the last axis."""
+    gamma = _gamma(w, gamma)
+    weights = [w.constant(values, w.dtype) for values in (gamma, beta)]
+    if w.opset >= 17 and gamma.shape == beta.shape and w.pick(False, True):
+        axis = w.pick(-1, x.rank - 1)
+        return w.op("LayerNormalization", x, *weights, axis=axis, epsilon=1e-5)
+    wide = w.cast(x, _WIDE)
+    centred = w.op("Sub", wide, _mean(w, wide))
+    unit = _over_root(w, centred, _mean(w, _square(w, centred)))
+    scaled = w.both("Mul", unit, w.cast(weights[0], _WIDE))
+    return w.cast(w.both("Add", scaled, w.cast(weights[1], _WIDE)), w.dtype)
+
+
+def _gamma(w: Writer, gamma: np.ndarray) -> np.ndarray:
+    if w.breaks.here("gamma of one value"):
+        return gamma[:1]
+    return w.pick(gamma, gamma, gamma.reshape(1, 1, -1))
+
+
+def _square(w: Writer, x: Tensor) -> Tensor:
+    if w.breaks.here("another power"):
+        return w.op("Pow", w.op("Abs", x), 2.1)
+    return w.op("Mul", x, x) if w.pick(False, True) else w.op("Pow", x, 2.0)
+
+
+def _mean(w: Writer, x: Tensor) -> Tensor:
+    axes = [w.pick(-1, x.rank - 1)]
+    if w.breaks.here("mean over another axis"):
+        axes = [x.rank - 2]
+    if w.breaks.here("mean over two axes"):
+        axes = [x.rank - 2, x.rank - 1]
+    return w.axes_op("ReduceMean", x, axes, x.rank, since=18)
+
+
+def _over_root(w: Writer, x: Tensor, mean: Tensor) -> Tensor:
+    """Return x / sqrt(mean + epsilon)."""
+    if w.breaks.here("epsilon outside the root"):
+        return w.op("Div", x, w.op("Add", w.op("Sqrt", mean), 1e-2))
+    if w.breaks.here("epsilon subtracted"):
+        return w.op("Div", x, w.op("Sqrt", w.op("Abs", w.op("Sub", mean, 1e-2))))
+    total = w.both("Add", mean, 1e-5)
+    if w.breaks.here("another root"):
+        return w.op("Mul", x, w.op("Pow", total, -0.45))
+    how = w.pick("div", "reciprocal", "one over", "power", "power of root")
+    if how == "power":
+        return w.both("Mul", x, w.op("Pow", total, -0.5))
+    root = w.op("Sqrt", total)
+    if how == "div":
+        return w.op("Div", x, root)
+    if how == "reciprocal":
+        return w.both("Mul", x, w.op("Reciprocal", root))
+    if how == "one over":
+        return w.both("Mul", x, w.op("Div", 1.0, root))
+    return w.both("Mul", x, w.op("Pow", root, -1.0))
+
+
+def activation(w: Writer, kind: str, x: Tensor) -> Tensor:
+    """One of the plan's activations."""
+    return {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": _relu}[kind](w, x)
+
+
+def _relu(w: Writer, x: Tensor) -> Tensor:
+    return w.op("Relu", x)
+
+
+def _silu(w: Writer, x: Tensor) -> Tensor:
+    inside = w.op("Mul", x, 1.3) if w.breaks.here("another slope") else x
+    return w.both("Mul", x, w.op("Sigmoid", inside))
+
+
+def _gelu(w: Writer, x: Tensor) -> Tensor:
+    if w.opset >= 20 and w.pick(False, False, True):
+        return w.op("Gelu", x)
+    root = 1.5 if w.breaks.here("another root of two") else 2.0**0.5
+    inside = w.op("Div", x, root) if w.pick(True, False) else w.both("Mul", x, 1.0 / root)
+    return _half(w, x, w.op("Erf", inside))
+
+
+def _gelu_tanh(w: Writer, x: Tensor) -> Tensor:
+    if w.opset >= 20 and w.pick(False, False, True):
+        return w.op("Gelu", x, approximate="tanh")
+    root = (2 / np.pi) ** 0.5
+    cubic = 0.05 if w.breaks.here("another cubic factor") else 0.044715
+    if w.breaks.here("another root of two over pi"):
+        root = 0.75
+    how = w.pick("pow", "products", "factored")
+    if how == "factored":
+        inner = w.both("Add", w.both("Mul", w.both("Mul", x, cubic), x), 1.0)
+        scaled = w.both("Mul", w.both("Mul", x, root), inner)
+    else:
+        cube = w.op("Pow", x, 3.0) if how == "pow" else w.both("Mul", x, w.op("Mul", x, x))
+        scaled = w.both("Mul", w.both("Add", x, w.both("Mul", cube, cubic)), root)
+    return _half(w, x, w.op("Tanh", scaled))
+
+
+def _half(w: Writer, x: Tensor, bent: Tensor) -> Tensor:
+    """Return x (1 + bent) / 2."""
+    half = 0.4 if w.breaks.here("another half") else 0.5
+    one = 0.9 if w.breaks.here("another one") else 1.0
+    phi = w.both("Add", bent, one)
+    how = w.pick("x first", "product first", "phi first")
+    if how == "x first":
+        return w.both("Mul", w.both("Mul", x, half), phi)
+    if how == "product first":
+        return w.both("Mul", w.both("Mul", x, phi), half)
+    return w.both("Mul", x, w.both("Mul", phi, half))

@@ -1,0 +1,102 @@
+"""What a block computes, apart from how it is spelt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+HIDDEN, HEADS, INNER = 16, 4, 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transformer block, or one half of it.
+
+    Attributes:
+        family: The name under which it is counted.
+        part: ``attention``, ``mlp``, or ``block`` for both.
+        opset: Of the default domain.
+        half: fp16 weights and activations, with fp32 islands.
+        sizes: Of batch and sequence in the run; the model has symbols.
+        norm: ``rms`` or ``layer``.
+        place: Of the norms: ``pre``, ``post``, or ``parallel`` (one norm for both halves).
+        kv_heads: Key/value heads; each serves ``HEADS // kv_heads`` query heads.
+        rope: ``half``, ``pairs``, ``parts``, or empty.
+        mask: ``additive``, ``keep``, ``padding``, ``causal``, or empty.
+        bias: Biases of the linear layers.
+        packed: q, k, and v from one projection, gate and up from another.
+        qk_norm: An RMSNorm of each head of q and k.
+        cache: Keys and values of the past stand before the new ones.
+        scaled: Scores are divided by the root of the head size.
+        position: A learned bias is added to the scores.
+        softcap: Scores are bent by tanh.
+        act: ``silu``, ``gelu``, ``gelu_tanh``, or ``relu``.
+        gated: The activation is multiplied by a second projection.
+    """
+
+    family: str
+    part: str = "block"
+    opset: int = 18
+    half: bool = False
+    sizes: tuple[int, int] = (2, 5)
+    norm: str = "rms"
+    place: str = "pre"
+    kv_heads: int = HEADS
+    rope: str = ""
+    mask: str = ""
+    bias: bool = False
+    packed: bool = False
+    qk_norm: bool = False
+    cache: bool = False
+    scaled: bool = True
+    position: bool = False
+    softcap: bool = False
+    act: str = "silu"
+    gated: bool = True
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of weights and activations."""
+        return np.dtype(np.float16 if self.half else np.float32)
+
+
+FAMILIES = (
+    Plan("llama", kv_heads=2, rope="half", mask="causal"),
+    Plan("mistral", kv_heads=2, rope="half", mask="additive"),
+    Plan("qwen3", kv_heads=2, rope="half", mask="causal", qk_norm=True),
+    Plan("gemma", kv_heads=1, rope="half", mask="keep", softcap=True, act="gelu_tanh"),
+    Plan("phi", rope="half", mask="causal", packed=True),
+    Plan("decode", kv_heads=2, rope="half", mask="additive", cache=True),
+    Plan("pairs", rope="pairs", mask="causal", norm="layer", place="parallel",
+         act="gelu_tanh", gated=False, bias=True),
+    Plan("parts", kv_heads=2, rope="parts", mask="padding"),
+    Plan("bert", norm="layer", place="post", mask="padding", bias=True, act="gelu", gated=False),
+    Plan("gpt2", norm="layer", mask="causal", bias=True, packed=True, act="gelu_tanh",
+         gated=False),
+    Plan("vit", norm="layer", bias=True, act="gelu", gated=False),
+    Plan("t5", position=True, mask="padding", scaled=False, act="relu", gated=False),
+    Plan("t5 gated", position=True, mask="padding", scaled=False, act="gelu_tanh"),
+    Plan("opt", norm="layer", mask="additive", bias=True, act="relu", gated=False),
+    Plan("neox", norm="layer", place="parallel", rope="half", mask="keep", bias=True,
+         packed=True, act="gelu", gated=False),
+)  # fmt: skip
+_PARTS = ("attention",) * 3 + ("mlp",) * 5 + ("block",)
+_SIZES = ((2, 5), (1, 4), (3, 1))
+OPSETS = tuple(range(13, 24))
+
+
+def draw(random: np.random.Generator, opsets: tuple[int, ...] = OPSETS) -> Plan:
+    """Return a plan drawn at random; two of three are fp32."""
+
+    def one(options: Any) -> Any:
+        return options[random.integers(len(options))]
+
+    return replace(
+        one(FAMILIES),
+        part=one(_PARTS),
+        opset=one(opsets),
+        half=one((False, False, True)),
+        sizes=one(_SIZES),
+    )
