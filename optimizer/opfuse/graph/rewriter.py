@@ -35,15 +35,22 @@ class Rewriter:
         self._ordered: list[gs.Node] = []
 
     def run(self, rules: Mapping[str, Sequence[Rule]], everywhere: Sequence[Rule] = ()) -> None:
-        """Visit every node; ``everywhere`` are rules for all types, tried last."""
+        """Visit every node.
+
+        Args:
+            rules: By operator; one of another domain as ``domain.Operator``.
+            everywhere: Rules for all standard operators, tried last.
+        """
         for node in list(self.graph.nodes):
-            self._visit(node, (*rules.get(node.op, ()), *everywhere))
+            domain = "" if edit.is_standard(node) else f"{node.domain}."
+            own = rules.get(f"{domain}{node.op}", ())
+            self._visit(node, own if domain else (*own, *everywhere))
         self.graph.nodes[:] = self._ordered
 
     def _visit(self, node: gs.Node, rules: Sequence[Rule]) -> None:
         if not self.facts.knows(node):
             self.facts.infer(node)
-        if edit.is_standard(node) and len(node.outputs) >= 1:
+        if len(node.outputs) >= 1:
             for rule in rules:
                 result = rule(self, node)
                 if result is not None and self._forward(node, result):
@@ -78,6 +85,26 @@ class Rewriter:
         list.append(old.inputs, source)
         self.facts.infer(source)
         return True
+
+    def become_identities(self, node: gs.Node, first: gs.Tensor, *others: gs.Tensor | None) -> None:
+        """Let ``node`` hand on what its outputs hold; None for one that nothing reads.
+
+        It becomes an Identity of the first, and the others get one each before it.
+        """
+        for tensor, result in list(zip(node.outputs[1:], others, strict=False)):
+            if result is not None and not tensor.is_empty():
+                edit.release_output(node, tensor)
+                other = gs.Node("Identity", tensor.name, {}, [result], [tensor])
+                self._ordered.append(other)
+                self.facts.infer(other)
+        output = node.outputs[0]
+        edit.detach(node)
+        node.op, node.domain, node.attrs = "Identity", "", {}
+        list.append(node.inputs, first)
+        list.append(first.outputs, node)
+        list.append(node.outputs, output)
+        list.append(output.inputs, node)
+        self.facts.infer(node)
 
     def emit(
         self, op: str, inputs: Sequence[gs.Tensor], attrs: Mapping[str, object], like: gs.Tensor

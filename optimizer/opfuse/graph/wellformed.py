@@ -13,10 +13,13 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from opfuse.errors import InputError
+from opfuse.graph import microsoft
 from opfuse.graph.protos import all_nodes, all_tensors, label, subgraphs
 
 OPSETS = range(13, 26)
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
+# onnxruntime's optimizer writes these into the default domain, whatever its version is.
+_WRITTEN_BY_ONNXRUNTIME = {("", "SimplifiedLayerNormalization"), ("", "LayerNormalization")}
 MAX_SUBGRAPH_DEPTH = 24
 MAX_FUNCTION_DEPTH = 64
 MAX_INLINED_NODES = 1_000_000
@@ -69,12 +72,12 @@ def check_operators(model: ModelProto) -> list[str]:
         known: set[tuple[str, str]] = set()
         for node in all_nodes(nodes):
             op = (node.domain, node.op_type)
-            if op in known or _called(node) in functions:
+            if op in known or _called(node) in functions or op in _WRITTEN_BY_ONNXRUNTIME:
                 continue
             if node.domain in STANDARD_DOMAINS:
                 _check_operator(node, versions)
                 known.add(op)
-            else:
+            elif not microsoft.understood(*op):
                 foreign[op] = foreign.get(op, 0) + 1
     return [
         f"{count} x {domain}::{name} is no standard operator: it is left as it is, and an engine "

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD
 from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.facts import Facts
-from opfuse.graph.fusion import Work
+from opfuse.graph.fusion import Miss, Work
 from opfuse.graph.lineage import UserGraph
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
@@ -48,6 +48,9 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     """
     graph = normal.graph
     work = Work(graph, normal.facts, normal.base_dir, _define_one, vetoes or {})
+    for stayed in normal.foreign:
+        advice = "give opfuse the model from before onnxruntime's optimizer"
+        work.miss(stayed.kind, stayed.node, Miss(stayed.reason, stayed.node, advice))
     for fusion in FUSIONS if work.opset >= OLDEST else ():
         fusion.run(work)
     work.finish()

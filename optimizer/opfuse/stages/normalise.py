@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from opfuse.graph import edit, folding, simplify, weights
+from opfuse.graph import edit, folding, microsoft, simplify, weights
 from opfuse.graph.branches import take_branches
 from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
@@ -30,13 +30,15 @@ _SMALL = 1 << 16  # bytes of an external tensor that is read at once
 class Normal:
     """A sorted graph in normal form with what is known of its tensors.
 
-    ``user`` are the nodes of the model as they stood before.
+    ``user`` are the nodes of the model as they stood before; ``foreign`` are those of another
+    domain that were left as they are, though others of their kind are understood.
     """
 
     graph: gs.Graph
     facts: Facts
     base_dir: Path
     user: tuple[UserNode, ...]
+    foreign: tuple[microsoft.Left, ...] = ()
 
 
 def normalise(source: Source) -> Normal:
@@ -53,6 +55,8 @@ def normalise(source: Source) -> Normal:
     user = tuple(map(UserNode.of, graph.nodes))
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
+    foreign = microsoft.Microsoft()
+    rules |= foreign.rules
     facts = begin(graph)
     for sweep in range(_SWEEPS):
         rewriter = Rewriter(graph, facts)
@@ -66,7 +70,7 @@ def normalise(source: Source) -> Normal:
             break
     if reroot(graph, facts):
         clean(graph, facts)
-    return Normal(graph, facts, source.base_dir, user)
+    return Normal(graph, facts, source.base_dir, user, foreign.left())
 
 
 def clean(graph: gs.Graph, facts: Facts) -> None:
