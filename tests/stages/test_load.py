@@ -75,6 +75,23 @@ def test_custom_operators_pass_with_a_note(tmp_path):
     assert any("1 x com.acme::Frob" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("op", ["SimplifiedLayerNormalization", "LayerNormalization"])
+def test_what_onnxruntime_writes_into_the_default_domain_passes(tmp_path, op):
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 16]>
+        g (float[B, 4] x, float[4] w) => (float[B, 4] y) {{ y = {op}<axis=-1>(x, w) }}""")
+    source = loaded(tmp_path, model)
+    assert not any("operator" in note for note in source.notes)
+    assert [node.domain for node in source.proto.graph.node] == [""]
+    assert [entry.domain for entry in source.proto.opset_import] == [""]
+
+
+def test_an_operator_that_is_taken_apart_needs_no_note(tmp_path):
+    imports = '<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>'
+    body = "g (float[B, 4] x) => (float[B, 4] y) { y = com.microsoft.Gelu(x) }"
+    source = loaded(tmp_path, onnx.parser.parse_model(f"{imports}\n{body}"))
+    assert not any("operator" in note for note in source.notes)
+
+
 def test_the_other_spelling_of_the_default_domain(tmp_path):
     model = graph_model([node("Relu", "x", "y", "r", domain="ai.onnx")])
     model.opset_import[0].domain = "ai.onnx"

@@ -86,6 +86,17 @@ def check_operators(model: ModelProto) -> list[str]:
     ]
 
 
+def set_apart(model: ModelProto) -> None:
+    """Gives what onnxruntime writes into the default domain its own: the checker knows it not."""
+    version = _versions(model.opset_import).get("", 0)
+    missing = {op for _, op in _WRITTEN_BY_ONNXRUNTIME if not onnx.defs.has(op, version)}
+    nodes = [n for n in all_nodes(model.graph.node) if not n.domain and n.op_type in missing]
+    for node in nodes:
+        node.domain = microsoft.DOMAIN
+    if nodes and not any(entry.domain == microsoft.DOMAIN for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(microsoft.DOMAIN, 1))
+
+
 def check_functions(model: ModelProto) -> None:
     """Refuses local functions that call themselves, nest too deep, or inline to too much.
 

@@ -207,6 +207,7 @@ def _skeleton(proto: ModelProto) -> ModelProto:
     )
     bare.graph.output.extend(graph.output)
     bare.graph.value_info.extend(graph.value_info)
+    wellformed.set_apart(bare)
     return bare
 
 
