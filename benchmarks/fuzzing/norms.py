@@ -64,7 +64,7 @@ def _over_root(w: Writer, x: Tensor, mean: Tensor) -> Tensor:
     if w.breaks.here("epsilon outside the root"):
         return w.op("Div", x, w.op("Add", w.op("Sqrt", mean), 1e-2))
     if w.breaks.here("epsilon subtracted"):
-        return w.op("Div", x, w.op("Sqrt", w.op("Abs", w.op("Sub", mean, 1e-2))))
+        return w.op("Div", x, w.op("Sqrt", w.op("Sub", mean, 1e-2)))
     total = w.both("Add", mean, 1e-5)
     if w.breaks.here("another root"):
         return w.op("Mul", x, w.op("Pow", total, -0.45))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fusions.test_attention import HEAD, PLAIN, QKV, SIZES, TAIL, attention, where
+from tests.small import fuse_model, model
 
 MASKED = HEAD + "logits = Add(scores, mask)\n" + TAIL
 CAPPED = HEAD + "ratio = Div(scores, 3.0)\nbent = Tanh(ratio)\nlogits = Mul(bent, {})\n" + TAIL
@@ -160,3 +161,10 @@ def test_scores_that_mask_themselves_are_refused():
     outcome = attention(HEAD + "logits = Add(scores, scores)\n" + TAIL)
     outcome.refused("FlashAttention", "scores", "scores inside it is also one of its operands")
     outcome.same(*SIZES)
+
+
+def test_a_product_of_positions_is_no_candidate():
+    """Positions [B, Q, 1], cast, times frequencies: MatMul and Cast, but no Softmax."""
+    text = "spread = Unsqueeze(ids, [2])\nwide = Cast<to=1>(spread)\ny = MatMul(wide, frequencies)"
+    outcome = fuse_model(model(text, "int64[B, Q] ids", weights={"frequencies": (1, 1, 4)}))
+    assert outcome.fused.misses == ()

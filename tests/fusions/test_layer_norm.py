@@ -10,6 +10,8 @@ UNITS = {
     "div": "unit = Div(centred, root)",
     "reciprocal": "inverse = Reciprocal(root)\nunit = Mul(inverse, centred)",
     "one_over": "inverse = Div(1.0, root)\nunit = Mul(centred, inverse)",
+    "pow": "inverse = Pow(variance, -0.5)\nunit = Mul(centred, inverse)",
+    "root_pow": "inverse = Pow(root, -1.0)\nunit = Mul(centred, inverse)",
 }
 SQUARES = {"pow": "square = Pow(centred, 2.0)", "mul": "square = Mul(centred, centred)"}
 SIZES = ({"B": 2, "S": 5}, {"B": 1, "S": 1}, {"B": 3, "S": 7})
@@ -72,6 +74,15 @@ REFUSED = {
     "power": (spelt().replace("2.0", "4.0"), "square", "is 4, want 2"),
     "one": (spelt(unit="one_over").replace("1.0,", "3.0,"), "inverse", "is 3, want 1"),
     "epsilon": (spelt().replace("1.0e-5", "epsilons"), "variance", "epsilons is not a scalar"),
+    "epsilon outside": (
+        spelt()
+        .replace("Add(spread, 1.0e-5)", "Identity(spread)")
+        .replace("centred, root", "centred, total")
+        .replace("unit =", "total = Add(root, 0.01)\nunit ="),
+        "total",
+        "adds epsilon outside of the root",
+    ),
+    "epsilon subtracted": (spelt().replace("Add(spread", "Sub(spread"), "variance", "subtracts"),
     "gamma": (spelt().replace("gamma", "short"), "scaled", "short has shape (1), want (9)"),
 }
 

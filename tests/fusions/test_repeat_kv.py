@@ -33,6 +33,7 @@ SPELLINGS = {
         {y}_f = Concat<axis=0>({y}_b, [HEADS], {y}_n, [6])
         {y} = Reshape({y}_c, {y}_f)""",
 }
+SPELLINGS["by tile"] = SPELLINGS["by ones"].replace("Expand", "Tile")
 
 
 def repeated(text: str, x: str, y: str, kv: int, group: int) -> str:

@@ -107,6 +107,16 @@ REFUSED = {
     "root exponent": (spelt(unit="root_pow").replace("-1.0)", "-0.5)"), "inverse", "want -1"),
 }
 
+OUTSIDE = spelt().replace("Add(mean, 1.0e-5)", "Identity(mean)")
+REFUSED |= {
+    "epsilon outside of the root": (
+        OUTSIDE.replace("unit = Div(x, root)", "total = Add(root, 0.01)\nunit = Div(x, total)"),
+        "total",
+        "adds epsilon outside of the root",
+    ),
+    "epsilon subtracted": (spelt().replace("Add(mean", "Sub(mean"), "variance", "subtracts"),
+}
+
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_its_reason(case):

@@ -53,6 +53,11 @@ def test_what_turns_otherwise_stays(text):
     outcome.same(*SIZES)
 
 
+def test_parts_in_the_other_order_are_refused():
+    outcome = rope(SPLIT + TURN.replace("(first, second)", "(second, first)"))
+    outcome.refused("Rope", "y", "its parts stand in the other order")
+
+
 def test_a_cache_of_unknown_length_is_refused():
     outcome = rope(SPLIT + TURN, cache="1, 1, T, 3")
     outcome.refused("Rope", "y", "does not provably broadcast")

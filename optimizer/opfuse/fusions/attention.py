@@ -151,4 +151,4 @@ def _softcap(found: Found) -> float:
     return cap
 
 
-FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=2)
+FUSION = Fusion("FlashAttention", ("MatMul",), context, _build, near=2, key="Softmax")

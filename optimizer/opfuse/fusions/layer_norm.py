@@ -12,6 +12,7 @@ from opfuse.fusions.guards import (
     text,
     vector,
 )
+from opfuse.fusions.unit import epsilon_of, unit
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, op
 
@@ -22,14 +23,10 @@ mean = op.ReduceMean(x, ...)
 centred = op.Sub(x, mean)
 square = any_of(op.Pow(centred, Const("two")), op.Mul(centred, centred))
 spread = op.ReduceMean(square, ...)
-root = op.Sqrt(op.Add(spread, Const("epsilon")))
-unit = any_of(
-    op.Div(centred, root),
-    op.Mul(centred, any_of(op.Reciprocal(root), op.Div(Const("one"), root))),
-)
+over_root = unit(centred, spread)
 # The dynamo exporter at opset 23 takes what follows the mean for an RMSNorm.
 rms = op.RMSNormalization(centred, gamma)
-product = op.Mul(unit, gamma)
+product = op.Mul(over_root.whole, gamma)
 scaled = any_of(product, rms)
 y = any_of(op.Add(scaled, beta), scaled)
 
@@ -42,8 +39,7 @@ def _build(found: Found) -> Replacement:
     means = [found.node(mean), *([] if found.has(rms) else [found.node(spread)])]
     for node in means:
         reduces_last(found.work, node, len(shape))
-    for name, want in (("two", 2.0), ("one", 1.0)):
-        equals(found, name, want)
+    equals(found, "two", 2.0)
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
     if found.work.shape(result) != shape:
@@ -57,7 +53,7 @@ def _build(found: Found) -> Replacement:
 
 def _epsilon(found: Found, rank: int) -> float:
     if not found.has(rms):
-        return found.scalar("epsilon")
+        return epsilon_of(found, over_root)
     node = found.node(rms)
     last_axis(node, rank)
     if node.attrs.get("stash_type", 1) != 1:

@@ -16,8 +16,8 @@ def unrepeat(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]]:
     not a copy is returned as it is.
     """
     reshape = producer(tensor)
-    expand = _producer_of(reshape, "Reshape")
-    unsqueeze = _producer_of(expand, "Expand")
+    expand = _producer_of(reshape, ("Reshape",))
+    unsqueeze = _producer_of(expand, ("Expand", "Tile"))
     source = _source(unsqueeze)
     if reshape is None or expand is None or unsqueeze is None or source is None:
         return tensor, []
@@ -28,8 +28,8 @@ def unrepeat(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]]:
     return source, [reshape, expand, unsqueeze]
 
 
-def _producer_of(node: gs.Node | None, op: str) -> gs.Node | None:
-    return producer(node.inputs[0]) if node is not None and node.op == op else None
+def _producer_of(node: gs.Node | None, ops: tuple[str, ...]) -> gs.Node | None:
+    return producer(node.inputs[0]) if node is not None and node.op in ops else None
 
 
 def _source(unsqueeze: gs.Node | None) -> gs.Tensor | None:

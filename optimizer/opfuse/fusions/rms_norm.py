@@ -12,6 +12,7 @@ from opfuse.fusions.guards import (
     text,
     vector,
 )
+from opfuse.fusions.unit import epsilon_of, unit
 from opfuse.graph.definition import Definition, Uses, mean_last
 from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
@@ -20,16 +21,9 @@ x, gamma = Var("x"), Var("gamma")
 wide = maybe_cast(x)
 square = any_of(op.Pow(wide, Const("two")), op.Mul(wide, wide))
 mean = op.ReduceMean(square, ...)
-variance = op.Add(mean, Const("epsilon"))
-root = op.Sqrt(variance)
-inverse = any_of(
-    op.Reciprocal(root),
-    op.Div(Const("one"), root),
-    op.Pow(any_of(root, variance), Const("exponent")),
-)
-unit = maybe_cast(any_of(op.Mul(wide, inverse), op.Div(wide, root)))
+over_root = unit(wide, mean)
 whole = op.RMSNormalization(x, gamma)
-scaled = op.Mul(unit, gamma)
+scaled = op.Mul(maybe_cast(over_root.whole), gamma)
 y = any_of(whole, scaled, op.Cast(scaled))
 
 
@@ -43,11 +37,8 @@ def _build(found: Found) -> Replacement:
             raise Miss("computes in another type than fp32", found.anchor)
     else:
         reduces_last(found.work, found.node(mean), len(shape))
-        for name, want in (("two", 2.0), ("one", 1.0)):
-            equals(found, name, want)
-        if found.has("exponent"):
-            equals(found, "exponent", -1.0 if found.has(root) else -0.5)
-        epsilon = found.scalar("epsilon")
+        equals(found, "two", 2.0)
+        epsilon = epsilon_of(found, over_root)
     result = found.anchor.outputs[0]
     if found.work.dtype(result) != dtype and found.anchor.op == "Mul":
         raise Decline("the Cast behind it decides")

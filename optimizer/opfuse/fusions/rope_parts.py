@@ -5,7 +5,7 @@ from __future__ import annotations
 from opfuse.fusions.guards import floating, last_axis, same_type, static
 from opfuse.fusions.parts import covers, takes_halves, takes_slice
 from opfuse.fusions.rope import turn
-from opfuse.graph.fusion import Found, Fusion, NewNode, Replacement
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, any_of, op
 
 x, cos, sin = Var("x"), Var("cos"), Var("sin")
@@ -14,7 +14,9 @@ low, high = op.Slice(x, ...), op.Slice(x, ...)
 a, b = any_of(split[0], low), any_of(split[1], high)
 first = op.Sub(op.Mul(a, cos), op.Mul(b, sin))
 second = op.Add(op.Mul(b, cos), op.Mul(a, sin))
-y = op.Concat(first, second)
+whole = op.Concat(first, second)
+swapped = op.Concat(second, first)
+y = any_of(whole, swapped)
 
 
 def _build(found: Found) -> Replacement:
@@ -24,6 +26,8 @@ def _build(found: Found) -> Replacement:
     shape = found.shape("x")
     size = static(shape[-1], "the size that turns", found.anchor)
     last_axis(found.anchor, len(shape), default=0)
+    if found.has(swapped):
+        raise Miss("its parts stand in the other order", found.anchor)
     if found.has(split):
         takes_halves(found, split, len(shape), size)
     else:

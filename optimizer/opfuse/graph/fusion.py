@@ -103,6 +103,7 @@ class Fusion:
         build: From a match to the new nodes; raises Miss where a guard says no.
         near: Operators of the pattern that must be there before a miss is worth a line.
         domain: The anchor's domain.
+        key: An operator without which a partial fit is not worth a line, if any.
     """
 
     kind: str
@@ -111,6 +112,7 @@ class Fusion:
     build: Callable[[Found], Replacement]
     near: int = 3
     domain: str = ""
+    key: str = ""
 
     def run(self, work: Work) -> None:
         """Apply this fusion wherever it fits, and note where it nearly does."""
@@ -143,7 +145,10 @@ class Fusion:
     def _note(self, work: Work, matcher: Matcher, anchor: gs.Node, fit: Fit) -> None:
         if fit.size < self.near or fit.blocker is None:
             return
+        fitting = matcher.fitting(anchor.outputs[0])
+        if self.key and all(node.op != self.key for node in fitting):
+            return
         blocker = edit.producer(fit.blocker)
         hint = advice.of_mismatch(blocker.op if blocker else "", fit.reason)
         miss = Miss(f"{fit.blocker.name} {fit.reason}", blocker, hint)
-        work.miss(self.kind, anchor, miss, matcher.fitting(anchor.outputs[0]))
+        work.miss(self.kind, anchor, miss, fitting)

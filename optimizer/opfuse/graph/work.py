@@ -21,7 +21,7 @@ from opfuse.graph.weights import gs_dtype
 # Recomputing these costs little, so a fused node may leave them to the others that read them.
 CHEAP = frozenset(
     (
-        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"),
+        *("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Tile"),
         *("Slice", "Split", "Neg", "Concat", "Where", "IsNaN"),
     )
 )
