@@ -24,6 +24,10 @@ CASES = {
         f"{X} x, {X} r, float[6] g, float[6] b",
         "y, s = opfuse.AddLayerNorm<epsilon = 0.01>(x, r, g, b)",
     ),
+    "group norm": (
+        "float[2, 6, 5] x, float[6] g, float[6] b",
+        "y = opfuse.GroupNormSilu<num_groups = 2, epsilon = 0.01>(x, g, b)",
+    ),
     "halves": (
         f"{X} x, {X} c, {X} s",
         "y = opfuse.Rope<interleaved = 0, rotary_dim = 6, num_heads = 0>(x, c, s)",

@@ -86,6 +86,10 @@ class Expansion:
         values = np.array(value, numpy_dtype(self.dtype(like)))
         return self._rewriter.constant(self._like, values)
 
+    def vector(self, value: float, length: int) -> gs.Constant:
+        """Return ``length`` times ``value`` in fp32."""
+        return self._rewriter.constant(self._like, np.full(length, value, np.float32))
+
     def mean_last(self, x: gs.Tensor) -> gs.Tensor:
         """Return the mean over the last axis, kept; its axes are an attribute before opset 18."""
         if self._rewriter.graph.opset >= 18:

@@ -134,6 +134,31 @@ def _embed_layer_norm(e: Expansion) -> Results:
     return y, None, total
 
 
+def _group_norm(e: Expansion) -> Results:
+    """As torch exports it: groups are instances, with scale 1 and bias 0."""
+    x, groups, rank = e[0], e.integer("groups"), len(e.shape(e[0]))
+    channels = last_dim(e, e[1])
+    last = bool(e.integer("channels_last", 1))
+    if rank < 3 or groups < 1 or channels % groups:
+        raise Unclear(f"{x.name} of rank {rank} has {channels} channels in {groups} groups")
+    if last:
+        x = e("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
+    wide = x if e.dtype(x) == TensorProto.FLOAT else e("Cast", x, to=TensorProto.FLOAT)
+    grouped = e("Reshape", wide, e.integers(0, groups, -1))
+    ones, zeros = e.vector(1.0, groups), e.vector(0.0, groups)
+    epsilon = e.number("epsilon", 1e-5)
+    y = e("InstanceNormalization", grouped, ones, zeros, epsilon=epsilon)
+    y = e("Reshape", y, e("Shape", x))
+    axes = e.integers(*range(1, rank - 1))
+    gamma, beta = (e("Unsqueeze", weight, axes) for weight in (e[1], e[2]))
+    y = e("Add", e("Mul", y, gamma), beta)
+    if wide is not x:
+        y = e("Cast", y, to=e.dtype(x))
+    if e.integer("activation"):
+        y = e("Mul", y, e("Sigmoid", y))
+    return (e("Transpose", y, perm=[0, *range(2, rank), 1]) if last else y,)
+
+
 def _transposed(e: Expansion, tensor: gs.Tensor, flag: str) -> gs.Tensor:
     if not e.integer(flag):
         return tensor
@@ -191,6 +216,12 @@ ENTRIES = {
     "FusedMatMul": _PRODUCT,
     "Gelu": Entry("Gelu", _gelu),
     "GemmFastGelu": Entry("GemmAct", _gemm_fast_gelu, inputs=3),
+    "GroupNorm": Entry(
+        "GroupNormSilu",
+        _group_norm,
+        ("activation", "channels_last", "epsilon", "groups"),
+        inputs=3,
+    ),
     "QuickGelu": Entry("GemmAct", _quick_gelu, ("alpha",)),
     "SimplifiedLayerNormalization": _RMS,
     "SkipLayerNormalization": Entry(
