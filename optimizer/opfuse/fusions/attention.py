@@ -21,7 +21,16 @@ from opfuse.fusions.attention_operands import (
     with_head,
     without_copies,
 )
-from opfuse.fusions.guards import FLOATS, floating, last_axis, may_equal, same_type, static, text
+from opfuse.fusions.guards import (
+    FLOATS,
+    floating,
+    is_close,
+    last_axis,
+    may_equal,
+    same_type,
+    static,
+    text,
+)
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
@@ -141,12 +150,10 @@ def _softcap(found: Found) -> float:
     if not found.has("softcap"):
         return 0.0
     cap = found.scalar("softcap")
-    over = (
-        found.scalar("cap_over")
-        if found.has("cap_over")
-        else (1 / found.scalar("cap_times") if found.has("cap_times") else 1.0)
-    )
-    if not math.isclose(cap, over, rel_tol=1e-3) or cap <= 0:
+    over = found.scalar("cap_over") if found.has("cap_over") else 1.0
+    if found.has("cap_times"):
+        over = 1 / found.scalar("cap_times") if found.scalar("cap_times") else math.inf
+    if not is_close(found, "softcap", over) or cap <= 0:
         raise Miss(f"divides by {over:g} before tanh and multiplies by {cap:g}", found.node(bent))
     return cap
 

@@ -11,7 +11,6 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph.edit import is_standard, producer
 from opfuse.graph.pattern import Const, Var, any_of, op
-from opfuse.graph.weights import ConcatValues
 from opfuse.graph.work import Miss, NewNode, Work, label
 
 product = op.MatMul(Var("x"), Const("weight"))
@@ -67,22 +66,27 @@ def merge(work: Work, layers: Sequence[Linear], like: gs.Tensor) -> tuple[list[N
         Miss: A weight is read elsewhere too, so that merging would keep a second copy, or the
             types differ.
     """
-    for layer in layers:
-        users = {id(user): user for user in layer.weight.outputs if work.alive(user)}
-        others = [user for key, user in users.items() if key != id(layer.nodes[0])]
-        if others:
-            raise Miss(f"weight {layer.weight.name} is also read by {label(others[0])}", others[0])
+    readers = [_readers(work, layer) for layer in layers]
+    # Layers that share their weights, as ALBERT's do, are merged alike and share the merged one.
+    if len({len(others) for others in readers}) > 1:
+        layer, others = max(zip(layers, readers, strict=True), key=lambda pair: len(pair[1]))
+        raise Miss(f"weight {layer.weight.name} is also read by {label(others[0])}", others[0])
     if len({work.dtype(layer.weight) for layer in layers}) != 1:
         raise Miss("the weights differ in type", layers[0].nodes[0])
-    weight = _joined(work, [layer.weight for layer in layers], like, "weight", axis=1)
+    weight = work.joined([layer.weight for layer in layers], like, 1)
     out = work.fresh(like, "merged")
     made = [NewNode("MatMul", (layers[0].x, weight), (out,), {}, "")]
     if any(layer.bias is not None for layer in layers):
-        bias = _joined(work, [_bias(work, layer) for layer in layers], like, "bias", axis=0)
+        bias = work.joined([_bias(work, layer) for layer in layers], like, 0)
         total = work.fresh(like, "merged_bias")
         made.append(NewNode("Add", (out, bias), (total,), {}, ""))
         out = total
     return made, out
+
+
+def _readers(work: Work, layer: Linear) -> list[gs.Node]:
+    users = {id(user): user for user in layer.weight.outputs if work.alive(user)}
+    return [user for key, user in users.items() if key != id(layer.nodes[0])]
 
 
 def _bias(work: Work, layer: Linear) -> gs.Constant:
@@ -90,9 +94,3 @@ def _bias(work: Work, layer: Linear) -> gs.Constant:
         return layer.bias
     dtype = onnx.helper.tensor_dtype_to_np_dtype(work.dtype(layer.weight) or 1)
     return work.constant(layer.weight, "no_bias", np.zeros(layer.columns, dtype))
-
-
-def _joined(
-    work: Work, parts: list[gs.Constant], like: gs.Tensor, suffix: str, axis: int
-) -> gs.Constant:
-    return work.constant(like, suffix, ConcatValues(tuple(parts), axis, work.base_dir))

@@ -158,6 +158,14 @@ class Facts:
             found = self._known[id(tensor)]
         return found[1]
 
+    def results(self, node: gs.Node) -> tuple[Fact, ...]:
+        """What the outputs of ``node`` would be; nothing is remembered, and it may have no rule."""
+        return self._results(node)
+
+    def remember(self, tensor: gs.Tensor, fact: Fact) -> None:
+        """Take ``fact`` for what ``tensor`` is."""
+        self._remember(tensor, fact)
+
     def _results(self, node: gs.Node) -> tuple[Fact, ...]:
         rule = self._rules.get(node.op) if node.domain in _STANDARD_DOMAINS else None
         if rule is None:

@@ -155,6 +155,13 @@ def _less(a: Scalar, b: Scalar) -> bool:
     raise Undecided("less or not")
 
 
+def _at_most(a: Scalar, b: Scalar) -> bool:
+    """``a <= b``, which is not ``not b < a`` where one is NaN."""
+    if not isinstance(a, Sym) and not isinstance(b, Sym):
+        return bool(a <= b)
+    return not _less(b, a)
+
+
 def _least(*scalars: Scalar) -> Scalar:
     return minimum(*scalars) if any(isinstance(s, Sym) for s in scalars) else min(scalars)
 
@@ -319,12 +326,12 @@ RULES: dict[str, Rule] = {
     "Equal": pointwise(_equal, BOOL),
     "Floor": like_first(_rounded(math.floor)),
     "Greater": pointwise(lambda a, b: _less(b, a), BOOL),
-    "GreaterOrEqual": pointwise(lambda a, b: not _less(a, b), BOOL),
+    "GreaterOrEqual": pointwise(lambda a, b: _at_most(b, a), BOOL),
     "Identity": _identity,
     "IsInf": like_first(None, BOOL),
     "IsNaN": like_first(None, BOOL),
     "Less": pointwise(_less, BOOL),
-    "LessOrEqual": pointwise(lambda a, b: not _less(b, a), BOOL),
+    "LessOrEqual": pointwise(_at_most, BOOL),
     "Max": pointwise(_greatest),
     "Min": pointwise(_least),
     "Mod": _mod_op,

@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph import advice, edit
 from opfuse.graph.definition import Define
-from opfuse.graph.dims import Dim
+from opfuse.graph.dims import Dim, never_equal
 from opfuse.graph.draft import Context, Draft, signature_of
 from opfuse.graph.facts import Facts
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
-from opfuse.graph.weights import gs_dtype
+from opfuse.graph.weights import ConcatValues, gs_dtype
 
 # Recomputing these costs little, so a fused node may leave them to the others that read them.
 CHEAP = frozenset(
@@ -71,6 +71,7 @@ class Work:
         self._captured = edit.captured(self.graph)
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
         self._first: dict[str, Match] = {}
+        self._joined: dict[tuple[int, ...], gs.Constant] = {}
         self._context = Context(self.facts, self.opset, self.define)
         self._made = {n.op: n.attrs for n in self.graph.nodes if n.domain == OPFUSE}
 
@@ -116,6 +117,14 @@ class Work:
         """Return a new constant named after ``like``."""
         return gs.Constant(self.fresh(like, suffix, onnx.TensorProto.FLOAT).name, values)
 
+    def joined(self, parts: Sequence[gs.Constant], like: gs.Tensor, axis: int) -> gs.Constant:
+        """Return the constant that holds ``parts`` side by side; the same for the same parts."""
+        key = (*map(id, parts), axis)
+        if key not in self._joined:
+            values = ConcatValues(tuple(parts), axis, self.base_dir)
+            self._joined[key] = self.constant(like, "weight" if axis else "bias", values)
+        return self._joined[key]
+
     def claim(self, op: str, attribute: str, value: str, node: gs.Node) -> None:
         """Make sure that ``value`` is what ``attribute`` has on every ``op`` of this model so far.
 
@@ -149,6 +158,7 @@ class Work:
         nodes = _sorted(nodes)
         read = {id(tensor) for spec in new for tensor in spec.inputs} - made
         self._refuse_escapes(nodes, made, read, {id(node) for node in shared})
+        self._refuse_other_shapes(new, anchor)
         before = Draft.of(nodes, made, self._context)
         after = Draft.of(new, {id(tensor) for tensor in before.outputs}, self._context)
         signature = signature_of(kind, before, after)
@@ -184,6 +194,20 @@ class Work:
             if not any(t.outputs or self.is_output(t) for t in node.outputs):
                 edit.detach(node)
                 self._dead.add(id(node))
+
+    def _refuse_other_shapes(self, new: Sequence[NewNode], anchor: gs.Node) -> None:
+        """Refuse new nodes that would give an existing tensor another shape.
+
+        A scalar constant of rank 3, say, widens what it is multiplied with.
+        """
+        standing = {id(t) for spec in new for t in spec.outputs if edit.producer(t) is not None}
+        for spec in new:
+            for tensor, fact in zip(spec.outputs, self.facts.results(spec), strict=False):
+                if id(tensor) not in standing:
+                    self.facts.remember(tensor, fact)
+                elif not _may_be(self.shape(tensor), fact.shape):
+                    have = ", ".join(map(str, self.shape(tensor) or ()))
+                    raise Miss(f"{tensor.name} is ({have}), which {spec.op} does not give", anchor)
 
     def _refuse_escapes(
         self, nodes: Sequence[gs.Node], made: set[int], read: set[int], shared: set[int]
@@ -237,6 +261,12 @@ class Work:
         edit.sweep(self.graph)
         edit.sort(self.graph)
         return self.graph
+
+
+def _may_be(have: tuple[Dim, ...] | None, given: tuple[Dim, ...] | None) -> bool:
+    if have is None or given is None:
+        return True
+    return len(have) == len(given) and not any(map(never_equal, have, given))
 
 
 def label(node: gs.Node) -> str:
