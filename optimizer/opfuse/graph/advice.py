@@ -37,6 +37,7 @@ _BY_REASON = (
     ("is not a matrix", "use a matrix [in, out] as the weight of the layer"),
     ("bias is", "give the bias the shape [out]"),
     ("two equal halves", "turn the two halves of the rotated part of each head"),
+    ("want it added", "add it, and negate the sines where it has to turn the other way"),
     ("in the other order", "concatenate the part with minus first, as the two came"),
     ("pairs", "turn pairs of neighbours or two halves over all of the rotated part"),
     ("bounds are not constants", "export with a fixed head size"),
@@ -52,6 +53,8 @@ _BY_REASON = (
     ("is causal with", "pass the mask as an input where queries and keys differ in number"),
     ("projected from one", "project q, k, and v from the same tensor"),
     ("linear layers of one", "project gate and up from the same tensor"),
+    ("is not what gates", "gate with SiLU or GELU"),
+    ("is broadcast over", "give each feature of gate one of up"),
     ("are one linear layer", "project gate and up apart, or leave them packed before the Split"),
     ("not the tensors expected", "read the same tensor in both places: a copy hides that"),
 )

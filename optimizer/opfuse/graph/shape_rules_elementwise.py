@@ -11,15 +11,8 @@ import numpy as np
 from onnx import TensorProto
 
 from opfuse.graph.dims import Sym, at_least, maximum, minimum, never_equal
-from opfuse.graph.facts import (
-    FLOATS,
-    INTEGERS,
-    Fact,
-    Op,
-    Rule,
-    attempt,
-    broadcast_shapes,
-)
+from opfuse.graph.facts import Fact, Op, Rule, broadcast_shapes
+from opfuse.graph.values import FLOATS, INTEGERS, attempt
 
 BOOL = int(TensorProto.BOOL)
 Scalar: TypeAlias = Any  # a Dim, a bool, or a float

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from opfuse.graph.facts import Fact, Op, Rule, attempt
+from opfuse.graph.facts import Fact, Op, Rule
 from opfuse.graph.shape_rules_layout import constant_shape
+from opfuse.graph.values import attempt
 
 INT64 = int(TensorProto.INT64)
 

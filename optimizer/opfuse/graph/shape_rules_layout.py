@@ -8,7 +8,8 @@ import numpy as np
 from onnx import TensorProto
 
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, minimum, never_equal, product
-from opfuse.graph.facts import MAX_ELEMENTS, Fact, Op, Rule, Shape, attempt, broadcast_shapes
+from opfuse.graph.facts import Fact, Op, Rule, Shape, broadcast_shapes
+from opfuse.graph.values import MAX_ELEMENTS, attempt
 
 # Exporters write "to the end" as the largest int32 or int64.
 _FAR = (1 << 31) - 1

@@ -9,18 +9,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, product
-from opfuse.graph.facts import (
-    FLOATS,
-    MAX_ELEMENTS,
-    Fact,
-    Op,
-    Rule,
-    Shape,
-    as_value,
-    attempt,
-    elem_type,
-)
+from opfuse.graph.facts import Fact, Op, Rule, Shape
 from opfuse.graph.shape_rules_layout import constant_shape
+from opfuse.graph.values import FLOATS, MAX_ELEMENTS, as_value, attempt, elem_type
 
 INT64 = int(TensorProto.INT64)
 FLOAT = int(TensorProto.FLOAT)

@@ -10,8 +10,9 @@ import numpy as np
 from onnx import TensorProto
 
 from opfuse.graph.dims import maximum, minimum, product
-from opfuse.graph.facts import INTEGERS, Fact, Op, Rule, attempt
+from opfuse.graph.facts import Fact, Op, Rule
 from opfuse.graph.shape_rules_elementwise import store
+from opfuse.graph.values import INTEGERS, attempt
 
 INT64 = int(TensorProto.INT64)
 
