@@ -1,1 +1,1 @@
-"""Transformer blocks in random spellings, blocks broken in known ways, and what opfuse owes them."""
+"""Transformer blocks in random spellings, blocks broken in known ways, and the judge of both."""

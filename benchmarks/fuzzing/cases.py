@@ -32,6 +32,7 @@ _NARROWER = {
     "AddRmsNorm": "RmsNorm",
     "AddLayerNorm": "LayerNormalization",
     "GatedAct": "GemmAct",
+    "GemmAct": "Gelu",
     "gate_up_merge": "GemmAct",
 }
 
@@ -40,9 +41,9 @@ _NARROWER = {
 class Verdict:
     """What came of one case.
 
-    ``result`` is ``fused`` (everything that the canonical spelling has), ``refused`` (a fusion
-    less, with its reason), ``narrower`` (a smaller fusion in its place), or a failure: ``counts``, ``silent``, ``wrong``, ``crash``, or
-    ``generator`` where the case itself is at fault.
+    ``result`` is ``fused`` (all that the canonical spelling has), ``narrower`` (a smaller fusion in
+    the place of one), ``refused`` (a fusion less, with its reason), or a failure: ``counts``,
+    ``silent``, ``wrong``, ``crash``, or ``generator`` where the case itself is at fault.
     """
 
     kind: str

@@ -199,10 +199,7 @@ class Writer:
         if not self.chance(self.noise):
             return x
         self.noise, before = 0.0, self.noise  # nothing behind what does nothing
-        if x.dtype.kind != "f":
-            x = self.op("Identity", x)
-        else:
-            x = self._nothing(x)
+        x = self._nothing(x) if x.dtype.kind == "f" else self.op("Identity", x)
         self.noise = before
         return x
 

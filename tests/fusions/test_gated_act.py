@@ -153,3 +153,17 @@ def test_a_refused_unit_does_not_take_the_activation():
     outcome = gated(text, outputs="T z, T z_a, T y")
     assert outcome.attribute("GatedAct", "activation") == b"silu"
     outcome.same(*SIZES)
+
+
+def test_one_value_for_all_features_is_refused():
+    text = SILU["mul"].replace("{x}", "gate").replace("{y}", "a") + "\ny = Mul(a, up)"
+    outcome = fuse_model(model(text, "T[B, S, 6] gate, T[B, S, 1] up"))
+    outcome.refused("GatedAct", "y", "up (B, S, 1) is broadcast over (B, S, 6)")
+    outcome.same({"B": 2, "S": 3})
+
+
+def test_another_slope_inside_the_sigmoid_is_refused():
+    text = "s = Mul(gate, 1.3)\nt = Sigmoid(s)\na = Mul(gate, t)\ny = Mul(a, up)"
+    outcome = fuse_model(model(text, "T[B, S, 6] gate, T[B, S, 6] up"))
+    outcome.refused("GatedAct", "y", "is not what gates")
+    outcome.same({"B": 2, "S": 3})

@@ -175,3 +175,14 @@ def test_grouped_heads_keep_their_widths():
     assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
     assert outcome.attribute("FlashAttention", "kv_num_heads") == 2
     outcome.same(*SIZES)
+
+
+def test_projections_behind_tiled_heads():
+    """[k0, k1, k0, k1], which attention does not take for copies in place."""
+    text = project("q", 4) + project("k", 2).replace("k =", "few =") + project("v", 4)
+    text += "one = Unsqueeze(few, [1])\nwide = Tile(one, [1, 2, 1, 1, 1])\n"
+    text += "k = Reshape(wide, [0, 4, -1, 6])\nkt = Transpose<perm=[0, 1, 3, 2]>(k)\n"
+    shapes = {"wq": (5, 24), "wk": (5, 12), "wv": (5, 24)}
+    outcome = fuse_model(model(text + ATTENTION, "T[B, S, 5] x", weights=shapes))
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
+    outcome.same(*SIZES)

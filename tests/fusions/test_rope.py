@@ -244,3 +244,9 @@ def test_a_result_inside_that_leaves_the_graph(inner):
 def test_a_second_reader_is_refused():
     outcome = rope(HALVES["slices"] + TURN + "z = Neg(across)", outputs="T y, T z")
     outcome.refused("Rope", "z", "across inside it is also read by z")
+
+
+def test_what_is_turned_and_subtracted_is_refused():
+    outcome = rope(HALVES["slices"] + TURN.replace("Add(", "Sub("))
+    outcome.refused("Rope", "y", "subtracts what is turned, want it added")
+    outcome.same(*SIZES)

@@ -58,8 +58,10 @@ def quick_gelu(x: Pattern) -> OneOf:
 
 
 def gate(x: Pattern) -> OneOf:
-    """Return the activations that a gated unit may have, bound to "activation"."""
-    return one_of("activation", silu=silu(x), gelu=gelu(x), gelu_tanh=gelu_tanh(x))
+    """Return the activations that a gated unit may have, and one that it has not."""
+    return one_of(
+        "activation", silu=silu(x), gelu=gelu(x), gelu_tanh=gelu_tanh(x), quick_gelu=quick_gelu(x)
+    )
 
 
 def any_activation(x: Pattern) -> OneOf:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions import activations
 from opfuse.fusions.activation_body import KIND, active, number_kinds
-from opfuse.fusions.guards import floating, last_axis, same_shape, same_type
+from opfuse.fusions.guards import floating, last_axis, same_shape, same_type, text
 from opfuse.graph import edit
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.edit import producer
@@ -28,7 +28,10 @@ def _build(found: Found) -> Replacement:
     dtype = floating(found, "gate", "up")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
+    _refuse_broadcast(found)
     same_shape(found, "gate", "up")
+    if found.label("activation") == "quick_gelu":
+        raise Miss("x * sigmoid(c x) is not what gates", found.reader(found["up"]))
     activation = activations.check(found)
     inputs: tuple[gs.Tensor, ...] = (found["gate"], found["up"])
     split = _packed(found)
@@ -36,6 +39,13 @@ def _build(found: Found) -> Replacement:
         inputs = (split.inputs[0],)
     node = NewNode("GatedAct", inputs, (result,), {"activation": activation})
     return Replacement([node], [] if split is None else [split])
+
+
+def _refuse_broadcast(found: Found) -> None:
+    """Refuse one value of up for all features of gate; along other axes it is no gated unit."""
+    gate, up = found.shape("gate"), found.shape("up")
+    if up[-1:] == (1,) != gate[-1:] and up[:-1] == gate[:-1]:
+        raise Miss(f"up {text(up)} is broadcast over {text(gate)}", found.reader(found["up"]))
 
 
 def _packed(found: Found) -> gs.Node | None:

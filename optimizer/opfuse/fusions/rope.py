@@ -27,7 +27,9 @@ by_split = op.Concat(op.Neg(split[1]), split[0])
 pairs = op.Concat(op.Unsqueeze(op.Neg(high), ...), op.Unsqueeze(low, ...))
 by_pairs = op.Reshape(pairs, ...)
 turned = any_of(by_slice, by_split, by_pairs)
-total = op.Add(op.Mul(wide, cos), op.Mul(turned, sin))
+straight, across = op.Mul(wide, cos), op.Mul(turned, sin)
+less = op.Sub(straight, across)
+total = any_of(op.Add(straight, across), less)
 y = any_of(op.Cast(total), total)
 
 
@@ -35,9 +37,11 @@ def _build(found: Found) -> Replacement:
     dtype = floating(found, "x")
     floating(found, "cos", "sin")
     result = found.anchor.outputs[0]
-    if found.work.dtype(result) != dtype and found.anchor.op == "Add":
+    if found.work.dtype(result) != dtype and found.anchor.op != "Cast":
         raise Decline("the Cast behind it decides")
     same_type(found, result, dtype)
+    if found.has(less):
+        raise Miss("subtracts what is turned, want it added", found.node(less))
     shape = found.shape("x")
     size = static(shape[-1], "the size that turns", found.anchor)
     _check_parts(found, shape, size)
@@ -132,4 +136,4 @@ def _pairs() -> str:
 DEFINITION = Definition(
     "Rope", ("x", "cos", "sin"), ("y",), ("interleaved", "rotary_dim", "num_heads"), _body
 )
-FUSION = Fusion("Rope", ("Cast", "Add"), y, _build, near=4)
+FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)
