@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= models/llama.onnx
+MINUTES ?= 10
+SEED ?= 0
 ENGINE ?= out/$(basename $(notdir $(MODEL))).engine
 SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins cmake build_backend -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help engine test test-gpu check format bench wheel clean
+.PHONY: help engine test test-gpu check format fuzz bench wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -36,6 +38,9 @@ format: $(VENV)/installed-dev  ## rewrite the sources in the house format
 	$(BIN)/ruff format
 	find plugins tests/plugins -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | \
 		xargs $(BIN)/clang-format -i
+
+fuzz: $(VENV)/installed-test  ## fuse random spellings and broken blocks for MINUTES (default: 10)
+	$(BIN)/python -m benchmarks.fuzz --minutes $(MINUTES) --seed $(SEED) --save out/fuzz
 
 bench: $(VENV)/installed-test  ## time `opfuse fuse` on 32 and 128 layers; measure its memory at 3 GB
 	$(BIN)/python -m benchmarks.fuse_speed

@@ -29,6 +29,7 @@ _NEEDS = {
 }
 # What stands there where a wider fusion was not possible.
 _NARROWER = {
+    "FlashAttention": "MaskedSoftmax",
     "AddRmsNorm": "RmsNorm",
     "AddLayerNorm": "LayerNormalization",
     "GatedAct": "GemmAct",
@@ -109,22 +110,22 @@ def _judged(kind, index, label, model, judge) -> Verdict:
 
 
 def _spelling(plan: Plan, model: onnx.ModelProto) -> tuple[str, str, Mapping[str, int]]:
-    canonical = _canonical(plan)
+    standard = canonical(plan)
     fused, after = _fused(model)
     have = _run(after, plan)
-    wrong = _differ(plan, canonical.outputs, have)
+    wrong = _differ(plan, standard.outputs, have)
     if wrong:
-        own = _differ(plan, canonical.outputs, _run(model, plan))
+        own = _differ(plan, standard.outputs, _run(model, plan))
         return ("generator" if own else "wrong"), f"{plan}: {wrong}", fused.counts
-    if dict(fused.counts) != dict(canonical.counts):
+    if dict(fused.counts) != dict(standard.counts):
         said = [f"{m.kind}: {m.node} {m.reason}" for m in fused.misses]
-        change = _change(canonical.counts, fused.counts)
+        change = _change(standard.counts, fused.counts)
         return "counts", f"{plan}: {change}; said: {said}", fused.counts
     return "fused", "", fused.counts
 
 
 def _mutant(plan: Plan, model: onnx.ModelProto) -> tuple[str, str, Mapping[str, int]]:
-    canonical = _canonical(plan)
+    standard = canonical(plan)
     try:
         want = _run(model, plan)
     except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
@@ -133,7 +134,7 @@ def _mutant(plan: Plan, model: onnx.ModelProto) -> tuple[str, str, Mapping[str, 
     wrong = _differ(plan, want, _run(after, plan))
     if wrong:
         return "wrong", f"{plan}: {wrong}", fused.counts
-    change = {k: fused.counts[k] - count for k, count in canonical.counts.items()}
+    change = {k: fused.counts[k] - count for k, count in standard.counts.items()}
     lost = [kind for kind, difference in change.items() if difference < 0]
     said = {miss.kind for miss in fused.misses if miss.node and miss.reason}
     silent = [kind for kind in lost if not said & {kind, *_NEEDS.get(kind, ())}]
@@ -141,12 +142,13 @@ def _mutant(plan: Plan, model: onnx.ModelProto) -> tuple[str, str, Mapping[str, 
         return ("refused" if lost else "fused"), "", fused.counts
     if all(change.get(_NARROWER.get(kind, ""), 0) > 0 for kind in silent):
         return "narrower", "", fused.counts
-    text = _change(canonical.counts, fused.counts)
+    text = _change(standard.counts, fused.counts)
     return "silent", f"{plan}: {silent} of {text}; said: {sorted(said)}", fused.counts
 
 
 @lru_cache(maxsize=4096)
-def _canonical(plan: Plan) -> Canonical:
+def canonical(plan: Plan) -> Canonical:
+    """Return what the canonical spelling of ``plan`` gives, from memory where it is known."""
     model = write(plan)
     fused, _ = _fused(model)
     return Canonical(fused.counts, _run(model, plan))

@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions.guards import (
     floating,
     last_axis,
+    own_type,
     same_shape,
-    same_type,
     static,
     vector,
 )
@@ -31,9 +31,7 @@ def _build(found: Found) -> Replacement:
     dtype = floating(found, "x", "residual")
     shape = same_shape(found, "x", "residual")
     result = found.anchor.outputs[0]
-    if found.work.dtype(result) != dtype and found.anchor.op == "LayerNormalization":
-        raise Decline("the Cast behind it decides")
-    same_type(found, result, dtype)
+    own_type(found, dtype)
     norm = next(node for node in found.nodes if node.op == "LayerNormalization")
     if len(shape) == 0:
         raise Decline("a scalar")

@@ -37,6 +37,20 @@ def same_type(found: Found, tensor: gs.Tensor, dtype: int) -> None:
         raise Miss(f"{tensor.name} has another type than its input", found.anchor)
 
 
+def own_type(found: Found, dtype: int) -> None:
+    """Refuse a match whose result has another type than ``dtype``, its input's.
+
+    Raises:
+        Decline: A Cast reads it, and the match that ends there decides.
+        Miss: None does.
+    """
+    (result, *_) = found.anchor.outputs
+    cast_behind = any(user.op == "Cast" for user in result.outputs)
+    if found.work.dtype(result) != dtype and found.anchor.op != "Cast" and cast_behind:
+        raise Decline("the Cast behind it decides")
+    same_type(found, result, dtype)
+
+
 def equals(found: Found, name: str, want: float) -> None:
     """Refuse a constant with another value; 0.5, 1, 2, 3 are exact in every type."""
     if found.has(name):

@@ -7,14 +7,14 @@ from opfuse.fusions.guards import (
     floating,
     for_other_weights,
     last_axis,
+    own_type,
     reduces_last,
-    same_type,
     text,
     vector,
 )
 from opfuse.fusions.unit import epsilon_of, unit
 from opfuse.graph.definition import Definition, Uses, mean_last
-from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
 
 x, gamma = Var("x"), Var("gamma")
@@ -40,9 +40,7 @@ def _build(found: Found) -> Replacement:
         equals(found, "two", 2.0)
         epsilon = epsilon_of(found, over_root)
     result = found.anchor.outputs[0]
-    if found.work.dtype(result) != dtype and found.anchor.op == "Mul":
-        raise Decline("the Cast behind it decides")
-    same_type(found, result, dtype)
+    own_type(found, dtype)
     if found.work.shape(result) != shape:
         raise Miss(f"gamma widens {text(shape)}", found.anchor)
     weight = vector(found, "gamma", shape[-1], dtype)

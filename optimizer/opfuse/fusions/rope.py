@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.guards import floating, last_axis, same_type, static
+from opfuse.fusions.guards import floating, last_axis, own_type, static
 from opfuse.fusions.parts import covers, takes_halves, takes_slice
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.facts import Shape
-from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, any_of, maybe_cast, op
 
 __all__ = ["DEFINITION", "FUSION", "turn"]
@@ -37,9 +37,7 @@ def _build(found: Found) -> Replacement:
     dtype = floating(found, "x")
     floating(found, "cos", "sin")
     result = found.anchor.outputs[0]
-    if found.work.dtype(result) != dtype and found.anchor.op != "Cast":
-        raise Decline("the Cast behind it decides")
-    same_type(found, result, dtype)
+    own_type(found, dtype)
     if found.has(less):
         raise Miss("subtracts what is turned, want it added", found.node(less))
     shape = found.shape("x")

@@ -1,0 +1,81 @@
+"""The fuzzer of benchmarks/ on a fixed budget: no spelling and no mutant may fail."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.fuzzing import cases
+from benchmarks.fuzzing.blocks import write
+from benchmarks.fuzzing.plans import FAMILIES
+from benchmarks.fuzzing.writer import Breaks
+
+OPSETS = (13, 18, 23)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda plan: plan.family)
+def test_every_family_has_its_fusions(family):
+    counts = cases.canonical(family).counts
+    norm = "RmsNorm" if family.norm == "rms" else "LayerNormalization"
+    assert counts[norm] + counts[f"Add{norm.replace('Normalization', 'Norm')}"] >= 1
+    assert counts["FlashAttention"] == 1
+    assert counts["Rope"] == (2 if family.rope else 0)
+    assert counts["GatedAct" if family.gated else "GemmAct"] == 1
+    assert counts["qkv_merge"] == (0 if family.packed else 1)
+
+
+@pytest.mark.parametrize("start", range(0, 80, 20))
+def test_spellings(start):
+    found = [cases.spelling(0, index, OPSETS) for index in range(start, start + 20)]
+    assert [verdict.detail for verdict in found if verdict.failed] == []
+
+
+@pytest.mark.parametrize("start", range(0, 80, 20))
+def test_mutants(start):
+    found = [cases.mutant(0, index, OPSETS) for index in range(start, start + 20)]
+    assert [verdict.detail for verdict in found if verdict.failed] == []
+
+
+def test_a_case_hangs_on_its_seed_alone():
+    models = [write(FAMILIES[0], np.random.default_rng(7)) for _ in range(2)]
+    assert models[0] == models[1]
+    assert models[0] != write(FAMILIES[0], np.random.default_rng(8))
+
+
+def test_a_spelling_is_a_valid_model():
+    for seed, family in enumerate(FAMILIES):
+        onnx.checker.check_model(write(family, np.random.default_rng(seed)), full_check=True)
+
+
+def test_the_judge_sees_another_number(monkeypatch):
+    """A fusion that changes a result is what all of this is for."""
+    honest = cases.export
+
+    def lying(fused, source):
+        model = honest(fused, source)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "epsilon":
+                    attribute.f *= 3000
+        return model
+
+    monkeypatch.setattr(cases, "export", lying)
+    assert {cases.spelling(0, index).result for index in range(10)} >= {"wrong"}
+
+
+def test_the_judge_sees_what_is_not_said(monkeypatch):
+    honest = cases.fuse
+
+    def silent(normal):
+        fused = honest(normal)
+        return type(fused)(**{**vars(fused), "misses": ()})
+
+    monkeypatch.setattr(cases, "fuse", silent)
+    assert {cases.mutant(0, index).result for index in range(10)} >= {"silent"}
+
+
+def test_breaks_are_counted():
+    breaks = Breaks("here", 1)
+    assert [breaks.here("here"), breaks.here("there"), breaks.here("here")] == [False, False, True]
+    assert breaks.places == ["here", "there", "here"]
