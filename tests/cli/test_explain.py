@@ -58,7 +58,7 @@ def test_the_json_has_the_same(cli, blocked):
     (miss,) = report["fusions"]["FlashAttention"]["nearly"]
     assert miss["advice"] == anchor["advice"]
     assert report["explanation"]["gpu"]["name"] == "B200"
-    assert report["explanation"]["total"] == {"bytes": 0, "launches": 0, "max_microseconds": 0.0}
+    assert report["explanation"]["total"]["launches"] == 1  # the scale goes into the softmax
 
 
 def test_savings_follow_the_shapes(cli, llama):

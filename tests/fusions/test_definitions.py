@@ -44,6 +44,11 @@ CASES = {
         f"{QKV}, float[2, 1, 5, 5] m",
         f"y = opfuse.FlashAttention<{HEADS}, causal = 1, softcap = 2.0, nan_guard = 1>(q, k, v, m)",
     ),
+    "softmax": (f"{X} s", "y = opfuse.MaskedSoftmax<scale = 0.5, causal = 0>(s)"),
+    "masked softmax": (
+        f"{X} s, float[5, 6] m",
+        "y = opfuse.MaskedSoftmax<scale = 0.5, causal = 1>(s, m)",
+    ),
     **{
         f"{activation} {inputs}": (
             f"{X} g, {X} u" if inputs == "apart" else f"{X} g",

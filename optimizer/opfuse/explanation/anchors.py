@@ -82,11 +82,13 @@ class _Finder:
         survey = self.survey
         numbers = sorted({n for index in indices for n in survey.takers.get(index, ())})
         numbers = [n for n in numbers if kinds in survey.matches[n].kind]
-        if numbers:
-            at = survey.matches[numbers[-1]].node
-            return Anchor(name, op, FUSED, survey.kind(numbers[-1]), at)
         missed = filter(None, (self._miss(index) for index in indices))
         miss = next((miss for miss in missed if kinds in miss.kind), None)
+        # Of an attention that was refused, its softmax may have fused: the rest is what is missed.
+        partly = miss is not None and miss.kind == "FlashAttention"
+        if numbers and not (partly and survey.kind(numbers[-1]) == "MaskedSoftmax"):
+            at = survey.matches[numbers[-1]].node
+            return Anchor(name, op, FUSED, survey.kind(numbers[-1]), at)
         if miss is not None:
             return Anchor(name, op, NEARLY, miss.kind, "", miss.node, miss.reason, miss.advice)
         now = survey.now(indices[0])

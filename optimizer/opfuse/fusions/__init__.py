@@ -1,9 +1,9 @@
 """Every fusion, in the order in which they are applied; the order is meaning.
 
 Norms come first because their sums and their outputs are what everything else reads, LayerNorm
-before RmsNorm, which is what it is behind its centring; attention before rope and gates before GEMM
-epilogues, so that the wider takes what the narrower would claim; merges last, since they follow
-fused nodes back to the projections.
+before RmsNorm, which is what it is behind its centring; attention before the softmax inside it,
+before rope, and gates before GEMM epilogues, so that the wider takes what the narrower would claim;
+merges last, since they follow fused nodes back to the projections.
 """
 
 from opfuse.fusions import (
@@ -17,6 +17,7 @@ from opfuse.fusions import (
     gemm_act,
     group_norm_silu,
     layer_norm,
+    masked_softmax,
     qkv_merge,
     rms_norm,
     rope,
@@ -32,6 +33,7 @@ FUSIONS = (
     group_norm_silu.FUSION,
     attention.FUSION,
     attention_op.FUSION,
+    masked_softmax.FUSION,
     rope.FUSION,
     rope_op.FUSION,
     rope_parts.FUSION,
@@ -50,6 +52,7 @@ DEFINITIONS = {
         add_layer_norm.DEFINITION,
         group_norm_silu.DEFINITION,
         attention.DEFINITION,
+        masked_softmax.DEFINITION,
         rope.DEFINITION,
         gated_act.DEFINITION,
         gemm_act.DEFINITION,

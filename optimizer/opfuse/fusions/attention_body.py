@@ -23,7 +23,7 @@ def _body(uses: Uses) -> str:
         parts.append("typed = CastLike(capped, mask)\nmasked = Add(typed, mask)")
     else:
         parts.append("masked = Identity(capped)")
-    parts.append(_causal() if uses.any("causal") else "logits = Identity(masked)")
+    parts.append(causal() if uses.any("causal") else "logits = Identity(masked)")
     parts.append("weights = Softmax<axis: int = -1>(logits)")
     parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
     parts.append("kept_v = CastLike(kept, values)\ny = MatMul(kept_v, values)")
@@ -57,10 +57,12 @@ def _repeat(uses: Uses) -> str:
 
 
 def _scores() -> str:
+    """The scale is not rounded to q's type: a rounded one shifts every score of a row alike."""
     return """
-        scale32 = Constant<value_float: float = @scale>()
-        scale = CastLike(scale32, q)
-        q_scaled = Mul(q, scale)
+        scale = Constant<value_float: float = @scale>()
+        q_wide = Cast<to: int = 1>(q)
+        q_product = Mul(q_wide, scale)
+        q_scaled = CastLike(q_product, q)
         keys_t = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
         scores = MatMul(q_scaled, keys_t)"""
 
@@ -79,16 +81,19 @@ def _softcap() -> str:
         capped = Where(has_cap, bounded, scores)"""
 
 
-def _causal() -> str:
-    """Query i sees key j where j <= i + keys - queries: the lower-right triangle."""
+def causal() -> str:
+    """Return what makes ``logits`` of ``masked``: its lower-right triangle.
+
+    Query i sees key j where j <= i + keys - queries.
+    """
     return f"""
         first = Constant<value_int: int = 0>()
         step = Constant<value_int: int = 1>()
         column = Constant<value_ints: ints = [1]>()
         causal0 = Constant<value_int: int = @causal>()
         everything = Equal(causal0, first)
-        queries1 = Shape<start: int = 2, end: int = 3>(masked)
-        keys1 = Shape<start: int = 3, end: int = 4>(masked)
+        queries1 = Shape<start: int = -2, end: int = -1>(masked)
+        keys1 = Shape<start: int = -1>(masked)
         queries = Squeeze(queries1)
         count = Squeeze(keys1)
         rows = Range(first, queries, step)
@@ -115,16 +120,21 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
-def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
-    """Give a neutral mask to the nodes without one, where others have one."""
+def unify_masks(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts, index: int) -> None:
+    """Give a neutral mask, input ``index``, to the nodes without one, where others have one."""
     if len({len(node.inputs) for node in nodes}) < 2:
         return
     taken = edit.names(graph)
     for node in nodes:
-        if len(node.inputs) == MASK:
+        if len(node.inputs) == index:
             name = _free(f"{node.name}/no_mask", taken)
             dtype = numpy_dtype(facts.dtype(node.inputs[0]))
-            node.inputs.append(gs.Constant(name, np.zeros((1, 1, 1, 1), dtype)))
+            rank = len(facts.shape(node.inputs[0]) or ())
+            node.inputs.append(gs.Constant(name, np.zeros((1,) * rank, dtype)))
+
+
+def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
+    unify_masks(graph, nodes, facts, MASK)
 
 
 def _free(name: str, taken: set[str]) -> str:

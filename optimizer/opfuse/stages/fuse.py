@@ -19,6 +19,7 @@ from opfuse.graph.weights import DerivedValues
 from opfuse.stages.load import Source
 from opfuse.stages.normalise import OLDEST, Normal, clean
 
+_INSIDE = {"MaskedSoftmax": "FlashAttention"}  # kinds that are a part of another
 _IR_VERSION = 8  # the first with model-local functions (onnx/docs/IR.md)
 
 
@@ -69,14 +70,15 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
 
 
 def _widest(misses: list[NearMiss]) -> Iterator[NearMiss]:
-    """Yield the misses that are no part of another candidate for the same."""
+    """Yield the misses that are no part of another candidate for the same, or for a wider kind."""
     around: dict[tuple[str, str], list[set[str]]] = {}
     for miss in misses:
         for name in set(miss.fitting):
             around.setdefault((miss.kind, name), []).append(set(miss.fitting))
     for miss in misses:
-        own = set(miss.fitting)
-        if not any(own < other for other in around[miss.kind, miss.fitting[0]]):
+        own, kind = set(miss.fitting), _INSIDE.get(miss.kind, "")
+        wider = any((kind, name) in around for name in own)
+        if not wider and not any(own < other for other in around[miss.kind, miss.fitting[0]]):
             yield miss
 
 
