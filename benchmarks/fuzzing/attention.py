@@ -15,11 +15,15 @@ SIZE = HIDDEN // HEADS
 Weights = Callable[..., np.ndarray]
 Names = dict[str, str]
 PAST = 3
+MEMORY = 7
 
 
 def attention(w: Writer, plan: Plan, x: Tensor, weights: Weights, names: Names) -> Tensor:
     """Write the attention of ``plan`` over x [batch, seq, hidden]."""
-    q, k, v = _projected(w, plan, x, weights)
+    source = (
+        w.input("memory", w.dtype, [names["batch"], names["keys"], HIDDEN]) if plan.cross else x
+    )
+    q, k, v = _projected(w, plan, x, source, weights)
     if plan.qk_norm:
         q = rms_norm(w, q, weights("q_norm", SIZE, mean=1.0))
         k = rms_norm(w, k, weights("k_norm", SIZE, mean=1.0))
@@ -28,17 +32,52 @@ def attention(w: Writer, plan: Plan, x: Tensor, weights: Weights, names: Names) 
         q, k = (rope(w, plan.rope, part, cos_sin) for part in (q, k))
     if plan.cache:
         k, v = (_grown(w, part, name, plan, names) for part, name in ((k, "k"), (v, "v")))
-    k, v = (_repeated(w, part, x, plan.kv_heads) for part in (k, v))
-    scores = _scores(w, plan, q, k)
-    if plan.softcap:
-        scores = _bent(w, scores)
-    scores = _masked(w, plan, scores, x, weights, names)
-    context = w.op("MatMul", _softmax(w, scores), v)
-    if context.rank == 5:
-        context = w.op("Squeeze", context, [0], rank=4)
+    if _can_be_whole(w, plan) and w.pick(False, False, True):
+        context = _whole(w, plan, (q, k, v), x, names)
+    else:
+        context = _written_out(w, plan, (q, k, v), x, names)
     turned = w.op("Transpose", context, perm=[0, 2, 1, 3])
     flat = _reshaped(w, turned, x, [HIDDEN])
     return linear(w, flat, weights("out", HIDDEN, HIDDEN), _bias(plan, weights, "out", HIDDEN))
+
+
+def _can_be_whole(w: Writer, plan: Plan) -> bool:
+    """Tell whether the operator computes what the spelling of its own does in every row.
+
+    Of a row masked with the lowest finite number, onnxruntime 1.31 makes 0 at opset 23 and 24,
+    where the standard and torch weigh all keys alike; its mask has a row for each query.
+    """
+    narrow = plan.mask == "padding" and not plan.position
+    uniform = plan.mask in ("keep", "causal", "padding") and not plan.guard
+    return w.opset >= 23 and not (plan.softcap or narrow or uniform)
+
+
+def _whole(
+    w: Writer, plan: Plan, qkv: tuple[Tensor, Tensor, Tensor], x: Tensor, names: Names
+) -> Tensor:
+    """The standard operator, which shares key/value heads itself."""
+    scale = SIZE**-0.5 if plan.scaled else 1.0
+    mask = _bias_and_mask(w, plan, x, names)
+    return w.op("Attention", *qkv, *mask, rank=4, scale=scale)
+
+
+def _bias_and_mask(w: Writer, plan: Plan, x: Tensor, names: Names) -> list[Tensor]:
+    parts = [_position(w, names)] if plan.position else []
+    parts += [_mask(w, plan, x, names)] if plan.mask else []
+    return [w.both("Add", *parts)] if len(parts) == 2 else parts
+
+
+def _written_out(
+    w: Writer, plan: Plan, qkv: tuple[Tensor, Tensor, Tensor], x: Tensor, names: Names
+) -> Tensor:
+    q, *kv = qkv
+    k, v = (_repeated(w, part, x, plan.kv_heads) for part in kv)
+    scores = _scores(w, plan, q, k)
+    if plan.softcap:
+        scores = _bent(w, scores)
+    odds = _softmax(w, plan, _masked(w, plan, scores, x, names))
+    context = w.op("MatMul", odds, v)
+    return w.op("Squeeze", context, [0], rank=4) if context.rank == 5 else context
 
 
 def _bias(plan: Plan, weights: Weights, name: str, size: int) -> np.ndarray | None:
@@ -49,13 +88,17 @@ def linear(w: Writer, x: Tensor, weight: np.ndarray, bias: np.ndarray | None) ->
     """Write x W + b over the last axis."""
     if w.pick(False, False, False, True):
         return _gemm(w, x, weight, bias)
-    how = w.pick("plain", "plain", "plain", "transposed", "identity")
+    how = w.pick("plain", "plain", "plain", "transposed", "identity", "cast")
     if how == "transposed":
         factor = w.op("Transpose", w.constant(np.ascontiguousarray(weight.T), w.dtype), perm=[1, 0])
     else:
         factor = w.constant(weight, w.dtype)
     if how == "identity":
         factor = w.op("Identity", factor)
+    if how == "cast":
+        factor = w.op("Cast", w.constant(weight.astype(np.float64), np.float64), to=w.element)
+    if w.breaks.here("a weight with another reader"):
+        w.output(w.op("ReduceMax", factor, rank=2, keepdims=1), "largest")
     y = w.op("MatMul", x, factor)
     return y if bias is None else w.both("Add", y, w.constant(bias, w.dtype))
 
@@ -83,17 +126,23 @@ def _reshaped(w: Writer, y: Tensor, x: Tensor, rest: list[int]) -> Tensor:
     return w.op("Reshape", y, target, rank=rank)
 
 
-def _projected(w: Writer, plan: Plan, x: Tensor, weights: Weights) -> list[Tensor]:
+def _projected(w: Writer, plan: Plan, x: Tensor, source: Tensor, weights: Weights) -> list[Tensor]:
     heads = [HEADS, plan.kv_heads, plan.kv_heads]
     columns = [count * SIZE for count in heads]
     parts = [weights(name, HIDDEN, size) for name, size in zip("qkv", columns, strict=True)]
     biases = [_bias(plan, weights, name, size) for name, size in zip("qkv", columns, strict=True)]
     if not plan.packed:
-        flat = [linear(w, x, weight, bias) for weight, bias in zip(parts, biases, strict=True)]
+        flat = [
+            linear(w, given, weight, bias)
+            for given, weight, bias in zip((x, source, source), parts, biases, strict=True)
+        ]
     else:
         bias = np.concatenate(biases) if plan.bias else None
         flat = parted(w, linear(w, x, np.concatenate(parts, 1), bias), columns)
-    return [_heads(w, part, x, count) for part, count in zip(flat, heads, strict=True)]
+    return [
+        _heads(w, part, given, count)
+        for part, given, count in zip(flat, (x, source, source), heads, strict=True)
+    ]
 
 
 def parted(w: Writer, x: Tensor, columns: list[int]) -> list[Tensor]:
@@ -185,32 +234,33 @@ def _bent(w: Writer, scores: Tensor) -> Tensor:
     return w.both("Mul", w.op("Tanh", ratio), cap)
 
 
-def _softmax(w: Writer, scores: Tensor) -> Tensor:
+def _softmax(w: Writer, plan: Plan, scores: Tensor) -> Tensor:
     axis = w.pick(-1, scores.rank - 1)
     if w.breaks.here("softmax over another axis"):
-        axis = w.breaks.occurrence % 2 - 2
+        axis = -2
     wide = w.cast(scores, np.float32) if w.pick(True, False) else scores
-    return w.cast(w.op("Softmax", wide, axis=axis), w.dtype)
+    odds = w.op("Softmax", wide, axis=axis)
+    if not plan.guard:
+        return w.cast(odds, w.dtype)
+    early = w.pick(True, False)
+    odds = w.cast(odds, w.dtype) if early else odds
+    fill = 0.1 if w.breaks.here("a guard that fills with another value") else 0.0
+    return w.cast(w.op("Where", w.op("IsNaN", odds), fill, odds), w.dtype)
 
 
-def _masked(
-    w: Writer, plan: Plan, scores: Tensor, x: Tensor, weights: Weights, names: Names
-) -> Tensor:
-    bias: Tensor | None = None
-    if plan.position:
-        shape = [1, HEADS, names["seq"], names["keys"]]
-        bias = w.input("position_bias", w.dtype, shape)
+def _position(w: Writer, names: Names) -> Tensor:
+    return w.input("position_bias", w.dtype, [1, HEADS, names["seq"], names["keys"]])
+
+
+def _masked(w: Writer, plan: Plan, scores: Tensor, x: Tensor, names: Names) -> Tensor:
+    bias = _position(w, names) if plan.position else None
     if not plan.mask:
         return scores if bias is None else w.both("Add", scores, bias)
     mask = _mask(w, plan, x, names)
     if w.breaks.here("a mask of rank 5"):
         mask = w.op("Unsqueeze", mask, [0], rank=5)
     if mask.dtype == bool:
-        low = float(np.finfo(w.dtype).min)
-        if w.breaks.here("a fill that scores reach"):
-            low = -1.0
-        where = (mask, scores, low)
-        return w.op("Where", *where)
+        return _filled(w, plan, mask, scores)
     if bias is not None:
         if w.pick(True, False):
             return w.both("Add", scores, w.both("Add", bias, mask))
@@ -220,9 +270,26 @@ def _masked(
     return w.both("Add", scores, mask)
 
 
+def _filled(w: Writer, plan: Plan, keep: Tensor, scores: Tensor) -> Tensor:
+    low = w.constant(_lowest(w, plan), w.dtype)
+    if w.breaks.here("a fill that scores reach"):
+        low = w.constant(-1.0, w.dtype)
+    how = w.pick("where", "not", "additive")
+    if how == "where":
+        return w.op("Where", keep, scores, low)
+    drop = w.op("Not", keep)
+    if how == "not":
+        return w.op("Where", drop, low, scores)
+    return w.both("Add", scores, w.op("Where", drop, low, w.constant(0.0, w.dtype)))
+
+
+def _lowest(w: Writer, plan: Plan) -> float:
+    return float("-inf") if plan.guard else float(np.finfo(w.dtype).min)
+
+
 def _mask(w: Writer, plan: Plan, x: Tensor, names: Names) -> Tensor:
     """Return what is added to the scores, or where they are kept."""
-    low = float(np.finfo(w.dtype).min)
+    low = _lowest(w, plan)
     full = [names["mask_batch"], 1, names["mask_seq"], names["keys"]]
     if plan.mask == "additive":
         return w.input("mask", w.dtype, full)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-HIDDEN, HEADS, INNER = 16, 4, 12
+HIDDEN, HEADS, INNER = 24, 4, 20  # no two sizes of a head, the heads, and a run are equal
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Plan:
         packed: q, k, and v from one projection, gate and up from another.
         qk_norm: An RMSNorm of each head of q and k.
         cache: Keys and values of the past stand before the new ones.
+        cross: Keys and values are projected from another input.
+        guard: Masked with -inf, and 0 where a row of the softmax is NaN.
         scaled: Scores are divided by the root of the head size.
         position: A learned bias is added to the scores.
         softcap: Scores are bent by tanh.
@@ -50,6 +52,8 @@ class Plan:
     packed: bool = False
     qk_norm: bool = False
     cache: bool = False
+    cross: bool = False
+    guard: bool = False
     scaled: bool = True
     position: bool = False
     softcap: bool = False
@@ -66,6 +70,9 @@ FAMILIES = (
     Plan("llama", kv_heads=2, rope="half", mask="causal"),
     Plan("mistral", kv_heads=2, rope="half", mask="additive"),
     Plan("qwen3", kv_heads=2, rope="half", mask="causal", qk_norm=True),
+    Plan("sdpa", kv_heads=2, rope="half", mask="causal", guard=True),
+    Plan("sdpa keep", kv_heads=1, rope="half", mask="keep", guard=True, act="gelu"),
+    Plan("cross", norm="layer", mask="padding", bias=True, cross=True, act="relu", gated=False),
     Plan("gemma", kv_heads=1, rope="half", mask="keep", softcap=True, act="gelu_tanh"),
     Plan("phi", rope="half", mask="causal", packed=True),
     Plan("decode", kv_heads=2, rope="half", mask="additive", cache=True),

@@ -66,6 +66,11 @@ class Writer:
         self._shared: dict[tuple[object, ...], Tensor] = {}
         self._made: dict[tuple[object, ...], Tensor] = {}
 
+    @property
+    def element(self) -> int:
+        """The ONNX element type of weights and activations."""
+        return int(helper.np_dtype_to_tensor_dtype(self.dtype))
+
     def pick(self, *options: Any) -> Any:
         """Return one of the options; the first in the canonical spelling."""
         return options[0] if self.random is None else options[self.random.integers(len(options))]

@@ -218,7 +218,7 @@ def _shapes(command: Parser) -> None:
     )
     texts = {
         "min": "smallest shapes that the engine takes",
-        "opt": "shapes that the engine is tuned for, and that the proof runs with",
+        "opt": "shapes that the engine is tuned for, and that savings are told for",
         "max": "largest shapes that the engine takes",
     }
     for level, text in texts.items():
@@ -267,7 +267,8 @@ def _tolerance(command: Parser) -> None:
         "--rtol",
         type=float,
         metavar="ERROR",
-        help="largest relative error that passes (default: 1e-4 for fp32, 2e-2 for fp16 and bf16)",
+        help="largest relative error that passes"
+        " (default: 1e-4 for fp32, 2e-2 for fp16, 8e-2 for bf16)",
     )
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the random inputs (default: 0)"

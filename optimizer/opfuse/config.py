@@ -76,6 +76,8 @@ class Config:
         _check_precision(self.precision)
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative", "give 0 or more")
 
     @classmethod
     def option_names(cls) -> frozenset[str]:

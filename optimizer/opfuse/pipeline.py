@@ -89,9 +89,12 @@ def plugins(library: Path | None) -> LibraryInfo:
 
 def _checked_output(config: Config, goal: str) -> Path | None:
     """Refuses, before any work, what could not be written after it."""
+    outputs = [*config.reports, *([] if config.output is None else [config.output])]
     for path in config.reports:
         check_suffix(path)
         check_output(path)
+        if sum(path.absolute() == other.absolute() for other in outputs) > 1:
+            raise InputError(f"{path} is named for two outputs", "give each a file of its own")
     if goal == "explain":
         return None
     if config.output is None:

@@ -230,3 +230,14 @@ def test_a_mask_with_symbols_of_its_own(shape):
     outcome = attention(masked.replace("(scores)", "(l)"), f"T[{shape}] mask")
     assert outcome.counts == {"FlashAttention": 1}
     outcome.same({"B": 2, "Q": 5, "K": 3, "C": 2, "L": 3, "M": 5, "N": 3})
+
+
+@pytest.mark.parametrize("fill", ["-65504.0", "-60001.0"])
+def test_fp16_masked_with_a_finite_number(fill):
+    """-65504 does not absorb a score of fp16, so the mask is in fp32: a row of it is uniform."""
+    text = PLAIN.replace("weights = Softmax", f"l = Where(keep, scores, {fill})\nweights = Softmax")
+    outcome = attention(text.replace("(scores)", "(l)"), "bool[B, 1, Q, K] keep", dtype="float16")
+    assert outcome.counts == {"FlashAttention": 1}
+    keep = fully_masked(2, 5, 6)
+    wide = np.random.default_rng(1).normal(0, 8, (2, 4, 5, 6)).astype(np.float16)
+    outcome.same({"B": 2, "Q": 5, "K": 6}, keep=keep, q=wide)

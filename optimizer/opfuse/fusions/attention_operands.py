@@ -89,8 +89,8 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
     """Turn where(keep, scores + bias, fill) into scores + where(keep, bias, lowest).
 
     The two agree where the lowest number of the type, which stands for any finite fill, absorbs the
-    scores, so that a fully masked row weighs all keys alike. It does but in fp16, which the proof
-    tries.
+    scores, so that a fully masked row weighs all keys alike. That of fp16 does not, so there the
+    mask is in fp32.
     """
     fill = found["fill"]
     choice = found["keep" if found.has("keep") else "drop"]
@@ -98,16 +98,23 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
     value = found.scalar("fill")
     if value > _REACHABLE:
         raise Miss(f"masks with {value:g}, which scores may reach", found.reader(fill))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(fill) or 1)
+    element = found.work.dtype(fill) or onnx.TensorProto.FLOAT
+    widened = element == onnx.TensorProto.FLOAT16 and np.isfinite(value)
+    element = onnx.TensorProto.FLOAT if widened else element
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
     zero = np.zeros((), dtype)
     seen: gs.Tensor = found.work.constant(fill, "zero", zero)
     if found.has("bias"):
         seen = found["bias"]
         fits(found, seen, space)
+        if widened:
+            wide = found.work.fresh(seen, "wide", element)
+            made.append(NewNode("Cast", (seen,), (wide,), {"to": element}, ""))
+            seen = wide
     if np.isfinite(value):
         lowest = np.nextafter(np.array(-np.inf, dtype), zero)
         fill = found.work.constant(fill, "lowest", np.asarray(lowest))
-    mask = found.work.fresh(fill, "mask")
+    mask = found.work.fresh(fill, "mask", element)
     order = (choice, seen, fill) if found.has("keep") else (choice, fill, seen)
     made.append(NewNode("Where", order, (mask,), {}, ""))
     return mask

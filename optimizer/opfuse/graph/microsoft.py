@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from opfuse.graph import microsoft_attention
+from opfuse.graph import microsoft_attention, microsoft_gqa
 from opfuse.graph.edit import producer
 from opfuse.graph.expansion import Entry, Expansion, Results, Unclear
 from opfuse.graph.microsoft_attention import last_dim
@@ -232,6 +232,7 @@ ENTRIES = {
     ),
     "TransposeMatMul": _PRODUCT,
     **microsoft_attention.ENTRIES,
+    **microsoft_gqa.ENTRIES,
 }
 
 

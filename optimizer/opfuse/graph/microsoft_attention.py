@@ -47,26 +47,30 @@ def from_heads(e: Expansion, x: gs.Tensor) -> gs.Tensor:
 def attend(
     e: Expansion, q: gs.Tensor, k: gs.Tensor, v: gs.Tensor, mask: gs.Tensor | None
 ) -> gs.Tensor:
-    """softmax(scale q k^T + mask) v."""
+    """softmax(scale q k^T + mask) v, the scores bounded by ``softcap`` if the node has one."""
     scale = e.number("scale", 0.0) or 1 / math.sqrt(last_dim(e, q))
     scores = e("MatMul", q, e("Transpose", k, perm=[0, 1, 3, 2]))
     scores = e("Mul", scores, e.scalar(scale, q))
+    cap = e.number("softcap", 0.0)
+    if cap:
+        scores = e("Mul", e("Tanh", e("Div", scores, e.scalar(cap, q))), e.scalar(cap, q))
     if mask is not None:
         scores = e("Add", scores, mask)
     return from_heads(e, e("MatMul", e("Softmax", scores, axis=-1), v))
 
 
-def _size(e: Expansion, x: gs.Tensor, axis: int) -> gs.Tensor:
+def size_of(e: Expansion, x: gs.Tensor, axis: int) -> gs.Tensor:
+    """Return one size of ``x`` as a scalar of the graph."""
     return e("Squeeze", e("Shape", x, start=axis, end=axis + 1))
 
 
 def _visible(e: Expansion, q: gs.Tensor, k: gs.Tensor, past: gs.Tensor | None) -> gs.Tensor:
     """Query i sees key j where j <= i + past: bool [queries, keys]."""
     zero, one = e.index(0), e.index(1)
-    rows = e("Range", zero, _size(e, q, 2), one)
+    rows = e("Range", zero, size_of(e, q, 2), one)
     if past is not None:
-        rows = e("Add", rows, _size(e, past, 2))
-    columns = e("Range", zero, _size(e, k, 2), one)
+        rows = e("Add", rows, size_of(e, past, 2))
+    columns = e("Range", zero, size_of(e, k, 2), one)
     return e("LessOrEqual", columns, e("Unsqueeze", rows, e.integers(1)))
 
 
@@ -83,7 +87,7 @@ def _padding(e: Expansion, mask: gs.Tensor, batch: object, keys: gs.Tensor) -> g
         if shape != (batch,):
             raise Unclear(f"mask {mask.name} is ({shape[0]}), want lengths for batch {batch}")
         lengths = e("Unsqueeze", e("Cast", mask, to=TensorProto.INT64), e.integers(1))
-        seen = e("Less", e("Range", e.index(0), _size(e, keys, 2), e.index(1)), lengths)
+        seen = e("Less", e("Range", e.index(0), size_of(e, keys, 2), e.index(1)), lengths)
     elif e.dtype(mask) == TensorProto.BOOL:
         seen = mask
     else:
@@ -112,7 +116,8 @@ def mask_of(
     return e("Add", bias, mask)
 
 
-def _pieces(e: Expansion, x: gs.Tensor, widths: list[int]) -> list[gs.Tensor]:
+def pieces(e: Expansion, x: gs.Tensor, widths: list[int]) -> list[gs.Tensor]:
+    """Return the stretches of these lengths of the last axis."""
     ends = np.cumsum(widths).tolist()
     starts = [0, *ends[:-1]]
     last = e.integers(-1)
@@ -134,7 +139,7 @@ def _attention(e: Expansion) -> Results:
     bias = e.get(2)
     if bias is not None:
         packed = e("Add", packed, bias)
-    q, k, v = (to_heads(e, part, heads) for part in _pieces(e, packed, widths))
+    q, k, v = (to_heads(e, part, heads) for part in pieces(e, packed, widths))
     if past is not None:
         old = [e("Gather", past, e.index(i), axis=0) for i in (0, 1)]
         k, v = (e("Concat", *pair, axis=2) for pair in zip(old, (k, v), strict=True))
@@ -155,7 +160,7 @@ def _multi_head(e: Expansion) -> Results:
     if ranks[1] == 4 and (bias is not None or past != (None, None)):
         raise Unclear("k and v have heads already, and a bias or a cache besides")
     if bias is not None:
-        parts = _pieces(e, bias, [last_dim(e, tensor) for tensor in tensors])
+        parts = pieces(e, bias, [last_dim(e, tensor) for tensor in tensors])
         tensors = [e("Add", *pair) for pair in zip(tensors, parts, strict=True)]
     q, k, v = (
         to_heads(e, tensor, heads) if rank == 3 else tensor
@@ -169,14 +174,14 @@ def _multi_head(e: Expansion) -> Results:
 
 def _rotary(e: Expansion) -> Results:
     x, rank = e[0], len(e.shape(e[0]))
-    half = last_dim(e, e[2])
+    half, interleaved = last_dim(e, e[2]), bool(e.integer("interleaved"))
     if rank == 3:
         heads = e.integer("num_heads") or last_dim(e, x) // (2 * half)
-        turned = rotate(e, to_heads(e, x, heads), *_angles(e, x, 1))
-        return (from_heads(e, turned),)
+        apart = to_heads(e, x, heads)
+        return (from_heads(e, rotate(e, apart, *_angles(e, x, 1), interleaved=interleaved)),)
     if rank != 4:
         raise Unclear(f"{x.name} has rank {rank}, want 3 or 4")
-    return (rotate(e, x, *_angles(e, x, 2)),)
+    return (rotate(e, x, *_angles(e, x, 2), interleaved=interleaved),)
 
 
 def _angles(e: Expansion, x: gs.Tensor, axis: int) -> list[gs.Tensor]:
@@ -185,24 +190,26 @@ def _angles(e: Expansion, x: gs.Tensor, axis: int) -> list[gs.Tensor]:
     if ranks not in (1, 2):
         raise Unclear(f"{positions.name} has rank {ranks}, want 1 or 2")
     if ranks == 1:  # where the first one stands
-        positions = e("Add", positions, e("Range", e.index(0), _size(e, x, axis), e.index(1)))
+        positions = e("Add", positions, e("Range", e.index(0), size_of(e, x, axis), e.index(1)))
     axes = e.integers(*((1,) if ranks == 2 else (0, 1)))
     return [e("Unsqueeze", e("Gather", cache, positions), axes) for cache in (e[2], e[3])]
 
 
-def rotate(e: Expansion, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
+def rotate(
+    e: Expansion, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, *, interleaved: bool
+) -> gs.Tensor:
     """Turn the first values of each head, as many as the caches tell; the rest stay."""
     size, half = last_dim(e, x), last_dim(e, cos)
     if e.integer("rotary_embedding_dim") not in (0, 2 * half) or 2 * half > size:
         raise Unclear(f"turns {e.integer('rotary_embedding_dim')} values by {half} angles")
     rest = []
     if 2 * half < size:
-        x, kept = _pieces(e, x, [2 * half, size - 2 * half])
+        x, kept = pieces(e, x, [2 * half, size - 2 * half])
         rest = [kept]
-    if e.integer("interleaved"):
+    if interleaved:
         y = _turn_pairs(e, x, cos, sin)
     else:
-        a, b = _pieces(e, x, [half, half])
+        a, b = pieces(e, x, [half, half])
         first = e("Sub", e("Mul", a, cos), e("Mul", b, sin))
         second = e("Add", e("Mul", b, cos), e("Mul", a, sin))
         y = e("Concat", first, second, axis=-1)

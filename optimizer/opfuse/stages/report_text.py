@@ -70,8 +70,8 @@ def _line(markup: str) -> Text:
 
 def _headline(report: Report) -> Text:
     model = report.model
-    line = f"[bold]{clean(model['path'])}[/]: {model['nodes']} nodes, opset {model['opset']}"
-    line += f", {model['fused_nodes']} nodes fused"
+    line = f"[bold]{clean(model['path'])}[/]: opset {model['opset']}"
+    line += f", {model['nodes']} nodes became {model['fused_nodes']}"
     if model["output"]:
         line += f" -> [bold]{clean(model['output'])}[/]"
     return _line(line)

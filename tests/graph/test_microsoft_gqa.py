@@ -1,0 +1,117 @@
+"""onnxruntime's GroupQueryAttention fuses with its cache, its rotation, and its mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.small import fuse_model, model
+
+HEADS, KV_HEADS, SIZE = 4, 2, 32
+Q = f"T[B, S, {HEADS * SIZE}] q"
+KV = f"T[B, S, {KV_HEADS * SIZE}] k, T[B, S, {KV_HEADS * SIZE}] v"
+CACHE = f"T[B, {KV_HEADS}, P, {SIZE}] pk, T[B, {KV_HEADS}, P, {SIZE}] pv"
+LENGTHS = "int32[B] lengths, int32[1] total"
+OUTPUTS = f"T[B, S, {HEADS * SIZE}] y, T[B, 2, N, {SIZE}] nk, T[B, 2, N, {SIZE}] nv"
+FLAGS = {
+    "plain": "",
+    "rotated": ", do_rotary=1",
+    "rotated in pairs": ", do_rotary=1, rotary_interleaved=1",
+    "a window": ", local_window_size=3",
+    "a scale": ", scale=0.2",
+    "a softcap": ", softcap=5.0",
+}
+
+
+def fused(flags="", operands="q, k, v, pk, pv, lengths, total", inputs=None, last="", width=16):
+    if "do_rotary" in flags:
+        last = ", c, s" + last
+    elif last:
+        last = ", , " + last
+    text = (
+        f"y, nk, nv = com.microsoft.GroupQueryAttention<num_heads={HEADS}, "
+        f"kv_num_heads={KV_HEADS}{flags}>({operands}{last})"
+    )
+    weights = {"c": (16, width), "s": (16, width)} if "do_rotary" in flags else {}
+    made = model(text, inputs or f"{Q}, {KV}, {CACHE}, {LENGTHS}", OUTPUTS, weights)
+    outcome = fuse_model(made)
+    assert outcome.counts["FlashAttention"] == 1, outcome.fused.misses
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == KV_HEADS
+    return outcome
+
+
+def lengths(*known, total):
+    return {
+        "lengths": np.array([length - 1 for length in known], np.int32),
+        "total": np.array([total], np.int32),
+    }
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_a_token_after_a_cache(case):
+    outcome = fused(FLAGS[case])
+    outcome.same({"B": 2, "S": 1, "P": 5}, **lengths(6, 6, total=6))
+    outcome.same({"B": 1, "S": 1, "P": 1}, **lengths(2, total=2))
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_several_tokens_after_a_cache(case):
+    fused(FLAGS[case]).same({"B": 1, "S": 3, "P": 5}, **lengths(8, total=8))
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_a_prompt(case):
+    outcome = fused(FLAGS[case])
+    outcome.same({"B": 2, "S": 5, "P": 0}, pk=empty(2), pv=empty(2), **lengths(5, 5, total=5))
+
+
+def empty(batch):
+    return np.zeros((batch, KV_HEADS, 0, SIZE), np.float32)
+
+
+def test_a_cache_that_is_longer_than_what_it_holds():
+    fused(FLAGS["rotated"]).same({"B": 1, "S": 1, "P": 9}, **lengths(4, total=4))
+
+
+def test_lengths_that_differ():
+    outcome = fused(FLAGS["rotated"])
+    outcome.same({"B": 2, "S": 1, "P": 6}, **lengths(4, 7, total=7))
+
+
+def test_no_cache():
+    inputs = f"{Q}, {KV}, {LENGTHS}"
+    outcome = fused(operands="q, k, v, , , lengths, total", inputs=inputs)
+    outcome.same({"B": 2, "S": 5}, **lengths(5, 5, total=5))
+
+
+def test_projections_in_one_tensor():
+    packed = f"T[B, S, {(HEADS + 2 * KV_HEADS) * SIZE}] q"
+    outcome = fused(
+        FLAGS["rotated"], "q, , , pk, pv, lengths, total", f"{packed}, {CACHE}, {LENGTHS}"
+    )
+    outcome.same({"B": 2, "S": 1, "P": 5}, **lengths(6, 6, total=6))
+
+
+def test_a_part_of_each_head_turns():
+    outcome = fused(FLAGS["rotated"], width=8)
+    outcome.same({"B": 1, "S": 1, "P": 5}, **lengths(6, total=6))
+
+
+LEFT = {
+    "positions": (", do_rotary=1", "c, s, p", "takes its positions from outside"),
+    "a sink": ("", ", , , , sink", "has input 11, sink"),
+    "quantised": (", kv_cache_bit_width=8", "", "has kv_cache_bit_width=8"),
+    "not causal": (", causal=0", "", "has causal=0"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_left_with_its_reason(case):
+    flags, last, reason = LEFT[case]
+    inputs = f"{Q}, {KV}, {CACHE}, {LENGTHS}, T[16, 4] c, T[16, 4] s, int64[B, S] p, T[4] sink"
+    text = (
+        f"y, nk, nv = com.microsoft.GroupQueryAttention<num_heads={HEADS}, "
+        f"kv_num_heads={KV_HEADS}{flags}>(q, k, v, pk, pv, lengths, total, {last})"
+    )
+    outcome = fuse_model(model(text.replace(", )", ")"), inputs, OUTPUTS))
+    outcome.refused("FlashAttention", "y", reason)
