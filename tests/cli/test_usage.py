@@ -94,7 +94,12 @@ def test_spellings_of_trtexec_and_polygraphy(flags):
         (["build", "m.onnx", "-o", "e", "--precision", "fp16"], "keeps the types"),
         (["build", "m.onnx", "-o", "e", "--time-limit", "-1"], "above zero"),
         (["build", "m.onnx", "-o", "e", "--rtol", "nan"], "above zero"),
+        (["build", "m.onnx", "-o", "e", "--time-limit", "inf"], "finite"),
+        (["build", "m.onnx", "-o", "e", "--time-limit", "nan"], "finite"),
+        (["build", "m.onnx", "-o", "e", "--rtol", "inf"], "finite"),
         (["build", "m.onnx", "-o", "e", "--seed", "x"], "--seed"),
+        (["build", "m.onnx", "-o", "e", "--seed", "-1"], "seed -1 is negative"),
+        (["verify", "m.onnx", "m.onnx", "--seed", "-1"], "seed -1 is negative"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
