@@ -115,10 +115,10 @@ def _checked_output(config: Config, goal: str) -> Path | None:
     if config.output is None:
         raise InputError(f"{goal} has no output file", "name one with -o")
     if goal == "build":
-        from opfuse.engine.select import select
+        from opfuse.stages.build import require
         from opfuse.stages.library import choose_library
 
-        select(config.backend)
+        require(config)
         choose_library(config)
     return config.output
 

@@ -21,6 +21,15 @@ from opfuse.files import Pending, check_output, scratch, translated, write_atomi
 from opfuse.progress import Progress
 
 
+def require(config: Config) -> None:
+    """Refuse, before any work, a backend that this machine has not got.
+
+    Raises:
+        MissingComponent: The backend cannot be used on this machine.
+    """
+    select(config.backend)
+
+
 def build(
     model: ModelProto,
     base_dir: Path,
