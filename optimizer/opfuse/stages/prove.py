@@ -130,7 +130,7 @@ class _Run:
         try:
             self.whole = child.run(
                 "opfuse.numerics.worker:prove",
-                (left, pair, self._config.seed, self._config.rtol),
+                (left, pair, self._config.seed, self._config.rtol, dict(self._config.opt_shapes)),
                 task=_TASK,
                 time_limit=self._config.time_limit,
                 on_event=self._note,
