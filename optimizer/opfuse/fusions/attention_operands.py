@@ -72,8 +72,9 @@ def query_of(found: Found, made: list[NewNode]) -> gs.Tensor:
     if not found.has("by_head"):
         return query
     factor, shape = found["by_head"], found.work.shape(found["by_head"])
-    if shape is None or len(shape) > len(found.shape("q")) or any(d != 1 for d in shape[-2:]):
-        reason = f"scores are multiplied by {factor.name}, {text(shape)}, which is no scale"
+    rank = len(found.shape("q"))
+    if shape is None or not 3 <= len(shape) <= rank or any(dim != 1 for dim in shape[-2:]):
+        reason = f"scores are multiplied by {factor.name}, {text(shape)}: no scale of each head"
         raise Miss(reason, producer(factor) or found.reader(factor))
     out = found.work.fresh(query, "by_head")
     made.append(NewNode("Mul", (query, factor), (out,), {}, ""))

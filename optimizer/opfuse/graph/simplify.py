@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit, regroup
+from opfuse.graph import edit, folding, pairs, regroup
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.rewriter import Rewriter, Rule
@@ -250,7 +250,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "And": (logic,),
     "Or": (logic,),
     "Expand": (same_shape,),
-    "Slice": (same_shape,),
+    "Slice": (same_shape, pairs.one_of_each_pair),
+    "Gather": (pairs.one_of_each_pair,),
+    "Split": (pairs.split_of_concat, folding.split),
     "Squeeze": (view,),
     "Unsqueeze": (view,),
     "Flatten": (view,),
