@@ -28,7 +28,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 model, counts = optimize_for_ort(onnx_ir.load(sys.argv[1]))
 onnx_ir.save(model, sys.argv[2])
 """
-_VERSIONS = """
+VERSIONS = """
 import json, sys
 from importlib import metadata
 names = {d.metadata["Name"].lower() for d in metadata.distributions()}
@@ -83,7 +83,7 @@ def _best(commands: Mapping[str, Sequence[str]], repeat: int) -> dict[str, Run]:
 
 def _peer_versions(python: str) -> dict[str, str]:
     names = [peer.package for peer in PEERS]
-    listed = subprocess.run([python, "-c", _VERSIONS, *names], capture_output=True, check=True)
+    listed = subprocess.run([python, "-c", VERSIONS, *names], capture_output=True, check=True)
     return dict(json.loads(listed.stdout))
 
 

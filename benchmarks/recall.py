@@ -169,7 +169,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--prove", action="store_true", help="let opfuse prove each match too")
     args = parser.parse_args()
-    models = [path for path in sorted(args.folder.glob("*.onnx")) if args.only in path.name]
+    truths = sorted(args.folder.glob("*.json"))  # an export that failed has none
+    models = [path.with_suffix(".onnx") for path in truths if args.only in path.name]
     outcomes = [fuse(path, prove=args.prove) for path in models]
     if not outcomes:
         parser.error(f"no model in {args.folder} has {args.only!r} in its name")

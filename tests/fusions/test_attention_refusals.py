@@ -17,12 +17,11 @@ CAPPED = HEAD + "ratio = Div(scores, 3.0)\nbent = Tanh(ratio)\nlogits = Mul(bent
         (PLAIN.replace("axis=-1", "axis=2"), "weights", "works along axis 2, want the last of 4"),
         (CAPPED.format("5.0"), "logits", "divides by 3 before tanh and multiplies by 5"),
         (CAPPED.format("-3.0"), "logits", "divides by 3 before tanh and multiplies by -3"),
-        (HEAD.replace("0.25", "each") + TAIL.replace("logits", "scores"), "scores", "not a scalar"),
         (PLAIN.replace("0.25", "0.0"), "raw", "the scale is 0"),
     ],
 )
 def test_refused_with_its_reason(text, node, reason):
-    outcome = attention(text, each=(4, 1, 1))
+    outcome = attention(text)
     outcome.refused("FlashAttention", node, reason)
     outcome.same(*SIZES)
 
@@ -78,10 +77,24 @@ def test_weights_that_are_read_elsewhere_are_refused():
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("shape", ["4, 1, K", "4, Q, 1", "1"])
+def test_a_factor_that_is_no_scale_of_each_head_is_refused(shape):
+    text = HEAD.replace("0.25", "each") + TAIL.replace("logits", "scores")
+    outcome = attention(text, f"T[{shape}] each")
+    outcome.refused("FlashAttention", "scores", "no scale of each head")
+    outcome.same(*SIZES)
+
+
 def test_other_ranks_are_refused():
+    text = PLAIN.replace("[0, 1, 3, 2]", "[1, 0]").replace("B, 4, ", "")
+    outcome = attention(text, qkv=QKV.replace("B, 4, ", ""))
+    outcome.refused("FlashAttention", "raw", "have ranks 2, 2, 2, want 4")
+
+
+def test_several_sizes_that_are_no_numbers_are_refused_over_five_axes():
     text = PLAIN.replace("[0, 1, 3, 2]", "[0, 1, 2, 4, 3]")
     outcome = attention(text, qkv=QKV.replace("[B", "[1, B"))
-    outcome.refused("FlashAttention", "raw", "have ranks 5, 5, 5, want 3 or 4")
+    outcome.refused("FlashAttention", "y", "has more than one size that is no number")
     outcome.same(*SIZES)
 
 

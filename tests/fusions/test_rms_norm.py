@@ -98,6 +98,15 @@ def test_gamma_with_leading_ones():
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("unit", ["rsqrt", "one_over", "div", "root_pow"])
+def test_no_epsilon_is_one_of_zero(unit):
+    """Helium's 1e-8, which onnxscript's optimizer takes for nothing."""
+    outcome = rms_norm(spelt(unit=unit).replace("Add(mean, 1.0e-5)", "Identity(mean)"))
+    assert outcome.counts == {"RmsNorm": 1}
+    assert outcome.attribute("RmsNorm", "epsilon") == 0
+    outcome.same(*SIZES)
+
+
 REFUSED = {
     "axis": (spelt().replace("[-1]", "[1]"), "mean", "reduces over axes [1], want the last of 3"),
     "two axes": (spelt().replace("[-1]", "[1, 2]"), "mean", "reduces over axes [1, 2]"),

@@ -250,3 +250,60 @@ def test_what_is_turned_and_subtracted_is_refused():
     outcome = rope(HALVES["slices"] + TURN.replace("Add(", "Sub("))
     outcome.refused("Rope", "y", "subtracts what is turned, want it added")
     outcome.same(*SIZES)
+
+
+NORMS = {
+    "RmsNorm": """
+        square = Mul(r, r)
+        mean = ReduceMean(square, [-1])
+        variance = Add(mean, 1.0e-6)
+        root = Sqrt(variance)
+        unit = Div(r, root)
+        y = Mul(unit, gamma)""",
+    "LayerNormalization": "y = LayerNormalization<axis=-1>(r, gamma)",
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_behind_it_takes_its_sum_for_no_residual(norm):
+    """Hunyuan normalises q and k behind the rope."""
+    outcome = rope(HALVES["slices"] + TURN.replace("y =", "r =") + NORMS[norm], gamma=(6,))
+    assert outcome.counts == {"Rope": 1, norm: 1}
+    outcome.same(*SIZES)
+
+
+UNBOUND = {
+    "slices": """
+        p = Reshape(x, [0, 0, -1, 3, 2])
+        e = Slice(p, [0], [1], [-1])
+        even = Squeeze(e, [4])
+        o = Slice(p, [1], [2], [4], [1])
+        odd = Squeeze(o, [-1])
+    """,
+    "gathers": """
+        p = Reshape(x, [0, 0, -1, 3, 2])
+        zero = Constant<value = int64 {0}>()
+        one = Constant<value = int64 {1}>()
+        even = Gather<axis=-1>(p, zero)
+        odd = Gather<axis=4>(p, one)
+    """,
+}
+
+
+@pytest.mark.parametrize("parts", UNBOUND)
+def test_pairs_that_are_an_axis_of_their_own(parts):
+    """As diffusers unbinds them."""
+    text = """
+        minus = Neg(odd)
+        first = Unsqueeze(minus, [-1])
+        second = Unsqueeze(even, [-1])
+        stacked = Concat<axis=-1>(first, second)
+        turned = Reshape(stacked, [0, 0, -1, 6])
+        straight = Mul(x, cos)
+        across = Mul(turned, sin)
+        y = Add(straight, across)
+    """
+    outcome = rope(UNBOUND[parts] + text)
+    assert outcome.ops == ["Rope"]
+    assert outcome.attribute("Rope", "interleaved") == 1
+    outcome.same(*SIZES)

@@ -1,9 +1,10 @@
 """Every fusion, in the order in which they are applied; the order is meaning.
 
 Norms come first because their sums and their outputs are what everything else reads, LayerNorm
-before RmsNorm, which is what it is behind its centring; attention before the softmax inside it,
-before rope, and gates before GEMM epilogues, so that the wider takes what the narrower would claim;
-merges last, since they follow fused nodes back to the projections.
+before RmsNorm, which is what it is behind its centring; rope before the sums of norms, since its
+own sum is no residual where a norm of q or k reads it; attention before the softmax inside it, and
+gates before GEMM epilogues, so that the wider takes what the narrower would claim; merges last,
+since they follow fused nodes back to the projections.
 """
 
 from opfuse.fusions import (
@@ -28,15 +29,15 @@ from opfuse.fusions import (
 FUSIONS = (
     layer_norm.FUSION,
     rms_norm.FUSION,
+    rope.FUSION,
+    rope_op.FUSION,
+    rope_parts.FUSION,
     add_rms_norm.FUSION,
     add_layer_norm.FUSION,
     group_norm_silu.FUSION,
     attention.FUSION,
     attention_op.FUSION,
     masked_softmax.FUSION,
-    rope.FUSION,
-    rope_op.FUSION,
-    rope_parts.FUSION,
     gated_act.FUSION,
     gate_up_merge.FUSION,
     gemm_act.FUSION,

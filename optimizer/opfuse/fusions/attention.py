@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from opfuse.fusions.attention_axes import Folded
 from opfuse.fusions.attention_body import DEFINITION
 from opfuse.fusions.attention_operands import (
     heads_of,
     key_of,
     mask_of,
-    with_head,
+    query_of,
     without_copies,
 )
 from opfuse.fusions.guards import (
@@ -44,14 +44,17 @@ def scaled(x: Pattern, name: str) -> Pattern:
 
 
 scores = op.MatMul(scaled(Var("q"), "q"), scaled(Var("kt"), "k"))
-logits = maybe_cast(scaled(maybe_cast(scores), "scores"))
+by_head = op.Mul(scores, Var("by_head"))
+logits = maybe_cast(any_of(scaled(maybe_cast(scores), "scores"), by_head))
 bent = op.Mul(op.Tanh(scaled(logits, "cap")), Const("softcap"))
 capped = any_of(bent, logits)
 biased = any_of(op.Add(capped, Var("bias")), capped)
 kept = op.Where(Var("keep"), biased, Const("fill"))
 dropped = op.Where(Var("drop"), Const("fill"), biased)
-masked = any_of(op.Add(biased, Var("mask")), kept, dropped, capped)
-softmax = op.Softmax(maybe_cast(masked))
+filled = any_of(kept, dropped)
+masked = any_of(op.Add(filled, Var("mask")), op.Add(biased, Var("mask")), filled, capped)
+raised = any_of(op.Max(masked, Const("floor")), op.Clip(masked, Const("floor"), ...))
+softmax = op.Softmax(maybe_cast(any_of(masked, raised)))
 weights = maybe_cast(softmax)
 guard = op.Where(op.IsNaN(weights), Const("zero"), weights)
 context = op.MatMul(maybe_cast(any_of(guard, weights)), Var("v"))
@@ -66,30 +69,35 @@ def _build(found: Found) -> Replacement:
     _check_casts(found)
     made: list[NewNode] = []
     key, also = key_of(found, found["kt"], len(space), made)
+    turned = bool(made)
+    query = query_of(found, made)
     mask = mask_of(found, space, made)
-    if len(space) == 3:
-        return _flat(found, [found["q"], key, found["v"], *mask], made, also)
+    if len(space) != 4:
+        return _other_rank(found, space, [query, key, found["v"], *mask], made, also)
     value = found["v"]
     copies: list[gs.Node] = []
-    if not made or made[0].outputs[0] is not key:
+    if not turned:
         key, value, copies = without_copies(found, key, found["v"])
     attrs = _attributes(found, static(space[1], "heads", found.anchor), heads_of(found, value))
-    made.append(NewNode("FlashAttention", (found["q"], key, value, *mask), (result,), attrs))
+    made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
     return Replacement(made, also + copies)
 
 
-def _flat(
-    found: Found, operands: list[gs.Tensor], made: list[NewNode], also: list[gs.Node]
+def _other_rank(
+    found: Found,
+    space: Shape,
+    operands: list[gs.Tensor],
+    made: list[NewNode],
+    also: list[gs.Node],
 ) -> Replacement:
-    """Take [batch * heads, m, n] tensors as a batch of single heads."""
+    """Take tensors of rank 3, or of more than 4, as [batch, heads, m, n] for the one node."""
+    axes = Folded.of(found, space[:-2], found.shape("kt")[:-2])
+    inputs = [axes.operand(found, *pair, made) for pair in enumerate(operands)]
     result = found.anchor.outputs[0]
-    masks = [name for name in ("mask", "bias", "keep", "drop") if found.has(name)]
-    ranks = [3, 3, 3, max((len(found.shape(name)) for name in masks), default=0)]
-    inputs = [with_head(found, t, r, made) for t, r in zip(operands, ranks, strict=False)]
-    whole = found.work.fresh(result, "one_head")
-    axis = found.work.constant(result, "axis", np.array([1], np.int64))
-    made.append(NewNode("FlashAttention", tuple(inputs), (whole,), _attributes(found, 1, 1)))
-    made.append(NewNode("Squeeze", (whole, axis), (result,), {}, ""))
+    whole = found.work.fresh(result, "four_axes")
+    attrs = _attributes(found, axes.heads, axes.kv_heads)
+    made.append(NewNode("FlashAttention", tuple(inputs), (whole,), attrs))
+    made.append(axes.restored(found, whole, result))
     return Replacement(made, also)
 
 
@@ -106,16 +114,17 @@ def _score_space(found: Found) -> Shape:
     That is [batch, heads, queries, keys], or [batch * heads, queries, keys].
     """
     q, kt, v = (found.shape(name) for name in ("q", "kt", "v"))
-    if len(q) not in (3, 4) or not len(q) == len(kt) == len(v):
+    if len(q) < 3 or not len(q) == len(kt) == len(v):
         raise Miss(
-            f"q, k^T, v have ranks {len(q)}, {len(kt)}, {len(v)}, want 3 or 4 for all",
+            f"q, k^T, v have ranks {len(q)}, {len(kt)}, {len(v)}, want 4 for all",
             found.node(scores),
         )
     static(q[-1], "the head size", found.node(scores))
     if len(q) == 4:
         static(q[1], "the number of heads", found.node(scores))
     front = q[:-2]
-    shared = (front[0], 1) if len(q) == 4 and kt[1] == 1 else front  # one head serves all
+    # One head of k and v serves all of q; or, of five axes, each serves a group.
+    shared = (*front[:-1], 1) if len(q) in (4, 5) and kt[-3] == 1 else front
     pairs = [*zip(kt, (*shared, q[-1]), strict=False), *zip(v, (*shared, kt[-1]), strict=False)]
     if not all(may_equal(have, want) for have, want in pairs):
         raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))

@@ -62,27 +62,84 @@ def heads_of(found: Found, tensor: gs.Tensor) -> int:
     return static(shape[1], "the number of key/value heads", found.anchor)
 
 
+def query_of(found: Found, made: list[NewNode]) -> gs.Tensor:
+    """Return q, times what the scores of each head are multiplied with, as Swin 2 does.
+
+    Raises:
+        Miss: That differs between queries or keys.
+    """
+    query = found["q"]
+    if not found.has("by_head"):
+        return query
+    factor, shape = found["by_head"], found.work.shape(found["by_head"])
+    rank = len(found.shape("q"))
+    if shape is None or not 3 <= len(shape) <= rank or any(dim != 1 for dim in shape[-2:]):
+        reason = f"scores are multiplied by {factor.name}, {text(shape)}: no scale of each head"
+        raise Miss(reason, producer(factor) or found.reader(factor))
+    out = found.work.fresh(query, "by_head")
+    made.append(NewNode("Mul", (query, factor), (out,), {}, ""))
+    return out
+
+
 def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
     """Return the additive mask, or nothing; nodes that compute it are added to ``made``.
 
     Raises:
         Miss: It does not provably broadcast to ``space``, the shape of the scores.
     """
+    mask = _added(found, space, made)
+    if not found.has("floor"):
+        return () if mask is None else (mask,)
+    floor = found["floor"]
+    lowest = float(np.finfo(np.float32).min)
+    single = found.work.dtype(floor) == onnx.TensorProto.FLOAT
+    if mask is None or not single or found.scalar("floor") != lowest or _has_ceiling(found):
+        raise Miss("clamps the scores", found.reader(floor))
+    # Only -inf in the mask is that low: in fp32 the lowest number absorbs what is added to it.
+    raised = found.work.fresh(mask, "raised")
+    made.append(NewNode("Max", (mask, floor), (raised,), {}, ""))
+    return (raised,)
+
+
+def _has_ceiling(found: Found) -> bool:
+    node = found.reader(found["floor"])
+    return node.op == "Clip" and (len(node.inputs) > 2 and not node.inputs[2].is_empty())
+
+
+def _added(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor | None:
+    """Return what is added to the scores, or stands for what fills them, or None."""
     if found.has("fill"):
-        return (_filled(found, space, made),)
+        filled = _filled(found, space, made)
+        return _both(found, space, filled, made) if found.has("mask") else filled
     if not found.has("mask"):
-        return ()
+        return None
     tensor = found["mask"]
     fits(found, tensor, space)
     if found.has("bias"):
         fits(found, found["bias"], space)
         total = found.work.fresh(tensor, "with_bias")
         made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
-        return (total,)
+        return total
     if found.work.dtype(tensor) not in FLOATS:
         reason = f"mask {tensor.name} is not floating-point"
         raise Miss(reason, producer(tensor) or found.reader(tensor))
-    return (tensor,)
+    return tensor
+
+
+def _both(found: Found, space: Shape, filled: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
+    """Return the mask that is added to filled scores, with the fill in it.
+
+    Where the fill is the lowest number of fp32 or below, it absorbs the scores beside any mask.
+    """
+    tensor, fill = found["mask"], found["fill"]
+    fits(found, tensor, space)
+    lowest = float(np.finfo(np.float32).min)
+    if found.work.dtype(fill) != onnx.TensorProto.FLOAT or found.scalar("fill") > lowest:
+        reason = f"fills with {found.scalar('fill'):g} and adds a mask, which may differ there"
+        raise Miss(reason, found.reader(tensor))
+    total = found.work.fresh(tensor, "with_fill")
+    made.append(NewNode("Add", (filled, tensor), (total,), {}, ""))
+    return total
 
 
 def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
@@ -129,13 +186,3 @@ def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:
             f"scores' {text(space)}",
             producer(tensor) or found.reader(tensor),
         )
-
-
-def with_head(found: Found, tensor: gs.Tensor, rank: int, made: list[NewNode]) -> gs.Tensor:
-    """Return [batch * heads, m, n] as [batch * heads, 1, m, n], one head each."""
-    if rank < 3:  # a mask that broadcasts over the axis as it is
-        return tensor
-    axis = found.work.constant(tensor, "axis", np.array([1], np.int64))
-    out = found.work.fresh(tensor, "one_head")
-    made.append(NewNode("Unsqueeze", (tensor, axis), (out,), {}, ""))
-    return out

@@ -78,7 +78,11 @@ def _sources(node: gs.Node) -> list[gs.Tensor]:
         return [node.inputs[1]]
     if node.op == "Concat":
         return list(node.inputs)
-    if node.op in ("Mul", "Div", "Add"):
+    if node.op == "Div" and not isinstance(node.inputs[0], gs.Constant):
+        return [node.inputs[0]]  # over its own length, say
+    if node.op == "Mul" and not any(isinstance(t, gs.Constant) for t in node.inputs):
+        return list(node.inputs)  # times a scale of each head
+    if node.op in ("Mul", "Add"):
         carried = [t for t in node.inputs if not isinstance(t, gs.Constant)]
         return carried if len(carried) == 1 else []
     return []

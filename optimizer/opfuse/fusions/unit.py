@@ -17,6 +17,7 @@ class Unit:
     root: Op
     outside: Op
     less: Op
+    bare: Op
 
 
 def unit(x: Pattern, mean: Pattern) -> Unit:
@@ -25,13 +26,14 @@ def unit(x: Pattern, mean: Pattern) -> Unit:
     variance = any_of(op.Add(mean, Const("epsilon")), less)
     root = op.Sqrt(variance)
     outside = op.Add(op.Sqrt(mean), Const("epsilon"))
-    below = any_of(root, outside)
+    bare = op.Sqrt(mean)
+    below = any_of(root, outside, bare)
     inverse = any_of(
         op.Reciprocal(below),
         op.Div(Const("one"), below),
-        op.Pow(any_of(root, variance), Const("exponent")),
+        op.Pow(any_of(root, bare, variance), Const("exponent")),
     )
-    return Unit(any_of(op.Mul(x, inverse), op.Div(x, below)), root, outside, less)
+    return Unit(any_of(op.Mul(x, inverse), op.Div(x, below)), root, outside, less, bare)
 
 
 def epsilon_of(found: Found, part: Unit) -> float:
@@ -42,7 +44,10 @@ def epsilon_of(found: Found, part: Unit) -> float:
     """
     equals(found, "one", 1.0)
     if found.has("exponent"):
-        equals(found, "exponent", -1.0 if found.has(part.root) else -0.5)
+        rooted = found.has(part.root) or found.has(part.bare)
+        equals(found, "exponent", -1.0 if rooted else -0.5)
+    if found.has(part.bare):
+        return 0.0  # onnxscript's optimizer takes Helium's 1e-8 for nothing
     if found.has(part.outside):
         raise Miss("adds epsilon outside of the root", found.node(part.outside))
     if found.has(part.less):

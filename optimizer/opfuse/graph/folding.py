@@ -85,6 +85,23 @@ def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     return None if result is None else rewriter.constant(node.outputs[0], result)
 
 
+def split(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Cut a small constant into the parts that a Split gives."""
+    source = node.inputs[0]
+    shapes = [rewriter.shape(tensor) for tensor in node.outputs]
+    if not isinstance(source, gs.Constant) or not _small(source) or None in shapes:
+        return None
+    axis = int(node.attrs.get("axis", 0)) % len(source.shape)
+    sizes = [shape[axis] for shape in shapes if shape is not None]
+    ends = np.cumsum([size for size in sizes if isinstance(size, int)])
+    if len(ends) != len(sizes) or ends[-1] != source.shape[axis]:
+        return None
+    parts = np.split(source.values, ends[:-1], axis)
+    pieces = zip(node.outputs, parts, strict=True)
+    rewriter.become_identities(node, *(rewriter.constant(t, part) for t, part in pieces))
+    return None
+
+
 def _is_float(rewriter: Rewriter, node: gs.Node) -> bool:
     dtype = numpy_dtype(rewriter.facts.dtype(node.outputs[0]))
     return dtype is not None and dtype.kind == "f"

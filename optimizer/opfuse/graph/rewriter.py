@@ -105,6 +105,7 @@ class Rewriter:
         list.append(node.outputs, output)
         list.append(output.inputs, node)
         self.facts.infer(node)
+        self.changed = True
 
     def emit(
         self, op: str, inputs: Sequence[gs.Tensor], attrs: Mapping[str, object], like: gs.Tensor

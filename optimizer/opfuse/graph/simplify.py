@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit
+from opfuse.graph import edit, folding, pairs, regroup
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.rewriter import Rewriter, Rule
@@ -120,14 +120,14 @@ def reshape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     if inner is not None and inner.op in _VIEWS:
         sources.insert(0, inner.inputs[0])
     for source in sources:
-        target = _target(rewriter.shape(source), out)
+        target = reshape_target(rewriter.shape(source), out)
         if target is not None:
             _retarget(rewriter, node, source, target)
             return None
     return None
 
 
-def _target(have: tuple[Dim, ...] | None, want: tuple[Dim, ...]) -> list[int] | None:
+def reshape_target(have: tuple[Dim, ...] | None, want: tuple[Dim, ...]) -> list[int] | None:
     """Return a constant Reshape target, with 0 for a dimension kept and at most one -1."""
     if have is None:
         return None
@@ -244,17 +244,26 @@ def _transposed(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
 RULES: dict[str, tuple[Rule, ...]] = {
     "Identity": (forward_first,),
     "Dropout": (forward_first,),
-    "Concat": (forward_first,),
+    "Concat": (forward_first, regroup.turned_pair),
     "Cast": (cast,),
     **dict.fromkeys(_NEUTRAL, (neutral,)),
     "And": (logic,),
     "Or": (logic,),
     "Expand": (same_shape,),
-    "Slice": (same_shape,),
+    "Slice": (same_shape, pairs.one_of_each_pair),
+    "Gather": (pairs.one_of_each_pair,),
+    "Split": (pairs.split_of_concat, folding.split),
     "Squeeze": (view,),
     "Unsqueeze": (view,),
     "Flatten": (view,),
-    "Reshape": (view, flat_transpose, unflattened_linear, unbatch, reshape),
-    "Transpose": (transpose,),
+    "Reshape": (
+        view,
+        flat_transpose,
+        unflattened_linear,
+        unbatch,
+        regroup.window_mask,
+        reshape,
+    ),
+    "Transpose": (transpose, regroup.turned_sum),
     "Gemm": (gemm,),
 }

@@ -1,0 +1,77 @@
+"""FlashAttention with masks on filled scores, clamped scores, and a scale of each head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fusions.test_attention import HEAD, LOWEST, SIZES, TAIL, attention, fully_masked
+
+FILLED = HEAD + "filled = Where(keep, scores, {})\nlogits = Add(filled, mask)\n" + TAIL
+CLAMPED = HEAD + "masked = Add(scores, mask)\nlogits = {}\n" + TAIL
+INPUTS = "bool[B, 1, Q, K] keep, T[B, 1, 1, K] mask"
+
+
+def one_key_masked(dtype: type = np.float32) -> np.ndarray:
+    mask = np.zeros((2, 1, 1, 5), dtype)
+    mask[1, ..., -1] = np.finfo(dtype).min
+    return mask
+
+
+@pytest.mark.parametrize("fill", [LOWEST["float"], "-inf"])
+def test_a_mask_that_is_added_to_filled_scores(fill):
+    """GPT-Neo fills by position and adds the padding."""
+    outcome = attention(FILLED.format(fill), INPUTS)
+    assert outcome.counts == {"FlashAttention": 1}
+    keep = fully_masked(2, 5, 5)
+    if fill == "-inf":
+        keep[0, 0, -1, 0] = True  # a row without any key is NaN there
+    outcome.same({"B": 2, "Q": 5, "K": 5}, keep=keep, mask=one_key_masked())
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [("float", "-1.0e9"), ("float16", "-65504.0")])
+def test_a_fill_that_the_mask_may_lower_is_refused(dtype, fill):
+    """In a row that is filled everywhere, the mask decides in the original."""
+    outcome = attention(FILLED.format(fill), INPUTS, dtype=dtype)
+    outcome.refused("FlashAttention", "logits", "and adds a mask")
+
+
+@pytest.mark.parametrize("clamp", ["Max(masked, {})", "Max({}, masked)", "Clip(masked, {})"])
+def test_scores_that_are_clamped_to_the_lowest_number(clamp):
+    """XGLM and OPT: a row of -inf alone weighs all keys alike."""
+    outcome = attention(CLAMPED.format(clamp.format(LOWEST["float"])), "T[B, 1, Q, K] mask")
+    assert outcome.counts == {"FlashAttention": 1}
+    mask = np.where(fully_masked(2, 5, 5), 0, -np.inf).astype(np.float32)
+    outcome.same({"B": 2, "Q": 5, "K": 5}, mask=mask)
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(
+    ("clamp", "dtype"),
+    [
+        ("Max(masked, 0.0)", "float"),
+        ("Clip(masked, -3.4028235e38, 0.0)", "float"),
+        ("Max(masked, -65504.0)", "float16"),
+    ],
+)
+def test_scores_that_are_clamped_otherwise_are_refused(clamp, dtype):
+    outcome = attention(CLAMPED.format(clamp), "T[B, 1, Q, K] mask", dtype=dtype)
+    outcome.refused("FlashAttention", "logits", "clamps the scores")
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("shape", ["4, 1, 1", "1, 4, 1, 1", "B, 4, 1, 1"])
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_a_scale_of_each_head(shape, dtype):
+    """Swin 2 learns it, and exporters leave its exponential in the graph."""
+    text = HEAD.replace("0.25", "each") + TAIL.replace("logits", "scores")
+    outcome = attention(text, f"T[{shape}] each", dtype=dtype)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(*SIZES)
+
+
+def test_a_constant_scale_of_each_head():
+    text = HEAD.replace("0.25", "each") + TAIL.replace("logits", "scores")
+    outcome = attention(text, each=(4, 1, 1))
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(*SIZES)
