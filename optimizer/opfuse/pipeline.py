@@ -177,4 +177,10 @@ def _built(
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
             engine = build(model, Path(folder), config, progress, used)
+    lowering = tuple(
+        replace(item, choice="leave", reason=engine.left[item.node])
+        if item.node in engine.left
+        else item
+        for item in lowering
+    )
     return {"lowering": lowering, "engine": engine}
