@@ -64,6 +64,7 @@ def parser() -> Parser:
     _fuse(commands)
     _explain(commands)
     _verify(commands)
+    _bench(commands)
     _plugins(commands)
     return top
 
@@ -175,14 +176,50 @@ def _explain(commands: argparse._SubParsersAction[Parser]) -> None:
 def _verify(commands: argparse._SubParsersAction[Parser]) -> None:
     command = commands.add_parser(
         "verify",
-        help="run two models on the same inputs and compare their outputs",
-        description="Run A and B on the same random inputs and compare every output.",
+        help="run two models, or an engine and a model, on the same inputs and compare the outputs",
+        description="Run A and B on the same random inputs and compare every output. One of them "
+        "may be an engine or a bundle: it runs on the GPU, step by step and by its CUDA graph.",
         epilog=_EPILOG,
     )
     command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
-    command.add_argument("b", type=Path, metavar="B", help="the model to judge (.onnx)")
+    command.add_argument(
+        "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
+    )
     _shapes(command)
+    _library(command, ("--plugins",))
     _tolerance(command)
+    _common(command)
+
+
+def _bench(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="time an engine or bundle on this GPU",
+        description="Time ENGINE on random inputs: latency with and without CUDA graphs, "
+        "throughput, device memory, and the time to the first result.",
+        epilog=_EPILOG,
+    )
+    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    command.add_argument(
+        "--vs",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="OTHER",
+        help="an engine or bundle to time beside it, or an ONNX model, which TensorRT alone "
+        "builds first; may be given several times",
+    )
+    _shapes(command)
+    command.add_argument(
+        "--iterations", type=int, default=100, metavar="N", help="timed runs (default: 100)"
+    )
+    command.add_argument(
+        "--warm-up", type=int, default=20, metavar="N", help="runs before those (default: 20)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
+    )
+    _library(command, ("--plugins",))
     _common(command)
 
 

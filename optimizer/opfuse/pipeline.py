@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opfuse.explanation.result import Explanation
     from opfuse.graph.match import Match
     from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.bench import Bench
     from opfuse.stages.fuse import Fused
     from opfuse.stages.load import Source
     from opfuse.stages.prove import Proof
@@ -78,6 +79,38 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
 
     with (progress or Progress()).stage("verify"):
         return compare(a, b, config)
+
+
+def bench(
+    engine: Path, others: Sequence[Path], config: Config, progress: Progress | None = None
+) -> Bench:
+    """Times an engine and others beside it; ONNX models among them are built as they are."""
+    from opfuse.stages.bench import bench as measure
+
+    progress = progress or Progress()
+    with TemporaryDirectory(prefix="opfuse-") as folder:
+        paths = [
+            unfused(path, Path(folder), number, config, progress)
+            if path.suffix == ".onnx"
+            else path
+            for number, path in enumerate((engine, *others))
+        ]
+        with progress.stage("bench"):
+            return measure(paths, config, progress)
+
+
+def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
+    """An engine of a model as TensorRT alone makes it."""
+    from opfuse.stages.build import build
+    from opfuse.stages.load import inline, load
+    from opfuse.stages.lower import lower
+
+    with progress.stage("build"):
+        model = inline(load(path))
+        lower(model, "leave", ())
+        output = folder / f"{number}-{path.stem}.engine"
+        build(model, folder, replace(config, output=output, timing_cache=None), progress)
+        return output
 
 
 def plugins(library: Path | None) -> LibraryInfo:

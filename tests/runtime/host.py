@@ -1,7 +1,8 @@
 """A GPU, a TensorRT, and a plugin library that are none: they run in host memory, by onnxruntime.
 
-The code under test is the same: contexts get shapes and addresses, graphs replay the addresses that
-were captured, and memory is full of NaN until somebody writes it. An "engine" is the segment's ONNX.
+The code under test is the same: contexts get shapes and addresses, graphs replay the addresses
+that were captured, and memory is full of NaN until somebody writes it. An "engine" is the ONNX of
+its segment.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ class Context:
 
     def set_input_shape(self, name, shape):
         want = self.engine.get_tensor_shape(name)
-        if len(want) != len(shape) or any(w not in (-1, s) for w, s in zip(want, shape)):
+        if len(want) != len(shape) or any(
+            w not in (-1, s) for w, s in zip(want, shape, strict=True)
+        ):
             return False
         self.shapes[name] = tuple(shape)
         return True
@@ -261,7 +264,7 @@ class HostPlugin:
             tuple(item.dtype for item in inputs),
             tuple(item.dtype for item in outputs),
         )
-        feeds = {n: at(i.data, i.dtype, i.shape).copy() for n, i in zip(names, inputs)}
+        feeds = {n: at(i.data, i.dtype, i.shape).copy() for n, i in zip(names, inputs, strict=True)}
         for slot, array in zip(outputs, made(feeds), strict=True):
             at(slot.data, slot.dtype, slot.shape)[...] = array
 
@@ -325,5 +328,3 @@ def open_engine(monkeypatch, path: Path, model: ModelProto, device=None, **optio
     program = loading.load(path, options.pop("plugins", None), lambda: device)
     contexts, graphs = options.pop("contexts", 1), options.pop("graphs", True)
     return Engine(program, contexts, graphs, options.pop("max_graphs", 8))
-
-

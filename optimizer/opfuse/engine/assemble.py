@@ -15,7 +15,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 import opfuse
 from opfuse.engine import gpu
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
-from opfuse.engine.cut import Cut, Segment, cut, extract, is_plugin
+from opfuse.engine.cut import Cut, Segment, cut, extract
 from opfuse.engine.layers import dtype_name
 from opfuse.engine.profile import Profile
 from opfuse.engine.tensors import Typed, range_of, types_of
@@ -61,7 +61,9 @@ def draft(model: ModelProto, base_dir: Path, library: Path | None) -> Draft:
     plan = cut(model, ranks, check.reason)
     for segment in plan.segments:
         _check_known((*segment.inputs, *segment.outputs), types)
-    infos = {name: types[name].info(name) for s in plan.segments for name in (*s.inputs, *s.outputs)}
+    infos = {
+        name: types[name].info(name) for s in plan.segments for name in (*s.inputs, *s.outputs)
+    }
     infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
     models = []
     for index, segment in enumerate(plan.segments):
@@ -136,6 +138,7 @@ def pack(
         "lock": lock.as_dict(),
         "constants": constants,
         "memory": {"between": planned, "between_unshared": side_by_side},
+        "profile": {name: list(levels) for name, levels in profile.ranges.items()},
     }
     digest, size = bundle.write(output, manifest, members)
     return _described(parts, built, profile, digest, size, (planned, side_by_side))
@@ -321,7 +324,7 @@ def _io(schedule: Schedule, profile: Profile) -> list[TensorInfo]:
     return found
 
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",

@@ -16,20 +16,33 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 
 from opfuse.engine.network import NAMESPACE
 from opfuse.graph.protos import all_nodes, subgraphs
 
 HEAVY = frozenset(
-    "MatMul Gemm Conv ConvTranspose Einsum Attention MatMulInteger ConvInteger QLinearMatMul "
-    "QLinearConv DeformConv LSTM GRU RNN".split()
+    (
+        *("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MatMulInteger"),
+        *("ConvInteger", "QLinearMatMul", "QLinearConv", "DeformConv", "LSTM", "GRU", "RNN"),
+    )
 )
 _OF_SHAPES = frozenset({"Shape", "Size"})
 _ON_SHAPES = frozenset(
-    "Add Sub Mul Div Mod Neg Abs Min Max Equal Less Greater Not And Or Where Cast Concat Gather "
-    "Slice Squeeze Unsqueeze Reshape Identity ReduceProd ReduceSum ReduceMax ReduceMin Constant "
-    "ConstantOfShape".split()
+    (
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Equal", "Less"),
+        *("Greater", "Not", "And", "Or", "Where", "Cast", "Concat", "Gather", "Slice", "Squeeze"),
+        *("Unsqueeze", "Reshape", "Identity", "ReduceProd", "ReduceSum", "ReduceMax"),
+        *("ReduceMin", "Constant", "ConstantOfShape"),
+    )
 )
 _OF_SHAPE_TYPE = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 _FIRST = -1  # the phase before the first segment
@@ -110,10 +123,10 @@ def leave(model: ModelProto, node: NodeProto) -> bool:
     return bool(name)
 
 
-def extract(model: ModelProto, segment: Segment, values: Mapping[str, TensorProto | object]) -> (
-    ModelProto
-):
-    """The segment as a model; ``values`` holds the ValueInfoProto of its inputs and outputs."""
+def extract(
+    model: ModelProto, segment: Segment, values: Mapping[str, ValueInfoProto]
+) -> ModelProto:
+    """The segment as a model; ``values`` has its inputs and outputs."""
     nodes = [model.graph.node[index] for index in segment.nodes]
     used = {name for node in nodes for name in reads(node)}
     weights = [item for item in model.graph.initializer if item.name in used]
@@ -143,10 +156,10 @@ def reads(node: NodeProto) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _functions(model: ModelProto, nodes: Iterable[NodeProto]) -> list[object]:
+def _functions(model: ModelProto, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
     """The functions that the nodes call, and those that these call."""
     by_key = {(item.domain, item.name): item for item in model.functions}
-    wanted: dict[tuple[str, str], object] = {}
+    wanted: dict[tuple[str, str], FunctionProto] = {}
     open_nodes = list(all_nodes(nodes))
     while open_nodes:
         node = open_nodes.pop()
@@ -262,9 +275,7 @@ class _Plan:
     def _around(self, segment: Segment) -> tuple[list[int], list[int]]:
         """The plugins that run right before a segment for it, and those that wait for it."""
         made = set(segment.outputs)
-        after = [
-            i for i, on in enumerate(self.plugin) if on and not made.isdisjoint(self.reads[i])
-        ]
+        after = [i for i, on in enumerate(self.plugin) if on and not made.isdisjoint(self.reads[i])]
         level = max((self.level[i] for i in segment.nodes), default=0)
         before = [
             i

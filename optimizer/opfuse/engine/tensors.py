@@ -40,7 +40,9 @@ def types_of(model: ModelProto) -> dict[str, Typed]:
     copy.CopyFrom(model)
     shapes = dimensions(copy.graph)
     for info in copy.graph.input:
-        for dim, known in zip(info.type.tensor_type.shape.dim, shapes.get(info.name, ())):
+        for dim, known in zip(
+            info.type.tensor_type.shape.dim, shapes.get(info.name, ()), strict=False
+        ):
             if not isinstance(known, int):
                 dim.dim_param = str(known)
     graph = gs.import_onnx(copy)

@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from opfuse.errors import InputError
 from opfuse.files import Pending, translated
@@ -107,7 +107,7 @@ def write(
     with Pending(path.parent, needed) as pending:
         with translated(path, needed):
             out = _Hashing(pending.file)
-            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+            with zipfile.ZipFile(cast(BinaryIO, out), "w", zipfile.ZIP_STORED) as archive:
                 _add(archive, MANIFEST, text)
                 for name, source in members.items():
                     _add(archive, name, source)

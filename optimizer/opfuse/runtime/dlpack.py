@@ -20,7 +20,7 @@ CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 HOST_KINDS = frozenset({CPU, CUDA_HOST})
 DEVICE_KINDS = frozenset({CUDA, CUDA_MANAGED})
 _NAME = b"dltensor"
-_CODES = {  # (code, bits) of DLDataType
+_CODES: dict[tuple[int, int], int] = {  # (code, bits) of DLDataType
     (2, 32): TensorProto.FLOAT,
     (2, 16): TensorProto.FLOAT16,
     (2, 64): TensorProto.DOUBLE,
@@ -31,7 +31,7 @@ _CODES = {  # (code, bits) of DLDataType
     (1, 8): TensorProto.UINT8,
     (6, 8): TensorProto.BOOL,
 }
-_TO_CODE = {element: code for code, element in _CODES.items()}
+_TO_CODE: dict[int, tuple[int, int]] = {element: code for code, element in _CODES.items()}
 
 
 class _Device(ctypes.Structure):
@@ -202,13 +202,15 @@ def _capsule(array: Array) -> Any:
     return _new(address, _NAME, _destroy)
 
 
-@_Deleter
-def _delete(managed: Any) -> None:
+def _let_go(managed: Any) -> None:
     _exported.pop(ctypes.addressof(managed.contents), None)
 
 
-@_Destructor
-def _destroy(capsule: int) -> None:
+def _forget(capsule: int) -> None:
     """A capsule that nobody consumed still has its name."""
     if _is_valid(capsule, _NAME):
         _exported.pop(_get_dying(capsule, _NAME), None)
+
+
+_delete = _Deleter(_let_go)
+_destroy = _Destructor(_forget)

@@ -1,4 +1,4 @@
-"""Loads an engine or a bundle and runs it on NumPy arrays, torch tensors, or anything with DLPack."""
+"""Loads an engine or a bundle, and runs it on NumPy arrays and on anything with DLPack."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from opfuse.errors import InputError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import dlpack, loading
 from opfuse.runtime.cuda import Device, open_device
-from opfuse.runtime.program import Layout, Place, Program, Shape, Shapes
-from opfuse.runtime.schedule import Value
+from opfuse.runtime.program import Layout, Place, Program, Shape
+from opfuse.runtime.schedule import Schedule, Value
 
 AnyPath = str | os.PathLike[str]
 
@@ -78,6 +78,11 @@ class Engine:
         return Engine(program, contexts, graphs, max_graphs)
 
     @property
+    def schedule(self) -> Schedule:
+        """The steps of a run: one for a plain engine."""
+        return self._program.schedule
+
+    @property
     def inputs(self) -> tuple[Value, ...]:
         """Name, ONNX element type, and dimensions of each input."""
         return self._program.schedule.inputs
@@ -86,6 +91,15 @@ class Engine:
     def outputs(self) -> tuple[Value, ...]:
         """Name, ONNX element type, and dimensions of each output."""
         return self._program.schedule.outputs
+
+    def usual_shapes(self) -> dict[str, Shape]:
+        """For every input the shape that the engine is tuned for."""
+        fixed = {
+            value.name: tuple(int(dim) for dim in value.shape)
+            for value in self.inputs
+            if value.name not in self._program.usual
+        }
+        return {**fixed, **self._program.usual}
 
     @property
     def device(self) -> Device:
@@ -117,12 +131,13 @@ class Engine:
         """Closes it."""
         self.close()
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any], *, graphs: bool | None = None) -> dict[str, Any]:
         """Run once and wait for the result.
 
         Args:
             inputs: An array for each input, in the type of the input: NumPy, or anything with
                 DLPack, on the CPU or on this GPU, contiguous.
+            graphs: Whether this run replays a graph; None does as the engine was loaded.
 
         Returns:
             The outputs by name: NumPy arrays, or where an input lies on the GPU arrays of that
@@ -138,11 +153,12 @@ class Engine:
             views = {v.name: self._view(v, inputs[v.name], place) for v in self.inputs}
             shapes = {name: item.shape for name, item in views.items()}
             on_device = all(item.on_device for item in views.values())
-            staged = self._graphs or not on_device
+            by_graph = self._graphs if graphs is None else graphs
+            staged = by_graph or not on_device
             layout = place.layout(shapes, staged=staged)
             library = _library(inputs, views)
             if staged:
-                return self._run_staged(place, layout, views, library)
+                return self._run_staged(place, layout, views, library, by_graph)
             return self._run_in_place(place, layout, views, library)
 
     @contextmanager
@@ -199,12 +215,17 @@ class Engine:
         return found
 
     def _run_staged(
-        self, place: Place, layout: Layout, views: Mapping[str, dlpack.View], library: Any
+        self,
+        place: Place,
+        layout: Layout,
+        views: Mapping[str, dlpack.View],
+        library: Any,
+        by_graph: bool,
     ) -> dict[str, Any]:
         device, stream = self._program.device, place.stream
         for name, item in views.items():
             device.copy(place.address(layout, name), item.address, item.bytes, stream)
-        if self._graphs:
+        if by_graph:
             place.replay(layout)
         else:
             place.enqueue(layout, {})
@@ -260,8 +281,3 @@ def _converted(results: dict[str, Any], library: Any) -> dict[str, Any]:
     if library is dlpack:
         return results
     return {name: array.to(library) for name, array in results.items()}
-
-
-def input_shapes(engine: Engine, arrays: Mapping[str, Any]) -> Shapes:
-    """The shapes of a set of inputs, as `Place.layout` takes them."""
-    return {value.name: tuple(arrays[value.name].shape) for value in engine.inputs}

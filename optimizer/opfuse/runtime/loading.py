@@ -22,7 +22,7 @@ PLAIN = "engine"
 
 
 def load(path: Path, plugins: Path | None, open_device: Callable[[], Device]) -> Program:
-    """Load an engine or a bundle; everything that can be checked without the GPU comes first.
+    """Load an engine or a bundle.
 
     Raises:
         MissingComponent, InputError, EngineError: As for `opfuse.runtime.Engine.load`.
@@ -37,8 +37,8 @@ def _plain(path: Path, plugins: Path | None, open_device: Callable[[], Device]) 
         plan = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "name an engine") from None
-    api = import_module(module_of(plan))
     device = open_device()
+    api = import_module(module_of(plan))
     beside = path.parent / library.FILE_NAME
     try:
         loader = Loader(api, [] if plugins is None else [plugins])
@@ -49,7 +49,13 @@ def _plain(path: Path, plugins: Path | None, open_device: Callable[[], Device]) 
             raise
         loader = Loader(api, [beside])
         engine = loader.load(plan, str(path))
-    return Program(_one_step(engine), loader, {PLAIN: engine}, {}, None, device)
+    schedule = _one_step(engine)
+    usual = {
+        value.name: tuple(engine.get_tensor_profile_shape(value.name, 0)[1])
+        for value in schedule.inputs
+        if "?" in value.shape
+    }
+    return Program(schedule, loader, {PLAIN: engine}, {}, None, device, usual)
 
 
 def _one_step(engine: Any) -> Schedule:
@@ -69,17 +75,18 @@ def _bundle(path: Path, plugins: Path | None, open_device: Callable[[], Device])
     opened = bundle.Bundle.open(path)
     lock = opened.lock
     make_plugin = _plugins(opened, plugins) if lock.library else None
+    device = open_device()
     api = import_module(lock.module)
     check_tensorrt(lock, path, api.__version__)
-    device = open_device()
     check_gpu(lock, path, device.gpu)
     steps = [step for step in opened.schedule.steps if isinstance(step, EngineStep)]
     loader = Loader(api)
     engines = {}
     for step in steps:
         engines[step.engine] = loader.load(opened.read(step.engine), f"{path}: {step.engine}")
+    usual = {name: tuple(levels[1]) for name, levels in opened.manifest["profile"].items()}
     constants = {name: opened.read(member) for name, member in opened.constants.items()}
-    return Program(opened.schedule, loader, engines, constants, make_plugin, device)
+    return Program(opened.schedule, loader, engines, constants, make_plugin, device, usual)
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:

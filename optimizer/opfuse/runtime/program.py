@@ -11,6 +11,7 @@ from typing import Any
 from opfuse.errors import EngineError, InputError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import abi, memory
+from opfuse.runtime.cold import Cold
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.dlpack import byte_count
 from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value
@@ -32,6 +33,7 @@ class Program:
         constants: The bytes of each constant, by name.
         make_plugin: Makes the plugins; None where no step is one.
         device: The GPU.
+        usual: The shapes that the dynamic inputs are tuned for, as far as they are known.
 
     Raises:
         EngineError: An engine does not fit the schedule.
@@ -45,7 +47,10 @@ class Program:
         constants: Mapping[str, bytes],
         make_plugin: MakePlugin | None,
         device: Device,
+        usual: Shapes,
     ) -> None:
+        self.usual = usual
+        self.cold = Cold(device.enter)
         self.schedule, self.loader, self.device = schedule, loader, device
         self.make_plugin = make_plugin
         self.values = {
@@ -66,6 +71,7 @@ class Program:
 
     def close(self) -> None:
         """Free the constants; no place may be used afterwards."""
+        self.cold.close()
         for address in self.constants.values():
             self.device.free(address)
         self.constants = {}
@@ -115,7 +121,7 @@ class Place:
     """Where a program runs, one run at a time: contexts, a stream, memory, graphs.
 
     The memory grows with the shapes that come and never shrinks; graphs hold addresses of it, so
-    they go when it grows.
+    they go when it grows. It is made, and sees each shape first, on the program's cold thread.
     """
 
     def __init__(self, program: Program, max_graphs: int, max_layouts: int = 64) -> None:
@@ -127,7 +133,12 @@ class Place:
         self._graphs: OrderedDict[tuple[Any, ...], int] = OrderedDict()
         self._layouts: OrderedDict[tuple[Any, ...], Layout] = OrderedDict()
         self._set: Shapes | None = None
+        self._warm: set[tuple[Any, ...]] = set()
         self._runners: list[Any] = []
+        program.cold.do(self._open)
+
+    def _open(self) -> None:
+        program = self.program
         for step in program.schedule.steps:
             if isinstance(step, EngineStep):
                 self._runners.append(program.loader.context(program.engines[step.engine]))
@@ -159,12 +170,12 @@ class Place:
         key = (tuple(sorted(inputs.items())), staged)
         found = self._layouts.get(key)
         if found is None:
-            shapes, scratch = self._infer(inputs)
+            shapes, scratch = self.program.cold.do(lambda: self._infer(inputs))
             placement = memory.place(self._lives(shapes, scratch, staged))
             found = Layout(key, shapes, placement.offsets, scratch, placement.bytes)
             self._layouts[key] = found
             if len(self._layouts) > self._max_layouts:
-                self._layouts.popitem(last=False)
+                self._warm.discard(self._layouts.popitem(last=False)[0])
         self._layouts.move_to_end(key)
         self._grow(found.bytes)
         return found
@@ -173,17 +184,35 @@ class Place:
         """Where a tensor lies that has a place in the arena."""
         return self._arena + layout.offsets[name]
 
-    def enqueue(self, layout: Layout, bound: Mapping[str, int]) -> None:
-        """Put all steps on the stream; ``bound`` holds addresses of inputs and outputs.
+    def enqueue(
+        self,
+        layout: Layout,
+        bound: Mapping[str, int],
+        after: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Put all steps on the stream.
 
-        Inputs and outputs that are not bound lie in the arena of a staged layout.
+        Args:
+            layout: Inputs and outputs that are not bound lie in the arena of a staged one.
+            bound: Addresses of inputs and outputs.
+            after: Called with the number of each step when it is on the stream.
 
         Raises:
             EngineError: TensorRT, a plugin, or CUDA refuses.
         """
+        if layout.key in self._warm and self._set is layout.shapes:
+            self._enqueue(layout, bound, after)
+        else:
+            self.program.cold.do(lambda: self._enqueue(layout, bound, after))
+            self._warm.add(layout.key)
+
+    def _enqueue(
+        self, layout: Layout, bound: Mapping[str, int], after: Callable[[int], None]
+    ) -> None:
         self._set_shapes(layout.shapes)
         where: dict[str | int, int] = {n: self._arena + at for n, at in layout.offsets.items()}
-        where |= {**self.program.constants, **bound}
+        where.update(self.program.constants)
+        where.update(bound)
         for index, step in enumerate(self.program.schedule.steps):
             scratch = where.get(index, 0)
             if isinstance(step, EngineStep):
@@ -195,6 +224,7 @@ class Place:
                     self.stream,
                     scratch,
                 )
+            after(index)
 
     def replay(self, layout: Layout) -> None:
         """Run a staged layout by its graph, which the first call makes.
@@ -205,14 +235,20 @@ class Place:
         device = self.program.device
         graph = self._graphs.get(layout.key)
         if graph is None:
-            self.enqueue(layout, {})
-            device.synchronize(self.stream)
-            graph = device.capture(self.stream, lambda: self.enqueue(layout, {}))
+            graph = self.program.cold.do(lambda: self._capture(layout))
             self._graphs[layout.key] = graph
             if len(self._graphs) > self._max_graphs:
                 device.destroy(self._graphs.popitem(last=False)[1])
         self._graphs.move_to_end(layout.key)
         device.launch(graph, self.stream)
+
+    def _capture(self, layout: Layout) -> int:
+        def work() -> None:
+            self._enqueue(layout, {}, lambda step: None)
+
+        work()
+        self.program.device.synchronize(self.stream)
+        return self.program.device.capture(self.stream, work)
 
     def _run_engine(
         self, index: int, step: EngineStep, where: Mapping[str | int, int], scratch: int, size: int
@@ -278,9 +314,7 @@ class Place:
                 error = self.program.loader.complaint(what)
                 raise InputError(error.what, "keep to the shapes that the engine was built for")
 
-    def _lives(
-        self, shapes: Shapes, scratch: Mapping[int, int], staged: bool
-    ) -> list[memory.Life]:
+    def _lives(self, shapes: Shapes, scratch: Mapping[int, int], staged: bool) -> list[memory.Life]:
         schedule = self.program.schedule
         lifetimes = schedule.lifetimes()
         if staged:

@@ -78,6 +78,7 @@ class Loader:
     def __init__(self, api: ModuleType, libraries: Sequence[Path] = ()) -> None:
         self.api = api
         self._messages: list[str] = []
+        self._caches: dict[int, Any] = {}
         self._logger = _logger(api, self._messages)
         self._runtime = api.Runtime(self._logger)
         # An engine with an embedded plugin library runs code of its own.
@@ -104,8 +105,8 @@ class Loader:
     def context(self, engine: Any) -> Any:
         """An execution context whose scratch memory the caller manages.
 
-        Kernels are made for the shapes that are set rather than in the background: what a graph
-        captures is what stays.
+        TensorRT for RTX makes kernels for a shape before its first run, not in the background:
+        what a graph captures is what stays. Contexts of one engine share the kernels.
         """
         strategy = self.api.ExecutionContextAllocationStrategy.USER_MANAGED
         special = getattr(self.api, "DynamicShapesKernelSpecializationStrategy", None)
@@ -115,6 +116,8 @@ class Loader:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = special.EAGER
+            self._caches.setdefault(id(engine), config.create_runtime_cache())
+            config.set_runtime_cache(self._caches[id(engine)])
             context = engine.create_execution_context(config)
         if context is None:
             raise EngineError(f"TensorRT makes no execution context{self._last()}")
