@@ -59,7 +59,7 @@ def built(model: Path, output: Path, variant: str, shapes: dict[str, tuple[int, 
         folder = output.parent / f"{output.name}-alone"
         folder.mkdir()
         return pipeline.unfused(model, folder, 0, config, Progress())
-    options |= {"prove": False, "lower": "leave" if variant == "leave" else "auto"}
+    options |= {"prove": False, "lower": "leave" if variant == "leave" else "plugin"}
     _, _, ops = variant.partition(":")
     if not ops:
         opfuse.build(model, output, **options)

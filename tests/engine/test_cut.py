@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.cut import LONE, Segment, cut, extract, is_plugin
+from opfuse.engine.cut import LONE, SPLIT, Segment, cut, extract, is_plugin
 from opfuse.engine.tensors import types_of
 from tests.engine_models import add_rms_norm
 
@@ -138,6 +138,45 @@ def test_no_segment_is_left_without_a_matrix_product_beside_one_that_has_it(grap
     assert list(result.left.values()) == [LONE] * left
     assert sum(map(is_plugin, model.graph.node)) == graph.count("opfuse.Norm") - left
     assert {node.op_type for node in model.graph.node if node.name in result.left} == {"Norm_body"}
+
+
+ATTENTION = """
+<ir_version: 10, opset_import: ["": 18, "opfuse": 1]>
+g (float[b,4] x, float[4,4] w) => (float[b,4] y) {
+    a = MatMul(x, w)  n = opfuse.Norm <plugin_namespace = "opfuse">(a)
+    p = MatMul(n, w)  t = opfuse.FlashAttention_body(p)
+    o = MatMul(t, w)  m = opfuse.Norm <plugin_namespace = "opfuse">(o)
+    u = MatMul(m, w)  s = opfuse.Norm <plugin_namespace = "opfuse">(u)
+    y = MatMul(s, w)
+}
+"""
+
+
+def test_attention_that_tensorrt_keeps_is_not_cut_off_unless_asked_for():
+    bodies = "".join(BODY.replace("Norm", name) for name in ("Norm", "FlashAttention"))
+    model = onnx.parser.parse_model(ATTENTION + bodies)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node {index}"
+    forced = plan(onnx.ModelProto.FromString(model.SerializeToString()))
+    assert (len(forced.segments), forced.left) == (4, {})
+    types = types_of(model)
+    ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
+    result = cut(model, ranks, lambda node: "", around_attention=False)
+    assert len(result.segments) == 1
+    assert set(result.left.values()) == {SPLIT}
+    assert len(result.left) == 3  # the cut behind would end the network that it is fused in
+
+
+def test_attention_that_is_a_plugin_cuts():
+    bodies = "".join(BODY.replace("Norm", name) for name in ("Norm", "FlashAttention"))
+    text = ATTENTION.replace(
+        "opfuse.FlashAttention_body(", 'opfuse.FlashAttention <plugin_namespace = "opfuse">('
+    )
+    model = onnx.parser.parse_model(text + bodies)
+    types = types_of(model)
+    ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
+    result = cut(model, ranks, lambda node: "", around_attention=False)
+    assert (len(result.segments), result.left) == (5, {})
 
 
 def test_a_product_inside_a_function_counts():

@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("cuda.bindings")
     path = tmp_path_factory.mktemp("bundle") / "llama.opfuse"
     try:
-        opfuse.build(MODEL, path, backend="segmented", prove=False)
+        opfuse.build(MODEL, path, backend="segmented", lower="plugin", prove=False)
     except opfuse.MissingComponent as error:
         pytest.skip(f"not run: {error.what}")
     return path

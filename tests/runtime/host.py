@@ -216,18 +216,28 @@ class HostEngine:
         dims = self.values[name][0].type.tensor_type.shape.dim
         return [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
 
+    def get_tensor_profile_shape(self, name, profile):
+        assert profile == 0
+        return [[abs(dim) * size for dim in self.get_tensor_shape(name)] for size in (1, 2, 3)]
+
     def create_execution_context(self, strategy):
         return Context(self)
 
 
-def api(device: HostDevice, version: str = VERSION):
-    """A module like tensorrt_rtx."""
+def api(device: HostDevice, version: str = VERSION, *, needs_library: bool = False):
+    """A module like tensorrt_rtx; where it ``needs_library`` it loads nothing without one."""
 
     class Runtime:
         def __init__(self, logger):
-            self.logger = logger
+            self.logger, self.libraries = logger, []
+
+        def get_plugin_registry(self):
+            return SimpleNamespace(load_library=lambda name: self.libraries.append(name) or name)
 
         def deserialize_cuda_engine(self, plan):
+            if needs_library and not self.libraries:
+                self.logger.log(SimpleNamespace(name="ERROR"), "no plugin AddRmsNorm")
+                return None
             return HostEngine(bytes(plan), device)
 
     return SimpleNamespace(

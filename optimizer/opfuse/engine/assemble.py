@@ -44,13 +44,16 @@ class Draft:
     library: Path | None
 
 
-def draft(model: ModelProto, base_dir: Path, library: Path | None) -> Draft:
+def draft(
+    model: ModelProto, base_dir: Path, library: Path | None, *, around_attention: bool = True
+) -> Draft:
     """Cut ``model`` and write its segments into ``base_dir``.
 
     Args:
         model: From stages/lower. Plugin nodes that do not pay become calls of their body.
         base_dir: A private folder, which holds the external weights of the model.
         library: The plugin library; None where the model has no plugin node.
+        around_attention: Whether attention that is no plugin may be cut off from the rest.
 
     Raises:
         EngineError: The model cannot be cut.
@@ -58,7 +61,7 @@ def draft(model: ModelProto, base_dir: Path, library: Path | None) -> Draft:
     types = types_of(model)
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
-    plan = cut(model, ranks, check.reason)
+    plan = cut(model, ranks, check.reason, around_attention=around_attention)
     for segment in plan.segments:
         _check_known((*segment.inputs, *segment.outputs), types)
     infos = {

@@ -97,7 +97,8 @@ def _bundle(
     """Build the segments in one child process, and write them as one file."""
     output = config.output
     assert output is not None
-    parts = assemble.draft(model, base_dir, plugin_library)
+    cuts = config.lower != "auto"  # which decides for the faster, as far as that was measured
+    parts = assemble.draft(model, base_dir, plugin_library, around_attention=cuts)
 
     def attempt(profile: Profile) -> EngineInfo:
         with tempfile.TemporaryDirectory(prefix="opfuse-") as name:
