@@ -116,7 +116,7 @@ def _build(commands: argparse._SubParsersAction[Parser]) -> None:
         choices=BACKENDS,
         default="auto",
         help="which TensorRT builds; auto takes tensorrt where it and a GPU are there, else "
-        "tensorrt-rtx (default: auto)",
+        "tensorrt-rtx, else segmented (default: auto)",
     )
     command.add_argument(
         "--lower",

@@ -86,7 +86,10 @@ def bench(
 ) -> Bench:
     """Times an engine and others beside it; ONNX models among them are built as they are."""
     from opfuse.stages.bench import bench as measure
+    from opfuse.stages.bench import require_gpu
 
+    if any(path.suffix == ".onnx" for path in (engine, *others)):
+        require_gpu()
     progress = progress or Progress()
     with TemporaryDirectory(prefix="opfuse-") as folder:
         paths = [

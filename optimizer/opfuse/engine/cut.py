@@ -252,25 +252,28 @@ class _Plan:
 
     def steps(self) -> tuple[Segment | int, ...]:
         """The segments and plugin nodes in the order in which they run."""
-        drafts = {level: self._members(level) for level in range(max(self.level, default=0) + 1)}
+        at_level: dict[int, list[int]] = {}
+        for index, level in enumerate(self.level):
+            at_level.setdefault(level, []).append(index)
+        drafts = {level: self._members(indices) for level, indices in at_level.items()}
         wanted = self.kept.union(*(inputs for _, inputs in drafts.values()))
         found: list[Segment | int] = []
-        for level in range(_FIRST, max(self.level, default=0) + 1):
-            nodes, inputs = drafts.get(level, ((), ()))
+        for level in sorted(at_level):
+            nodes, inputs = drafts[level]
             if nodes:
                 own = [i for i in nodes if self._owns(i) and self.level[i] == level]
                 made = [name for i in own for name in self.nodes[i].output if name in wanted]
                 found.append(Segment(nodes, inputs, tuple(made)))
-            found += [i for i, at in enumerate(self.level) if self.plugin[i] and at == level]
+            found += [i for i in at_level[level] if self.plugin[i]]
         return tuple(found)
 
-    def _members(self, level: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def _members(self, indices: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The nodes of a segment with copied shape nodes, and what it reads from outside."""
-        members = {i for i, at in enumerate(self.level) if at == level and self._owns(i)}
+        queue = [index for index in indices if self._owns(index)]
+        members = set(queue)
         inputs: dict[str, None] = {}
-        queue = sorted(members)
-        while queue:
-            for name in self.reads[queue.pop(0)]:
+        for index in queue:  # which grows meanwhile
+            for name in self.reads[index]:
                 made_by = self.producer.get(name)
                 if made_by in members or name in self.constants:
                     continue
@@ -282,12 +285,13 @@ class _Plan:
         return tuple(sorted(members)), tuple(inputs)
 
     def fences_of_attention(self) -> list[NodeProto]:
-        """The plugins around the first segment that has attention in it."""
-        for segment in (step for step in self.steps() if isinstance(step, Segment)):
-            before, after = self._around(segment)
-            if not self.attention.isdisjoint(segment.nodes) and (before or after):
-                return [self.nodes[index] for index in (*before, *after)]
-        return []
+        """The plugins around every segment that has attention in it."""
+        found: set[int] = set()
+        for segment in self.steps():
+            if isinstance(segment, Segment) and not self.attention.isdisjoint(segment.nodes):
+                for side in self._around(segment):
+                    found.update(side)
+        return [self.nodes[index] for index in sorted(found)]
 
     def fences_of_light(self) -> list[NodeProto]:
         """The plugins to give back, so that a segment without heavy work joins a neighbour."""

@@ -42,12 +42,21 @@ def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     for path in paths:
         if not path.is_file():
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
+    require_gpu()
+    return Bench(tuple(_measured(path, config, progress) for path in paths))
+
+
+def require_gpu() -> None:
+    """Refuse a machine that no engine runs on, before anything is built for it.
+
+    Raises:
+        MissingComponent: There is no GPU.
+    """
     if reason := gpu.absent():
         raise MissingComponent(
             f"opfuse bench runs engines on a GPU: {reason}",
             "run it on a machine with an NVIDIA GPU",
         )
-    return Bench(tuple(_measured(path, config, progress) for path in paths))
 
 
 def _measured(path: Path, config: Config, progress: Progress) -> Measurement:
