@@ -34,7 +34,11 @@ def test_auto_takes_the_first_usable_and_says_what_it_passed(backends):
 
 
 def test_auto_asks_enterprise_tensorrt_first():
-    assert [backend.name for backend in select._BACKENDS] == ["tensorrt", "tensorrt-rtx"]
+    assert [backend.name for backend in select._BACKENDS] == [
+        "tensorrt",
+        "tensorrt-rtx",
+        "segmented",
+    ]
 
 
 def test_auto_without_any_names_all_that_is_missing(backends):
