@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.bench import Bench
     from opfuse.stages.fuse import Fused
+    from opfuse.stages.library import Library
     from opfuse.stages.load import Source
     from opfuse.stages.prove import Proof
     from opfuse.stages.verify import Comparison
@@ -67,15 +68,17 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         fused, model = _fused(source, {}, progress)
     facts = describe(source, model, output)
     built: dict[str, Any] = {}
+    if goal == "explain" or any(path.suffix == ".html" for path in config.reports):
+        built["explanation"] = _explained(source, fused, config, progress)
     if goal == "build":
-        built = _built(source, fused, model, config, progress)
+        library = _library(config)
+        fused, model, proof = _widened(source, fused, model, proof, library, config, progress)
+        built |= _built(source, fused, model, library, config, progress)
     elif output is not None:
         with progress.stage("save"):
             from opfuse.stages.save import save
 
             save(fused.graph, model, source.base_dir, output)
-    if goal == "explain" or any(path.suffix == ".html" for path in config.reports):
-        built["explanation"] = _explained(source, fused, config, progress)
     report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
     for path in config.reports:
@@ -228,17 +231,58 @@ def _explained(source: Source, fused: Fused, config: Config, progress: Progress)
         return explain(fused, config.gpu, *chosen_shapes(source, config))
 
 
+def _library(config: Config) -> Library:
+    from opfuse.stages.library import choose_library
+
+    return choose_library(config)
+
+
+def _widened(
+    source: Source,
+    fused: Fused,
+    model: ModelProto,
+    proof: Proof | None,
+    library: Library,
+    config: Config,
+    progress: Progress,
+) -> tuple[Fused, ModelProto, Proof | None]:
+    """Takes together what the library has one op for, unless a proof refutes any of it."""
+    from opfuse.stages.fuse import export, widen
+    from opfuse.stages.prove import prove
+
+    with progress.stage("lower"):
+        wide = widen(fused, library.ops, source.base_dir)
+        made = wide.matches[len(fused.matches) :]
+        if not made:
+            return wide, model, proof
+        wider = export(wide, source)
+    if proof is None:
+        return wide, wider, None
+    with progress.stage("prove"):
+        more = prove(source, wider, wide.graph, made, config, progress, whole=False)
+    proof = replace(
+        proof,
+        matches=proof.matches + more.matches,
+        failed=(*proof.failed, *more.failed),
+        max_rel_err=max(proof.max_rel_err, more.max_rel_err),
+    )
+    return (fused, model, proof) if more.failed else (wide, wider, proof)
+
+
 def _built(
-    source: Source, fused: Fused, model: ModelProto, config: Config, progress: Progress
+    source: Source,
+    fused: Fused,
+    model: ModelProto,
+    library: Library,
+    config: Config,
+    progress: Progress,
 ) -> dict[str, Any]:
     from opfuse.stages.build import build
-    from opfuse.stages.library import choose_library
     from opfuse.stages.lower import lower
     from opfuse.stages.save import save
 
     with scratch() as folder:
         with progress.stage("lower"):
-            library = choose_library(config)
             save(fused.graph, model, source.base_dir, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
         with progress.stage("build"):

@@ -19,11 +19,13 @@ from opfuse.fusions import (
     group_norm_silu,
     layer_norm,
     masked_softmax,
+    qk_norm_rope,
     qkv_merge,
     rms_norm,
     rope,
     rope_op,
     rope_parts,
+    rope_rest,
 )
 
 FUSIONS = (
@@ -32,6 +34,7 @@ FUSIONS = (
     rope.FUSION,
     rope_op.FUSION,
     rope_parts.FUSION,
+    rope_rest.FUSION,
     add_rms_norm.FUSION,
     add_layer_norm.FUSION,
     group_norm_silu.FUSION,
@@ -45,6 +48,10 @@ FUSIONS = (
     qkv_merge.FUSION,
 )
 
+# Wider still, and only for an engine of a library that has them: they take fused nodes together,
+# so the fused graph and its counts stay what the model is made of.
+WIDENINGS = (qk_norm_rope.FUSION,)
+
 DEFINITIONS = {
     definition.op: definition
     for definition in (
@@ -55,6 +62,7 @@ DEFINITIONS = {
         attention.DEFINITION,
         masked_softmax.DEFINITION,
         rope.DEFINITION,
+        qk_norm_rope.DEFINITION,
         gated_act.DEFINITION,
         gemm_act.DEFINITION,
     )

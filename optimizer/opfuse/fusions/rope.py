@@ -1,12 +1,14 @@
 """Rope: y = x * cos + rotate_half(x) * sin over the last axis (Su et al. 2021).
 
 x is [batch, heads, positions, size] (or any layout that cos and sin broadcast to), cos and sin
-have the last axis whole: their two halves are what two halves of x turn by.
+have the last axis whole: their two halves are what two halves of x turn by. Where ``head_size`` is
+given, only the first ``rotary_dim`` elements of a head turn, and cos and sin have no others.
 """
 
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from opfuse.fusions.guards import floating, last_axis, own_type, static
 from opfuse.fusions.parts import covers, takes_halves, takes_slice
@@ -15,7 +17,7 @@ from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, any_of, maybe_cast, op
 
-__all__ = ["DEFINITION", "FUSION", "turn"]
+__all__ = ["DEFINITION", "FUSION", "rotation", "turn"]
 
 x, cos, sin = Var("x"), Var("cos"), Var("sin")
 wide = maybe_cast(x)
@@ -35,7 +37,8 @@ y = any_of(op.Cast(total), total)
 
 def _build(found: Found) -> Replacement:
     dtype = floating(found, "x")
-    floating(found, "cos", "sin")
+    if floating(found, "cos", "sin") not in (dtype, TensorProto.FLOAT):
+        raise Miss("cos and sin are neither of the input's type nor fp32", found.anchor)
     result = found.anchor.outputs[0]
     own_type(found, dtype)
     if found.has(less):
@@ -100,38 +103,64 @@ def _check_pairs(found: Found, shape: Shape, size: int) -> None:
 def _body(uses: Uses) -> str:
     return f"""
         wide = CastLike(x, cos)
-        {_pairs() if uses.any("interleaved") else _halves(uses.opset)}
-        straight = Mul(wide, cos)
-        across = Mul(turned, sin)
-        total = Add(straight, across)
+        {rotation(uses, "total", "wide", "cos", "sin")}
         y = CastLike(total, x)"""
 
 
-def _halves(opset: int) -> str:
+def rotation(uses: Uses, y: str, x: str, cos: str, sin: str) -> str:
+    """Return the statements of ``y``, which is ``x`` turned as ``uses`` tell, all of one type."""
+    turn = _turn_pairs if uses.any("interleaved") else _turn_halves
+    if not uses.any("head_size"):
+        return turn(uses.opset, y, x, cos, sin)
     return f"""
-        {halves(opset, "low", "high", "wide")}
-        minus_high = Neg(high)
-        turned = Concat<axis: int = -1>(minus_high, low)"""
+        {y}_start = Constant<value_ints: ints = [0]>()
+        {y}_count = Constant<value_int: int = @rotary_dim>()
+        {y}_one = Constant<value_ints: ints = [1]>()
+        {y}_middle = Reshape({y}_count, {y}_one)
+        {y}_end = Constant<value_ints: ints = [9223372036854775807]>()
+        {y}_axis = Constant<value_ints: ints = [-1]>()
+        {y}_front = Slice({x}, {y}_start, {y}_middle, {y}_axis)
+        {y}_rest = Slice({x}, {y}_middle, {y}_end, {y}_axis)
+        {turn(uses.opset, f"{y}_turned", f"{y}_front", cos, sin)}
+        {y} = Concat<axis: int = -1>({y}_turned, {y}_rest)"""
 
 
-def _pairs() -> str:
-    return """
-        zero = Constant<value_ints: ints = [0]>()
-        one = Constant<value_ints: ints = [1]>()
-        two = Constant<value_ints: ints = [2]>()
-        last = Constant<value_ints: ints = [-1]>()
-        end = Constant<value_ints: ints = [9223372036854775807]>()
-        even = Slice(wide, zero, end, last, two)
-        odd = Slice(wide, one, end, last, two)
-        minus_odd = Neg(odd)
-        first = Unsqueeze(minus_odd, last)
-        second = Unsqueeze(even, last)
-        paired = Concat<axis: int = -1>(first, second)
-        shape = Shape(wide)
-        turned = Reshape(paired, shape)"""
+def _turn_halves(opset: int, y: str, x: str, cos: str, sin: str) -> str:
+    return f"""
+        {halves(opset, f"{y}_low", f"{y}_high", x)}
+        {y}_minus = Neg({y}_high)
+        {y}_swapped = Concat<axis: int = -1>({y}_minus, {y}_low)
+        {y}_straight = Mul({x}, {cos})
+        {y}_across = Mul({y}_swapped, {sin})
+        {y} = Add({y}_straight, {y}_across)"""
+
+
+def _turn_pairs(opset: int, y: str, x: str, cos: str, sin: str) -> str:
+    del opset  # Slice and Concat are what they were in opset 13
+    return f"""
+        {y}_zero = Constant<value_ints: ints = [0]>()
+        {y}_first = Constant<value_ints: ints = [1]>()
+        {y}_two = Constant<value_ints: ints = [2]>()
+        {y}_last = Constant<value_ints: ints = [-1]>()
+        {y}_stop = Constant<value_ints: ints = [9223372036854775807]>()
+        {y}_even = Slice({x}, {y}_zero, {y}_stop, {y}_last, {y}_two)
+        {y}_odd = Slice({x}, {y}_first, {y}_stop, {y}_last, {y}_two)
+        {y}_minus = Neg({y}_odd)
+        {y}_left = Unsqueeze({y}_minus, {y}_last)
+        {y}_right = Unsqueeze({y}_even, {y}_last)
+        {y}_paired = Concat<axis: int = -1>({y}_left, {y}_right)
+        {y}_shape = Shape({x})
+        {y}_swapped = Reshape({y}_paired, {y}_shape)
+        {y}_straight = Mul({x}, {cos})
+        {y}_across = Mul({y}_swapped, {sin})
+        {y} = Add({y}_straight, {y}_across)"""
 
 
 DEFINITION = Definition(
-    "Rope", ("x", "cos", "sin"), ("y",), ("interleaved", "rotary_dim", "num_heads"), _body
+    "Rope",
+    ("x", "cos", "sin"),
+    ("y",),
+    ("interleaved", "rotary_dim", "num_heads", "head_size"),
+    _body,
 )
 FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)

@@ -69,14 +69,15 @@ class Definition:
 
     Attributes:
         op: The op's and the plugin's name.
-        inputs, outputs: Formal names; trailing inputs that no node has are left out.
+        inputs, outputs: Formal names; trailing inputs that no node has are left out. Where others
+            may be absent, a function of the nodes gives the names of those that are there.
         attributes: Every attribute that a node may carry.
         body: Statements of the ONNX text format (onnx/docs/Syntax.md).
         unify: Makes the nodes of a model alike, where they may differ in their inputs.
     """
 
     op: str
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] | Callable[[Uses], tuple[str, ...]]
     outputs: tuple[str, ...]
     attributes: tuple[str, ...]
     body: Callable[[Uses], str]
@@ -84,7 +85,8 @@ class Definition:
 
     def function(self, uses: Uses) -> onnx.FunctionProto:
         """Return the function that all of ``uses`` call."""
-        inputs = ", ".join(self.inputs[: uses.inputs])
+        names = self.inputs(uses) if callable(self.inputs) else self.inputs
+        inputs = ", ".join(names[: uses.inputs])
         # A declared attribute that no call has is one too many for onnx.reference.
         carried = [name for name in self.attributes if uses.carry(name)]
         text = (

@@ -31,9 +31,14 @@ def _gated_act(op: Op) -> Fact:
     return Fact((*shape[:-1], shape[-1] // 2), op.dtype())
 
 
-def _rope(op: Op) -> tuple[Fact, ...]:
-    """q, or q and k, in the shapes that they came in."""
-    return tuple(Fact(op.shape(i), op.dtype(i)) for i in range(len(op.node.outputs)))
+def _qk_norm_rope(op: Op) -> Fact | tuple[Fact, ...]:
+    """q, k, and v as [batch, heads, seq, size], from [batch, seq, all heads * size]."""
+    shape = op.shape()
+    if shape is None or len(shape) != 3:
+        return Fact(None, op.dtype())
+    heads, few = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
+    size: Dim = shape[2] // (heads + 2 * few)
+    return tuple(Fact((shape[0], count, shape[1], size), op.dtype()) for count in (heads, few, few))
 
 
 def _flash_attention(op: Op) -> Fact:
@@ -57,6 +62,7 @@ RULES: dict[str, Rule] = {
     "GemmAct": _gemm,
     "GroupNormSilu": _like_first,
     "MaskedSoftmax": _like_first,
+    "QkNormRope": _qk_norm_rope,
     "RmsNorm": _like_first,
-    "Rope": _rope,
+    "Rope": _like_first,
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD
+from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD, WIDENINGS
 from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Miss, Work
@@ -69,6 +70,28 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     return Fused(graph, matches, misses, counts, user, normal.facts)
 
 
+def widen(fused: Fused, ops: Collection[str], base_dir: Path) -> Fused:
+    """Take fused nodes together where the plugin library has one op for them.
+
+    The counts of what the model is made of stay; those of the wider ops come beside them.
+
+    Args:
+        fused: A fused graph; it is changed.
+        ops: The ops of the library.
+        base_dir: The folder that external weights are relative to.
+    """
+    graph, user = fused.graph, fused.user
+    work = Work(graph, fused.facts, base_dir, _define_one)
+    wider = [fusion for fusion in WIDENINGS if fusion.kind in ops]
+    for fusion in wider:
+        fusion.run(work)
+    work.finish()
+    matches = (*fused.matches, *(_match_of_user(user, match) for match in work.matches))
+    misses = (*fused.misses, *(_miss_of_user(user, miss) for miss in work.misses))
+    made = {f.kind: sum(match.kind == f.kind for match in work.matches) for f in wider}
+    return replace(fused, matches=matches, misses=misses, counts={**fused.counts, **made})
+
+
 def _widest(misses: list[NearMiss]) -> Iterator[NearMiss]:
     """Yield the misses that are no part of another candidate for the same, or for a wider kind."""
     around: dict[tuple[str, str], list[set[str]]] = {}
@@ -108,8 +131,10 @@ def _define_one(op: str, uses: Uses) -> onnx.FunctionProto:
 
 def _counts(graph: gs.Graph, matches: list[Match]) -> dict[str, int]:
     counts = dict.fromkeys((*DEFINITIONS, *STANDARD, *MERGES), 0)
+    for fusion in WIDENINGS:
+        del counts[fusion.kind]
     for node in graph.nodes:
-        fused = node.domain == OPFUSE and node.op in DEFINITIONS
+        fused = node.domain == OPFUSE and node.op in counts
         if fused or (node.op in STANDARD and not node.domain):
             counts[node.op] += 1
     for match in matches:

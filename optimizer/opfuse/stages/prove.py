@@ -68,6 +68,8 @@ def prove(
     matches: Sequence[Match],
     config: Config,
     progress: Progress,
+    *,
+    whole: bool = True,
 ) -> Proof:
     """Prove that the fused model computes what the original does.
 
@@ -80,6 +82,7 @@ def prove(
         matches: The fusions that were applied.
         config: For the seed, the tolerance, and the time limit.
         progress: Told about every fusion.
+        whole: Compare the whole model too, where nothing fails.
 
     Raises:
         EngineError: The process cannot start.
@@ -88,11 +91,11 @@ def prove(
     first = extract.distinct(matches)
     cases, refused, large = _cases(first, model, source.base_dir)
     with scratch() as folder:
-        pair = None if refused else _pair(source, model, graph, folder)
+        pair = None if refused or not whole else _pair(source, model, graph, folder)
         run = _Run(cases, pair, config, progress)
         run.finish()
     verdicts = [*refused, *run.verdicts]
-    if run.whole is not None and (run.whole.not_run or not run.whole.passed):
+    if not whole or (run.whole is not None and (run.whole.not_run or not run.whole.passed)):
         verdicts += large
     failed = tuple(_failure(v, matches) for v in verdicts if v.reason)
     errors = [verdict.max_rel_err for verdict in verdicts if not verdict.reason]

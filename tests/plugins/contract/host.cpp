@@ -120,6 +120,10 @@ std::vector<std::string> Fields::texts() const {
             float number;
             std::memcpy(&number, field.data, sizeof number);
             value = std::to_string(number);
+        } else if (field.type == PluginFieldType::kINT64) {
+            int64_t number;
+            std::memcpy(&number, field.data, sizeof number);
+            value = std::to_string(number);
         } else if (field.type == PluginFieldType::kCHAR) {
             value.assign(static_cast<char const*>(field.data), field.length);
         }

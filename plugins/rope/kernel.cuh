@@ -1,0 +1,111 @@
+// y = x * cos + rotate(x) * sin over the first elements of each head, the rest copied.  Pure CUDA.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <limits>
+
+#include "../device/rotary.cuh"
+#include "launch.h"
+
+namespace opfuse {
+
+// ---- kernels
+
+inline constexpr int kRopeThreads = 256;  // of a block
+
+// One thread turns the same pair of vectors in up to kRows heads that share their cos and sin.
+template <class T, bool kInterleaved, int kVec, int kRows>
+__global__ void __launch_bounds__(kRopeThreads)
+    rope_kernel(T* y, T const* x, device::Parameter cos, device::Parameter sin, RopeShape shape,
+                int64_t positions, int64_t threads) {
+    using device::Vec;
+    int64_t const thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (thread >= threads) return;
+    int const vectors = shape.size / kVec, turning = shape.turning / kVec;
+    int const pairs = (vectors + 1) / 2;
+    int const pair = thread % pairs;
+    int64_t position = thread / pairs % positions;
+    int64_t const first = thread / pairs / positions * kRows;
+    int64_t row = first * shape.repeat_stride, cos_row = 0, sin_row = 0;
+    for (int i = shape.axis_count - 1; i >= 0; --i) {
+        auto const& axis = shape.axes[i];
+        int64_t const at = position % axis.size;
+        position /= axis.size;
+        row += at * axis.stride;
+        cos_row += at * axis.cos_stride;
+        sin_row += at * axis.sin_stride;
+    }
+    auto const place = device::place_of<kInterleaved>(pair, turning);
+    bool const turns = pair < turning / 2, has_b = place.b < vectors;
+    Vec<T, kVec> a[kRows], b[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+        if (first + k >= shape.repeats) break;
+        T const* head = x + (row + k * shape.repeat_stride) * shape.size;
+        a[k] = device::load<kVec>(head, place.a);
+        if (has_b) b[k] = device::load<kVec>(head, place.b);
+    }
+    device::Pair<kVec> c, s;
+    if (turns) {
+        c = device::load_pair<T, kVec>(cos, cos_row * shape.turning, place);
+        s = device::load_pair<T, kVec>(sin, sin_row * shape.turning, place);
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+        if (first + k >= shape.repeats) break;
+        T* head = y + (row + k * shape.repeat_stride) * shape.size;
+        if (turns) {
+            device::Pair<kVec> both{device::widen(a[k]), device::widen(b[k])};
+            device::turn<kInterleaved>(both, c, s);
+            a[k] = device::narrow<T>(both.a);
+            b[k] = device::narrow<T>(both.b);
+        }
+        device::store(head, place.a, a[k]);
+        if (has_b) device::store(head, place.b, b[k]);
+    }
+}
+
+// ---- launchers
+
+template <class T, bool kInterleaved, int kVec, int kRows>
+cudaError_t launch_rope(T* y, T const* x, device::Parameter cos, device::Parameter sin,
+                        RopeShape const& shape, cudaStream_t stream) {
+    int64_t const positions = shape.positions();
+    int64_t const pairs = (shape.size / kVec + 1) / 2;
+    int64_t const threads = pairs * positions * ((shape.repeats + kRows - 1) / kRows);
+    int64_t const blocks = (threads + kRopeThreads - 1) / kRopeThreads;
+    if (blocks > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidValue;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kRopeThreads);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, rope_kernel<T, kInterleaved, kVec, kRows>, y, x, cos, sin,
+                              shape, positions, threads);
+}
+
+template <class T, bool kInterleaved>
+cudaError_t launch_rope(T* y, T const* x, device::Parameter cos, device::Parameter sin,
+                        RopeShape const& shape, cudaStream_t stream) {
+    constexpr int kVec = device::kVecBytes / sizeof(T);
+    constexpr int kRows = 4;                     // cos and sin are read once for so many heads
+    constexpr int64_t kFewThreads = 256 * 1024;  // below that, more threads do more than reuse
+    bool const vectors = device::aligned(y, x, cos.data, sin.data) && shape.size % kVec == 0 &&
+                         shape.turning % (2 * kVec) == 0;
+    if (!vectors) return launch_rope<T, kInterleaved, 1, 1>(y, x, cos, sin, shape, stream);
+    int64_t const heads = shape.positions() * shape.repeats;
+    if (shape.repeats == 1 || heads * (shape.size / (2 * kVec)) < kFewThreads)
+        return launch_rope<T, kInterleaved, kVec, 1>(y, x, cos, sin, shape, stream);
+    return launch_rope<T, kInterleaved, kVec, kRows>(y, x, cos, sin, shape, stream);
+}
+
+template <class T>
+cudaError_t rope(T* y, T const* x,                              // [..., size]
+                 device::Parameter cos, device::Parameter sin,  // [..., turning]
+                 RopeShape const& shape, bool interleaved, cudaStream_t stream) {
+    if (shape.turning % 2 != 0 || shape.turning > shape.size) return cudaErrorInvalidValue;
+    if (shape.positions() * shape.repeats == 0 || shape.size == 0) return cudaSuccess;
+    auto const launch = interleaved ? launch_rope<T, true> : launch_rope<T, false>;
+    return launch(y, x, cos, sin, shape, stream);
+}
+
+}  // namespace opfuse
