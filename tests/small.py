@@ -7,7 +7,7 @@ int64 vector: ``y = Mul(x, 0.5)``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from opfuse.stages.fuse import Fused, export, fuse
+from opfuse.stages.fuse import Fused, export, fuse, widen
 from opfuse.stages.load import Source
 from opfuse.stages.normalise import normalise
 
@@ -157,12 +157,18 @@ class Outcome:
                 compare(f"{name}, sizes {dims}, seed {seed + number}", a, b)
 
 
-def fuse_model(before: onnx.ModelProto, vetoes: Mapping[str, str] | None = None) -> Outcome:
-    """Normalise, fuse, and export."""
+def fuse_model(
+    before: onnx.ModelProto,
+    vetoes: Mapping[str, str] | None = None,
+    library: Collection[str] | None = None,
+) -> Outcome:
+    """Normalise, fuse, and export; widen first as for the ops of ``library``, if there is one."""
     source = Source(
         Path("model.onnx"), onnx.ModelProto.FromString(before.SerializeToString()), Path()
     )
     fused = fuse(normalise(source), vetoes)
+    if library is not None:
+        fused = widen(fused, library, Path())
     after = export(fused, source)
     assert source.proto == before
     return Outcome(before, after, fused)

@@ -27,6 +27,34 @@ __device__ void store(T* data, int64_t index, Vec<T, kSize> const& value) {
     reinterpret_cast<Vec<T, kSize>*>(data)[index] = value;
 }
 
+// What an op reads and writes in all, in bytes, from which on L2 (50 MB on H100) keeps too little
+// of it for the next op.  Streaming then leaves L2 to what this op itself reads again.  Of Rope at
+// 4 x 32 x 4096 x 128 fp16, streaming stores made 96 out of 108 us, and streaming loads 99 out of
+// 105 us where each sequence has cos and sin of its own.
+inline constexpr int64_t kLargeBytes = 64 << 20;
+
+// load and store for 16 bytes of a tensor that is large where kLarge.
+template <int kSize, bool kLarge, class T>
+__device__ Vec<T, kSize> load_large(T const* data, int64_t index) {
+    if constexpr (!kLarge) {
+        return load<kSize>(data, index);
+    } else {
+        static_assert(sizeof(Vec<T, kSize>) == kVecBytes);
+        uint4 const bits = __ldcs(reinterpret_cast<uint4 const*>(data) + index);
+        return reinterpret_cast<Vec<T, kSize> const&>(bits);
+    }
+}
+
+template <bool kLarge, class T, int kSize>
+__device__ void store_large(T* data, int64_t index, Vec<T, kSize> const& value) {
+    if constexpr (!kLarge) {
+        store(data, index, value);
+    } else {
+        static_assert(sizeof(Vec<T, kSize>) == kVecBytes);
+        __stcs(reinterpret_cast<uint4*>(data) + index, reinterpret_cast<uint4 const&>(value));
+    }
+}
+
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }

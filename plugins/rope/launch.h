@@ -19,10 +19,11 @@ struct RopeShape {
 
     Axis axes[kMaxAxes];  // outermost first
     int axis_count = 0;
-    int64_t repeats = 1;        // rows that turn alike, beside those axes
-    int64_t repeat_stride = 0;  // between these rows of x
-    int size = 0;               // elements of a row of x
-    int turning = 0;            // the first of them that turn: a row of cos and of sin; even
+    int64_t repeats = 1;          // rows that turn alike, beside those axes
+    int64_t repeat_stride = 0;    // between these rows of x
+    bool repeats_inside = false;  // they are closer to each other than the rows of the axes
+    int size = 0;                 // elements of a row of x
+    int turning = 0;              // the first of them that turn: a row of cos and of sin; even
 
     int64_t positions() const {
         int64_t product = 1;

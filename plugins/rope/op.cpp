@@ -61,6 +61,7 @@ RopeShape shape_of(Tensor const& x, Tensor const& cos, Tensor const& sin) {
         } else {
             shape.repeats = axes[i].size;
             shape.repeat_stride = axes[i].stride;
+            shape.repeats_inside = i + 1 == axes.size();
         }
     }
     return shape;

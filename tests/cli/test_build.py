@@ -11,7 +11,7 @@ from opfuse.errors import MissingComponent
 from opfuse.runtime.library import find
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
-PLUGIN_OPS = {"AddRmsNorm": 4, "GatedAct": 2, "RmsNorm": 1}
+PLUGIN_OPS = {"AddRmsNorm": 4, "GatedAct": 2, "QkNormRope": 2, "RmsNorm": 1}
 
 
 @pytest.fixture
@@ -43,6 +43,9 @@ def test_an_engine_with_plugin_layers(cli, tmp_path, rtx, library):
     assert library.read_bytes() in written
     choices = [item["choice"] for item in report["lowering"]]
     assert choices.count("plugin") == sum(PLUGIN_OPS.values())
+    fused = {kind: item["fused"] for kind, item in report["fusions"].items()}
+    assert (fused["QkNormRope"], fused["Rope"], fused["qkv_merge"]) == (2, 4, 2)
+    assert report["proof"]["failed"] == 0
     assert json.loads((tmp_path / "r.json").read_text()) == report
 
 
@@ -106,7 +109,7 @@ def test_what_is_missing_is_told_before_any_work(cli, llama, old_output, monkeyp
 def test_plugins_of_the_library(cli, library):
     result = cli("plugins", "--json")
     names = {op["name"] for op in json.loads(result.out)["ops"]}
-    assert names >= {"RmsNorm", "AddRmsNorm", "AddLayerNorm", "GatedAct"}
+    assert names >= {"RmsNorm", "AddRmsNorm", "AddLayerNorm", "GatedAct", "Rope", "QkNormRope"}
     text = cli("plugins").out
     assert [name for name in names if name not in text] == []
 

@@ -17,6 +17,12 @@ OPSETS = (17, 18, 20, 21, 23)
 X = "float[2, 5, 6]"
 QKV = "float[2, 4, 5, 6] q, float[2, 2, 5, 6] k, float[2, 2, 5, 6] v"
 HEADS = 'num_heads = 4, kv_num_heads = 2, scale = 0.4, layout = "BHSD"'
+PACKED = "interleaved = 0, rotary_dim = 6, head_size = 0, num_heads = 4, kv_num_heads = 2"
+PACKED_MORE = PACKED.replace(
+    "= 0, rotary_dim = 6, head_size = 0", "= 1, rotary_dim = 4, head_size = 6"
+)
+PACKED += ", norm = 0, bias = 0, epsilon = 0.0"
+PACKED_MORE += ", norm = 1, bias = 1, epsilon = 0.01"
 CASES = {
     "rms": (f"{X} x, float[6] g", "y = opfuse.RmsNorm<epsilon = 0.01>(x, g)"),
     "add rms": (f"{X} x, {X} r, float[6] g", "y, s = opfuse.AddRmsNorm<epsilon = 0.01>(x, r, g)"),
@@ -35,6 +41,18 @@ CASES = {
     "neighbours": (
         f"{X} x, {X} c, {X} s",
         "y = opfuse.Rope<interleaved = 1, rotary_dim = 6, num_heads = 0>(x, c, s)",
+    ),
+    "a part of a head": (
+        f"{X} x, float[5, 4] c, float[2, 1, 4] s",
+        "y = opfuse.Rope<interleaved = 0, rotary_dim = 4, head_size = 6>(x, c, s)",
+    ),
+    "packed heads": (
+        "float[2, 5, 48] x, float[5, 6] c, float[5, 6] s",
+        f"y, k, v = opfuse.QkNormRope<{PACKED}>(x, c, s)",
+    ),
+    "packed heads, everything": (
+        "float[2, 5, 48] x, float[5, 4] c, float[5, 4] s, float[6] g, float[6] h, float[48] b",
+        f"y, k, v = opfuse.QkNormRope<{PACKED_MORE}>(x, c, s, g, h, b)",
     ),
     "attention": (
         QKV,
@@ -76,9 +94,10 @@ class Call(NamedTuple):
 def called(name: str, opset: int) -> onnx.ModelProto:
     """A model of one call with its definition at ``opset``."""
     inputs, text = CASES[name]
+    heads = "q," in inputs or "QkNormRope" in text
     made = parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : {opset}, "opfuse" : 1]>\n'
-        f"g ({inputs}) => (float[A, B, C{', D' if 'q,' in inputs else ''}] y) {{ {text} }}"
+        f"g ({inputs}) => (float[A, B, C{', D' if heads else ''}] y) {{ {text} }}"
     )
     (node,) = made.graph.node
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.small import fuse_model, model
@@ -74,13 +76,83 @@ def test_heads_behind_the_positions():
     outcome.same(*SIZES)
 
 
-def test_a_part_of_each_head():
+WHOLE = "T[B, 4, S, 9] whole"
+PARTS = {
+    "slices": "x = Slice(whole, [0], [6], [3])\nrest = Slice(whole, [6], [9], [3])\n",
+    "split": "x, rest = Split<axis=-1>(whole, [6, 3])\n",
+}
+TOGETHER = TURN.replace("y =", "t =") + "y = Concat<axis=-1>(t, rest)\n"
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("halves", HALVES)
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_part_of_each_head(parts, halves, dtype):
     """GPT-NeoX turns the front of each head and carries the rest along."""
-    text = "x = Slice(whole, [0], [6], [3])\nrest = Slice(whole, [6], [9], [3])\n"
-    text += HALVES["slices"] + TURN.replace("y =", "t =") + "y = Concat<axis=-1>(t, rest)"
-    outcome = rope(text, f"T[B, 4, S, 9] whole, {CACHE}")
+    outcome = rope(PARTS[parts] + HALVES[halves] + TOGETHER, f"{WHOLE}, {CACHE}", dtype=dtype)
+    assert outcome.ops == ["Rope"]
     assert outcome.counts == {"Rope": 1}
+    assert outcome.attribute("Rope", "rotary_dim") == 6
+    assert outcome.attribute("Rope", "head_size") == 9
     outcome.same(*SIZES)
+
+
+def test_heads_that_turn_whole_beside_some_that_do_not():
+    """One definition serves both."""
+    text = HALVES["slices"] + TURN
+    for name in ("low", "high", "minus", "turned", "straight", "across", "x", "y"):
+        text = re.sub(rf"\b{name}\b", f"{name}2", text)
+    text += PARTS["slices"] + HALVES["slices"] + TOGETHER
+    outcome = rope(text, f"{WHOLE}, T[B, 2, S, 6] x2, {CACHE}", outputs="T y, T y2")
+    assert outcome.ops == ["Rope", "Rope"]
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (TOGETHER.replace("t, rest", "rest, t"), ""),
+        (TOGETHER.replace("axis=-1>(t", "axis=2>(t").replace("rest)", "x)"), ""),
+        (TOGETHER + "z = Neg(t)", "t inside it is also read by"),
+    ],
+    ids=["behind the rest", "along another axis", "turned part needed"],
+)
+def test_a_rest_that_is_none_stays_apart(text, reason):
+    more = ", T z" if "z =" in text else ""
+    outcome = rope(
+        PARTS["slices"] + HALVES["slices"] + text, f"{WHOLE}, {CACHE}", outputs=f"T y{more}"
+    )
+    assert "Concat" in outcome.ops
+    assert outcome.counts == {"Rope": 1}
+    assert not reason or any(reason in miss.reason for miss in outcome.fused.misses)
+    outcome.same(*SIZES)
+
+
+NOT_THE_FRONT = {
+    "another rest": (PARTS["slices"].replace("[6], [9]", "[5], [8]"), "takes 5:8:1"),
+    "the end": (PARTS["slices"].replace("[0], [6]", "[3], [9]"), "takes 3:9:1"),
+    "three parts": (
+        "x, rest, more = Split<axis=-1>(whole, [6, 2, 1])\n",
+        "into the part that turns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_THE_FRONT)
+def test_a_part_that_is_not_the_front_stays_apart(case):
+    parts, reason = NOT_THE_FRONT[case]
+    outcome = rope(parts + HALVES["slices"] + TOGETHER, f"{WHOLE}, {CACHE}")
+    assert "Concat" in outcome.ops
+    assert any(reason in miss.reason for miss in outcome.fused.misses)
+    outcome.same(*SIZES)
+
+
+def test_heads_are_narrowed_to_the_type_of_their_angles_before():
+    """The kernels take cos and sin in x's type or in fp32, so the Cast stays outside."""
+    text = re.sub(r"\(x\b", "(narrow", HALVES["slices"] + TURN).replace("y =", "sum =")
+    text = f"narrow = Cast<to=10>(x)\n{text}y = Cast<to=1>(sum)\n"
+    outcome = rope(text, f"{X}, float16[B, 1, S, 6] cos, float16[B, 1, S, 6] sin")
+    assert outcome.ops == ["Cast", "Rope", "Cast"]
 
 
 def test_q_and_k_share_their_caches():

@@ -31,3 +31,16 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "gelu":
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def rope(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
+) -> torch.Tensor:
+    """[..., size], [..., turning] -> [..., size] in float64; what is behind turning stays."""
+    front, rest = x.double().tensor_split([cos.shape[-1]], -1)
+    if interleaved:
+        turned = torch.stack((-front[..., 1::2], front[..., ::2]), -1).flatten(-2)
+    else:
+        low, high = front.chunk(2, -1)
+        turned = torch.cat((-high, low), -1)
+    return torch.cat((front * cos.double() + turned * sin.double(), rest), -1)

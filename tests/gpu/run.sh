@@ -9,6 +9,6 @@ python3 -m pytest -q -m gpu -p no:cacheprovider -s tests/gpu "$@" | tail -40
 for tool in memcheck racecheck synccheck; do
     echo "compute-sanitizer $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        python3 -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_edges.py \
+        python3 -m pytest -q -m gpu -p no:cacheprovider tests/gpu \
         -k "memory_is_exact" | tail -4
 done

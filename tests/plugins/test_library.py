@@ -21,11 +21,15 @@ C_FUNCTIONS = set(re.findall(r"\b(opfuse_\w+)\(", HEADER.read_text()))
 FLOAT, HALF, BFLOAT16, INT64 = 1, 10, 16, 7
 
 # design.md 4: inputs (least, most), outputs, attributes.
+ROTATION = dict.fromkeys(("interleaved", "rotary_dim", "head_size"), "INT")
+HEADS = dict.fromkeys(("num_heads", "kv_num_heads", "norm", "bias"), "INT")
 EXPECTED = {
     "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT"}),
     "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT"}),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
+    "QkNormRope": ((3, 6), 3, ROTATION | HEADS | {"epsilon": "FLOAT"}),
     "RmsNorm": ((2, 2), 1, {"epsilon": "FLOAT"}),
+    "Rope": ((3, 3), 1, ROTATION | {"num_heads": "INT"}),
 }
 
 
