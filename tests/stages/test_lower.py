@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from opfuse.errors import EngineError
 from opfuse.stages.lower import lower
@@ -116,6 +117,53 @@ def test_attention_that_tensorrt_has_no_layer_for_is_left(inputs, options, reaso
     assert choice == "leave"
     assert reason in why
     assert types(made) == ["FlashAttention_body"]
+
+
+def rope(opset=23, half=("b", "s", 8), angles=TensorProto.FLOAT16, second="c", **attrs):
+    """A Rope whose tables are halves twice, [b, 1, s, 16], as the standard operator's become."""
+    shape, nodes = ("b", 4, "s", attrs.get("head_size", 16)), []
+    attrs = {"interleaved": 0, "rotary_dim": 16, "num_heads": 4, **attrs}
+    for name in ("c", "n"):
+        pair = [name, second if name == "c" else name]
+        nodes.append(helper.make_node("Concat", pair, [f"{name}2"], axis=-1))
+        nodes.append(helper.make_node("Unsqueeze", [f"{name}2", "one"], [f"{name}4"]))
+    made = fused("Rope", ["x", "c4", "n4"], ["y"], opset, shape=shape, **attrs)
+    nodes += made.graph.node
+    inputs = [value("x", shape, TensorProto.FLOAT16)]
+    inputs += [value(name, half, angles) for name in ("c", "n", "other")]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    return model(nodes, inputs, made.graph.output, [one], made.functions, opset=opset)
+
+
+@pytest.mark.parametrize("part", [{}, {"head_size": 32}])
+def test_native_rope_takes_the_half_of_its_tables(part):
+    made = rope(**part)
+    assert choices(lower(made, "native", ())) == {("native", "TensorRT has layers for it")}
+    (node,) = [node for node in made.graph.node if node.op_type == "RotaryEmbedding"]
+    assert list(node.input) == ["x", "c", "n"]
+    (attribute,) = node.attribute
+    assert (attribute.name, attribute.i) == ("rotary_embedding_dim", 16 if part else 0)
+    onnx.checker.check_model(made, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"opset": 22}, "RotaryEmbedding needs opset 23, the model has 22"),
+        ({"interleaved": 1}, "wants the angles of pairs once"),
+        ({"second": "other"}, "c4 is not provably one half of the angles twice"),
+        ({"half": (1, "s", 8)}, "wants c as [batch, sequence, 8]"),
+        ({"half": ("b", "s", 7)}, "wants c as [batch, sequence, 8]"),
+        ({"half": ("b", None, 8)}, "the shape of c is not known"),
+        ({"angles": TensorProto.FLOAT}, "wants c in the type of x"),
+    ],
+)
+def test_rope_that_tensorrt_has_no_layer_for_is_left(options, reason):
+    made = rope(**options)
+    ((choice, why),) = choices(lower(made, "native", ()))
+    assert choice == "leave"
+    assert reason in why
+    assert types(made)[-1] == "Rope_body"
 
 
 def test_ops_without_a_native_form_are_left():

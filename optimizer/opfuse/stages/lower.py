@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -47,7 +48,7 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     Raises:
         EngineError: The model has an operator that TensorRT would compute wrongly.
     """
-    facts = _Facts(_opset(model), _types(model.graph))
+    facts = _Facts(model, _opset(model), _types(model.graph))
     choices: list[Lowering] = []
     for nodes in _node_lists(model.graph):
         _lower_nodes(nodes, want, plugins, facts, choices)
@@ -64,8 +65,9 @@ class Unable(Exception):
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the native forms depend on: the model's opset and the types of its tensors."""
+    """What the native forms depend on; ``model`` is read while its nodes are still its own."""
 
+    model: ModelProto
     opset: int
     types: dict[str, int]
 
@@ -79,6 +81,27 @@ class _Facts:
         if tensor not in self.types:
             raise Unable(f"the type of {tensor} is not known")
         return self.types[tensor]
+
+    @cached_property
+    def values(self) -> dict[str, onnx.TypeProto.Tensor]:
+        """Types and shapes of all tensors, as far as onnx infers them."""
+        graph = onnx.shape_inference.infer_shapes(self.model, data_prop=True).graph
+        values = (*graph.value_info, *graph.input, *graph.output)
+        return {value.name: value.type.tensor_type for value in values}
+
+    @cached_property
+    def producers(self) -> dict[str, NodeProto]:
+        """The node that writes each tensor."""
+        return {name: node for node in self.model.graph.node for name in node.output}
+
+    def shape_of(self, tensor: str) -> tuple[int | str, ...]:
+        """The sizes of a tensor, numbers or names, which must all be known."""
+        value = self.values.get(tensor)
+        dims = None if value is None or not value.HasField("shape") else value.shape.dim
+        sizes = None if dims is None else tuple(d.dim_param or d.dim_value for d in dims)
+        if sizes is None or not all(sizes):
+            raise Unable(f"the shape of {tensor} is not known")
+        return sizes
 
 
 def _lower_nodes(
@@ -194,11 +217,42 @@ def _flash_attention(node: NodeProto, facts: _Facts) -> list[NodeProto]:
     return [_make("Attention", inputs, node.output, node, scale=scale, is_causal=int(causal))]
 
 
+def _rope(node: NodeProto, facts: _Facts) -> list[NodeProto]:
+    """RotaryEmbedding has one row of angles for both halves of a head, and none for each head."""
+    facts.needs_opset(23, "RotaryEmbedding")
+    x, *tables = node.input
+    if _attribute(node, "interleaved", 0):
+        raise Unable("RotaryEmbedding wants the angles of pairs once, they are there twice")
+    shape, turning = facts.shape_of(x), int(_attribute(node, "rotary_dim"))
+    rows = [_half_of(table, facts) for table in tables]
+    for name in rows:
+        if len(shape) != 4 or facts.shape_of(name) != (shape[0], shape[2], turning // 2):
+            raise Unable(f"RotaryEmbedding wants {name} as [batch, sequence, {turning // 2}]")
+        if facts.values[name].elem_type != facts.values[x].elem_type:
+            raise Unable(f"RotaryEmbedding wants {name} in the type of {x}")
+    part = turning if _attribute(node, "head_size", 0) else 0
+    return [_make("RotaryEmbedding", [x, *rows], node.output, node, rotary_embedding_dim=part)]
+
+
+def _half_of(table: str, facts: _Facts) -> str:
+    """What a table [batch, 1, sequence, size] holds twice, as [batch, sequence, size / 2]."""
+    spread = facts.producers.get(table)
+    both = None if spread is None else facts.producers.get(spread.input[0])
+    if spread and both and (spread.op_type, both.op_type) == ("Unsqueeze", "Concat"):
+        half = str(both.input[0])
+        batch, heads, seq, size = facts.shape_of(table)
+        alike = len(both.input) == 2 and both.input[1] == half and heads == 1
+        if alike and facts.shape_of(half) == (batch, seq, int(size) // 2):
+            return half
+    raise Unable(f"{table} is not provably one half of the angles twice")
+
+
 _NATIVE: dict[str, Callable[[NodeProto, _Facts], list[NodeProto]]] = {
     "RmsNorm": _rms_norm,
     "AddRmsNorm": _add_rms_norm,
     "AddLayerNorm": _add_layer_norm,
     "FlashAttention": _flash_attention,
+    "Rope": _rope,
 }
 
 
