@@ -145,11 +145,12 @@ def _check(split: gs.Node, q: _Heads, k: _Heads, v: _Heads) -> None:
         counts = ", ".join(f"{heads.count} x {heads.size}" for heads in (q, k, v))
         raise Miss(f"its heads are {counts}, want k and v alike, and all of one size", split)
     for op in ("Rope", "RmsNorm"):
-        found = [heads.find(op) for heads in (q, k, v)]
-        if found[2] is not None:
-            raise Miss(f"{op} of v", found[2])
-        if (found[0] is None) != (found[1] is None):
-            raise Miss(f"{op} of only one of q and k", found[0] or found[1])
+        if v.find(op) is not None:
+            raise Miss(f"{op} of v", v.find(op))
+        without = [heads for heads in (q, k) if heads.find(op) is None]
+        if len(without) == 1:
+            (stopped,) = without
+            raise Miss(f"{op} of only one of q and k", next(iter(stopped.out.outputs), split))
     for name in _ALIKE:
         if q.attribute("Rope", name) != k.attribute("Rope", name):
             raise Miss(f"q and k turn with another {name}", k.find("Rope"))
