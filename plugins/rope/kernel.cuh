@@ -97,7 +97,7 @@ cudaError_t launch_rope(T* y, T const* x, device::Parameter cos, device::Paramet
                          shape.turning % (2 * kVec) == 0;
     if (!vectors) return launch_rope<T, kInterleaved, 1, 1, false>(y, x, cos, sin, shape, stream);
     int64_t const heads = shape.positions() * shape.repeats;
-    if (shape.repeats == 1 || 2 * heads * shape.size * int64_t{sizeof(T)} < device::kLargeBytes)
+    if (2 * heads * shape.size * int64_t{sizeof(T)} < device::kLargeBytes)
         return launch_rope<T, kInterleaved, kVec, 1, false>(y, x, cos, sin, shape, stream);
     return launch_rope<T, kInterleaved, kVec, kRows, true>(y, x, cos, sin, shape, stream);
 }
