@@ -161,6 +161,36 @@ def test_other_numbers_of_heads(counts):
     outcome.same(*SIZES)
 
 
+SLICES = """
+    k_flat = Slice(packed, [24], [36], [2])
+    q_flat = Slice(packed, [0], [24], [-1], [1])
+    v_flat = Slice(packed, [-12], [9223372036854775807], [2])
+"""
+
+
+def sliced(slices: str, **options) -> str:
+    text = packed((SWAP, TURN), (SWAP, TURN), **options)
+    return text.replace("q_flat, k_flat, v_flat = Split<axis=-1>(packed, [24, 12, 12])", slices)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_taken_apart_by_slices(bias):
+    """Phi-3 packs its projections itself."""
+    outcome = widened(sliced(SLICES, bias=bias))
+    assert outcome.ops == ["MatMul", "QkNormRope"]
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("[24], [36]", "[12], [24]"), ("[-12], [9223372036854775807]", "[24], [36]")],
+)
+def test_slices_that_do_not_take_all_are_left(right, wrong):
+    outcome = widened(sliced(SLICES.replace(right, wrong)))
+    assert outcome.counts == {"Rope": 2}
+    outcome.same(*SIZES)
+
+
 def test_opset_17():
     text = PLAIN.replace(", num_outputs=2", "")
     outcome = widened(text, opset=17)

@@ -37,6 +37,21 @@ def test_casts(ops, text, dtype):
     expect(ops, text, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("ops", "more"),
+    [
+        (["Neg"], "y = Concat<axis=-1>(b, a)"),
+        (["Neg"], "y = Concat<axis=2>(a, b, a)"),
+        (["Concat", "Neg", "Slice"], "y = Concat<axis=-1>(b, a, b)"),
+        (["Concat", "Neg", "Slice"], "c = Slice(x, [5], [9], [2])\ny = Concat<axis=-1>(b, c)"),
+    ],
+)
+def test_a_part_of_nothing_is_not_joined(ops, more):
+    outcome = simplified(f"a = Slice(x, [6], [9], [2])\nb = Neg(x)\n{more}")
+    assert sorted(outcome.ops) == ops
+    outcome.same(*SIZES)
+
+
 def test_a_cast_of_integers_that_overflows_stays():
     text = "a = Cast<to=3>(n)\nb = Cast<to=7>(a)\ny = Neg(b)"
     outcome = simplified(text, "int64[S] n", "int64 y")

@@ -28,7 +28,7 @@ _CLAIMED = ("interleaved", "head_size", "num_heads", "kv_num_heads", "norm", "bi
 
 @dataclass(frozen=True)
 class _Heads:
-    """The nodes that make ``out`` [batch, count, seq, size] from one output of the Split."""
+    """The nodes that make ``out`` [batch, count, seq, size] from one part of qkv."""
 
     nodes: tuple[gs.Node, ...]
     out: gs.Tensor
@@ -45,29 +45,37 @@ class _Heads:
         return None if node is None else node.attrs.get(name)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What is taken apart along its last axis, by a Split or by Slices, into three."""
+
+    source: gs.Tensor
+    nodes: tuple[gs.Node, ...]
+    outputs: tuple[gs.Tensor, ...]
+
+
 class _QkNormRope:
-    """Follows the parts of a Split of three to what is made of each."""
+    """Follows the three parts of a tensor to what is made of each."""
 
     kind = "QkNormRope"
 
     def run(self, work: Work) -> None:
-        """Take together what stands behind each Split into q, k, and v."""
-        for split in work.nodes(("Split",)):
-            shape = work.shape(split.inputs[0])
-            ropes = [node for node in _behind(work, split) if node.op == "Rope"]
-            if shape is None or len(shape) != 3 or len(split.outputs) != 3 or not ropes:
+        """Take together what stands behind each packed q, k, and v."""
+        for parts in [*_splits(work), *_slices(work)]:
+            shape = work.shape(parts.source)
+            ropes = [node for node in _behind(work, parts) if node.op == "Rope"]
+            if shape is None or len(shape) != 3 or not ropes:
                 continue
             try:
-                self._apply(work, split, shape)
+                self._apply(work, parts, shape)
             except Miss as miss:
-                work.miss(self.kind, split, miss, [split, *ropes])
+                work.miss(self.kind, parts.nodes[0], miss, [*parts.nodes, *ropes])
 
-    def _apply(self, work: Work, split: gs.Node, shape: tuple[Dim, ...]) -> None:
-        if int(split.attrs.get("axis", 0)) % 3 != 2:
-            raise Miss("does not split the last axis", split)
-        q, k, v = (_follow(work, tensor, shape) for tensor in split.outputs)
-        _check(split, q, k, v)
-        qkv, bias, taken = _packed(work, split.inputs[0])
+    def _apply(self, work: Work, parts: _Parts, shape: tuple[Dim, ...]) -> None:
+        anchor = parts.nodes[0]
+        q, k, v = (_follow(work, tensor, shape) for tensor in parts.outputs)
+        _check(anchor, q, k, v)
+        qkv, bias, taken = _packed(work, parts)
         made, (cos, sin) = _caches(work, q, k)
         norms = [heads.find("RmsNorm") for heads in (q, k)]
         attrs = {
@@ -79,17 +87,57 @@ class _QkNormRope:
             "epsilon": q.attribute("RmsNorm", "epsilon") or 0.0,
         }
         for name in _CLAIMED:
-            work.claim(self.kind, name, str(attrs[name]), split)
+            work.claim(self.kind, name, str(attrs[name]), anchor)
         gammas = [norm.inputs[1] for norm in norms if norm is not None]
         inputs = (qkv, cos, sin, *gammas, *([] if bias is None else [bias]))
         made.append(NewNode(self.kind, inputs, (q.out, k.out, v.out), attrs))
-        nodes = [*taken, split, *q.nodes, *k.nodes, *v.nodes]
-        work.replace(self.kind, split, nodes, made)
+        nodes = [*taken, *parts.nodes, *q.nodes, *k.nodes, *v.nodes]
+        work.replace(self.kind, anchor, nodes, made)
 
 
-def _behind(work: Work, split: gs.Node) -> Iterator[gs.Node]:
-    """Yield the nodes that alone read what is made of a part of ``split``, a few steps far."""
-    for tensor in split.outputs:
+def _splits(work: Work) -> Iterator[_Parts]:
+    for node in work.nodes(("Split",)):
+        if len(node.outputs) == 3 and int(node.attrs.get("axis", 0)) in (2, -1):
+            yield _Parts(node.inputs[0], (node,), tuple(node.outputs))
+
+
+def _slices(work: Work) -> Iterator[_Parts]:
+    """Yield what three Slices take all of, one behind the other."""
+    readers: dict[int, list[gs.Node]] = {}
+    for node in work.nodes(("Slice",)):
+        readers.setdefault(id(node.inputs[0]), []).append(node)
+    for nodes in readers.values():
+        source = nodes[0].inputs[0]
+        shape = work.shape(source) or ()
+        found = {_bounds(work, node, shape): node for node in nodes if len(shape) == 3}
+        ends = [(start, end) for start, end in sorted(found) if start < end]
+        if len(nodes) == len(ends) == 3 and _covers(ends, shape[2]):
+            inside = tuple(found[bounds] for bounds in ends)
+            yield _Parts(source, inside, tuple(node.outputs[0] for node in inside))
+
+
+def _bounds(work: Work, node: gs.Node, shape: tuple[Dim, ...]) -> tuple[int, int]:
+    """Return where along the last axis ``node`` starts and ends; (0, 0) where it does otherwise."""
+    values = [work.facts.value(tensor) for tensor in node.inputs[1:]]
+    numbers = [v.ravel()[0] for v in values if v is not None and v.size == 1]
+    size = shape[2]
+    if len(numbers) != len(values) or not all(isinstance(n, int) for n in (*numbers, size)):
+        return 0, 0
+    start, end, axis, *step = numbers
+    if axis not in (2, -1) or step not in ([], [1]):
+        return 0, 0
+    start, end = (max(0, min(size, at + size if at < 0 else at)) for at in (start, end))
+    return start, end
+
+
+def _covers(ends: list[tuple[int, int]], size: Dim) -> bool:
+    starts, stops = zip(*ends, strict=True)
+    return (*starts, size) == (0, *stops)
+
+
+def _behind(work: Work, parts: _Parts) -> Iterator[gs.Node]:
+    """Yield the nodes that alone read what is made of each part, a few steps far."""
+    for tensor in parts.outputs:
         current: gs.Tensor | None = tensor
         for _ in range(4):
             node = None if current is None else _only_reader(work, current)
@@ -139,18 +187,18 @@ def _follow(work: Work, flat: gs.Tensor, packed: tuple[Dim, ...]) -> _Heads:
     return _Heads(tuple(nodes), out, count, size)
 
 
-def _check(split: gs.Node, q: _Heads, k: _Heads, v: _Heads) -> None:
+def _check(anchor: gs.Node, q: _Heads, k: _Heads, v: _Heads) -> None:
     """Refuse parts that one node does not make: q and k alike, v neither normed nor turned."""
     if k.count != v.count or not q.size == k.size == v.size:
         counts = ", ".join(f"{heads.count} x {heads.size}" for heads in (q, k, v))
-        raise Miss(f"its heads are {counts}, want k and v alike, and all of one size", split)
+        raise Miss(f"its heads are {counts}, want k and v alike, and all of one size", anchor)
     for op in ("Rope", "RmsNorm"):
         if v.find(op) is not None:
             raise Miss(f"{op} of v", v.find(op))
         without = [heads for heads in (q, k) if heads.find(op) is None]
         if len(without) == 1:
             (stopped,) = without
-            raise Miss(f"{op} of only one of q and k", next(iter(stopped.out.outputs), split))
+            raise Miss(f"{op} of only one of q and k", next(iter(stopped.out.outputs), anchor))
     for name in _ALIKE:
         if q.attribute("Rope", name) != k.attribute("Rope", name):
             raise Miss(f"q and k turn with another {name}", k.find("Rope"))
@@ -158,11 +206,12 @@ def _check(split: gs.Node, q: _Heads, k: _Heads, v: _Heads) -> None:
         raise Miss("the norms of q and k have another epsilon each", k.find("RmsNorm"))
 
 
-def _packed(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Constant | None, list[gs.Node]]:
-    """Return what is split, a bias that was added to it, and the Add."""
-    node = producer(tensor)
-    shape = work.shape(tensor)
-    if node is None or node.op != "Add" or len(tensor.outputs) != 1 or work.is_output(tensor):
+def _packed(work: Work, parts: _Parts) -> tuple[gs.Tensor, gs.Constant | None, list[gs.Node]]:
+    """Return what is taken apart, a bias that was added to it, and the Add."""
+    tensor = parts.source
+    node, shape = producer(tensor), work.shape(tensor)
+    others = len(tensor.outputs) != len(parts.nodes) or work.is_output(tensor)
+    if node is None or node.op != "Add" or others:
         return tensor, None, []
     for x, bias in (node.inputs, node.inputs[::-1]):
         vector = isinstance(bias, gs.Constant) and shape and tuple(bias.shape) == shape[-1:]

@@ -23,6 +23,15 @@ _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0, "Pow": 1.0}
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
+def beside_nothing(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A Concat of one part with empty ones, such as of what a head of size 16 has behind 16."""
+    axis = int(node.attrs.get("axis", 0))
+    shapes = [rewriter.shape(tensor) or () for tensor in node.inputs]
+    pairs = zip(node.inputs, shapes, strict=True)
+    filled = [tensor for tensor, shape in pairs if shape[axis:][:1] != (0,)]
+    return filled[0] if len(filled) == 1 else None
+
+
 def forward_first(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Identity, a Concat of one, and Dropout without its mask give what they take."""
     if node.op == "Concat" and len(node.inputs) != 1:
@@ -244,7 +253,7 @@ def _transposed(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
 RULES: dict[str, tuple[Rule, ...]] = {
     "Identity": (forward_first,),
     "Dropout": (forward_first,),
-    "Concat": (forward_first, regroup.turned_pair),
+    "Concat": (forward_first, beside_nothing, regroup.turned_pair),
     "Cast": (cast,),
     **dict.fromkeys(_NEUTRAL, (neutral,)),
     "And": (logic,),
