@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from opfuse.explanation.result import Anchor
+from opfuse.fusions import DEFINITIONS, MERGES, STANDARD
 from opfuse.stages.explain import explain
 from tests.explanation.planted import PLANTED
+
+
+def test_every_kind_has_a_blocker():
+    """What blocks an AddRmsNorm blocks the RmsNorm that it is made of, or is no candidate."""
+    kinds = {*DEFINITIONS, *STANDARD, *MERGES} - {"AddRmsNorm"}
+    assert kinds <= {planted.kind for planted in PLANTED.values()}
 
 
 @pytest.mark.parametrize("name", PLANTED)

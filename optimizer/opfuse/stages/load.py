@@ -19,6 +19,7 @@ from opfuse.errors import InputError
 from opfuse.graph import external, wellformed
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
+from opfuse.graph.sparse import make_dense
 
 PROTOBUF_LIMIT = 2**31 - 1
 _WEIGHT_BYTES = 4096
@@ -145,6 +146,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     notes += wellformed.repair_graph(proto.graph)
     _check_tensors(proto)
     external.check_external_data(proto, base_dir)
+    notes += make_dense(proto.graph)
     _run_checker(proto)
     return notes + _odd_weights(proto)
 
