@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.fuzzing.masks import mask, masked, position
 from benchmarks.fuzzing.norms import rms_norm
 from benchmarks.fuzzing.plans import HEADS, HIDDEN, Plan
-from benchmarks.fuzzing.rope import rope, tables
+from benchmarks.fuzzing.rope import rope, rope_whole, tables
 from benchmarks.fuzzing.writer import Tensor, Writer
 
 SIZE = HIDDEN // HEADS
@@ -30,8 +30,13 @@ def attention(w: Writer, plan: Plan, x: Tensor, weights: Weights, names: Names) 
         q = rms_norm(w, q, weights("q_norm", SIZE, mean=1.0))
         k = rms_norm(w, k, weights("k_norm", SIZE, mean=1.0))
     if plan.rope:
-        cos_sin = tables(w, plan, names)
-        q, k = (rope(w, plan.rope, part, cos_sin) for part in (q, k))
+        whole = w.opset >= 23 and plan.rope == "half" and w.pick(False, False, True)
+        cos_sin = tables(w, plan, names, whole=whole)
+        turned = (
+            rope_whole(w, part, cos_sin) if whole else rope(w, plan.rope, part, cos_sin)
+            for part in (q, k)
+        )
+        q, k = turned
     if plan.cache:
         k, v = (_grown(w, part, name, plan, names) for part, name in ((k, "k"), (v, "v")))
     if _can_be_whole(w, plan) and w.pick(False, False, True):

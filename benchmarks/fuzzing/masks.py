@@ -19,7 +19,7 @@ def masked(w: Writer, plan: Plan, scores: Tensor, x: Tensor, names: dict[str, st
     if not plan.mask:
         return scores if bias is None else w.both("Add", scores, bias)
     hides = mask(w, plan, x, names)
-    if w.breaks.here("a mask of rank 5"):
+    if not plan.sinks and w.breaks.here("a mask of rank 5"):  # they are joined to rank 4
         hides = w.op("Unsqueeze", hides, [0], rank=5)
     if hides.dtype == bool:
         return _filled(w, plan, hides, scores)

@@ -75,3 +75,16 @@ def test_choices_with_two_fills_stay_two():
     outcome = fuse_model(model(text, "T[B, S, S] x, bool[S, S] c, bool[B, 1, S] d"))
     assert outcome.ops == ["Where", "Where"]
     outcome.same(SIZES)
+
+
+def test_a_maximum_that_is_taken_off_before_a_cast():
+    text = """
+        top = ReduceMax(x, [-1])
+        less = Sub(x, top)
+        wide = Cast<to=1>(less)
+        odds = Softmax<axis=-1>(wide)
+        y = Cast<to=10>(odds)
+    """
+    outcome = fuse_model(model(text, "T[B, S, S] x", dtype="float16"))
+    assert outcome.ops == ["Cast", "Softmax", "Cast"]
+    outcome.same(SIZES)

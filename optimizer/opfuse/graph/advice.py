@@ -21,7 +21,6 @@ _BY_REASON = (
     ("may have masked before", "mask once, with the lowest number of the type or with -inf"),
     ("which scores may reach", "mask with the lowest number of the type, or with -inf"),
     ("clamps the scores", "clamp in fp32 to its lowest number alone, or not at all"),
-    ("and adds a mask", "export in fp32, or put both masks into one before the scores"),
     ("no scale of each head", "scale by a constant, or by one value for each head"),
     ("axes of windows", "pass a mask that is one for all windows, or give it four dimensions"),
     ("more than one size", "export with fixed sizes but for one: these axes become four"),
