@@ -148,7 +148,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     external.check_external_data(proto, base_dir)
     notes += make_dense(proto.graph)
     _run_checker(proto)
-    return notes + _odd_weights(proto)
+    return notes + _overridable(proto) + _odd_weights(proto)
 
 
 def _check_tensors(proto: ModelProto) -> None:
@@ -216,6 +216,16 @@ def _skeleton(proto: ModelProto) -> ModelProto:
 def _is_small(tensor: TensorProto) -> bool:
     size = byte_size(tensor)
     return not is_external(tensor) and (size is None or size <= _WEIGHT_BYTES)
+
+
+def _overridable(proto: ModelProto) -> list[str]:
+    """A note on inputs that hold a value already; before IR version 4 every weight was one."""
+    given = {value.name for value in proto.graph.input}
+    names = [tensor.name for tensor in proto.graph.initializer if tensor.name in given]
+    if not names or proto.ir_version < 4:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"input {names[0]!r}{more} has a value in the model: a constant from here on"]
 
 
 def _odd_weights(proto: ModelProto) -> list[str]:
