@@ -228,17 +228,3 @@ def test_bodies_are_not_rewritten_but_kept():
     assert outcome.counts == {}
     for flag in (True, False):
         outcome.same({"S": 3}, flag=np.array(flag))
-
-
-def test_what_could_fuse_in_a_body_is_told():
-    text = """
-        y = If (flag) <
-            then_branch = yes () => (T[A, B] a) { s = Neg(x) a = Softmax<axis=-1>(s) },
-            else_branch = no () => (T[C, D] b) { b = Neg(x) }
-        >
-    """
-    outcome = fuse_model(model(text, "T[S, 4] x, bool flag"))
-    (miss,) = outcome.fused.misses
-    assert (miss.kind, miss.node) == ("FlashAttention", "a (Softmax)")
-    assert miss.reason == "stands in a body of y (If), and bodies are not rewritten"
-    assert "without control flow" in miss.advice
