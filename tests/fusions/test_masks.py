@@ -128,3 +128,28 @@ def test_the_reason_for_scores_that_were_masked_before():
     outcome = fuse_model(model(text, inputs))
     outcome.refused("MaskedSoftmax", "logits", "what Max may have masked before")
     outcome.same(SIZES, keep=np.tril(np.ones((4, 4), bool), -1))
+
+
+@pytest.mark.parametrize("scaled", ["Mul(first, 0.5)", "Mul(0.5, first)", "Div(first, 2.0)"])
+def test_scores_that_were_masked_before_they_were_scaled(scaled):
+    text = f"""
+        first = Where(keep, scores, -1.0e9)
+        half = {scaled}
+        logits = Where(also, half, -1.0e9)
+        y = Softmax<axis=-1>(logits)
+    """
+    inputs = "T[B, 4, S, S] scores, bool[S, S] keep, bool[B, 1, 1, S] also"
+    outcome = fuse_model(model(text, inputs))
+    outcome.refused("MaskedSoftmax", "logits", "what Where may have masked before")
+    outcome.same(SIZES, keep=np.tril(np.ones((4, 4), bool), -1))
+
+
+def test_a_product_of_another_kind_masks_nothing():
+    text = """
+        raw = Einsum<equation="bhqd,bhkd->bhqk">(q, k)
+        logits = Where(keep, raw, -1.0e9)
+        y = Softmax<axis=-1>(logits)
+    """
+    outcome = fuse_model(model(text, f"{QKV}, bool[S, S] keep"))
+    assert outcome.counts == {"MaskedSoftmax": 1}
+    outcome.same(SIZES, keep=np.tril(np.ones((4, 4), bool)))

@@ -22,7 +22,9 @@ from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replaceme
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
 
 MASK = 1  # the input's index
-_KEEPS = ("Mul", "Div", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze")  # masks nothing
+_PRODUCTS = ("MatMul", "Gemm", "Einsum")
+# What is computed from a product by these masks nothing.
+_KEEPS = ("Mul", "Div", "Tanh", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
 
 logits = maybe_cast(scaled(maybe_cast(Var("scores")), "scores"))
 biased = any_of(op.Add(logits, Var("bias")), logits)
@@ -83,8 +85,9 @@ def _not_masked_before(found: Found) -> None:
         return
     source = producer(found["scores"])
     while source is not None and source.op in _KEEPS:
-        source = producer(source.inputs[0])
-    if source is not None and source.op != "MatMul":
+        computed = [tensor for tensor in source.inputs if not isinstance(tensor, gs.Constant)]
+        source = producer(computed[0]) if computed else None
+    if source is not None and source.op not in _PRODUCTS:
         reason = f"masks with {found.scalar('fill'):g} what {source.op} may have masked before"
         raise Miss(reason, found.reader(found["fill"]))
 

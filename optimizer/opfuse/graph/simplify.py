@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from opfuse.graph import edit, folding, pairs, regroup
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
+from opfuse.graph.einsum import product
 from opfuse.graph.rewriter import Rewriter, Rule
 from opfuse.graph.softmax_forms import one_choice, without_maximum, written_out
 from opfuse.graph.unbatch import unbatch
@@ -269,6 +270,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Div": (neutral, written_out),
     "Softmax": (without_maximum,),
     "Where": (one_choice,),
+    "Einsum": (product,),
     "And": (logic,),
     "Or": (logic,),
     "Expand": (same_shape,),
