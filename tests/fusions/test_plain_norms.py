@@ -99,6 +99,22 @@ def test_refused_with_its_reason(case):
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_are_left_alone(kind):
+    text = "x = Reshape(image, [0, 2, -1])\n" + KINDS[kind] + "y = Reshape(unit, [0, 4, 3, 3])"
+    outcome = fuse_model(model(text, "T[B, 4, 3, 3] image"))
+    assert outcome.counts == {}
+    assert outcome.fused.misses == ()
+    outcome.same({"B": 2})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_length_that_no_token_has_stays(kind):
+    outcome = fuse_model(model(KINDS[kind] + "y = Neg(unit)", "T[B, 20000] x"))
+    assert outcome.counts == {}
+    outcome.same({"B": 2})
+
+
 def test_an_unknown_length_is_refused():
     outcome = fuse_model(model(RMS + "y = Neg(unit)", "T[B, H] x"))
     outcome.refused("RmsNorm", "unit", "the length that is normalised is H")
