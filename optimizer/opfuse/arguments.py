@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -124,7 +125,7 @@ def _build(commands: argparse._SubParsersAction[Parser]) -> None:
         help="what fusions become: leave the original nodes, native TensorRT layers, or plugin "
         "layers; auto decides for each (default: auto)",
     )
-    _shapes(command)
+    _shapes(command, _ENGINE_SHAPES)
     command.add_argument(
         "--timing-cache",
         "--timingCacheFile",
@@ -152,7 +153,7 @@ def _fuse(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     _model(command)
     _output(command, "FUSED", "the fused .onnx file to write; MODEL itself is allowed")
-    _shapes(command)
+    _shapes(command, _CHECKED_SHAPES)
     _proof(command)
     _common(command)
 
@@ -161,13 +162,13 @@ def _explain(commands: argparse._SubParsersAction[Parser]) -> None:
     command = commands.add_parser(
         "explain",
         help="tell what would fuse, which node blocks what nearly did, and what it saves",
-        description="Find the fusions of MODEL and write nothing but reports: every candidate is "
-        "listed as fused, as nearly fused with the blocking node, the reason and a fix, or as "
+        description="Find the fusions of MODEL and write nothing but reports. Every candidate is\n"
+        "listed as fused, as nearly fused with the blocking node, the reason and a fix, or as\n"
         "none; and every fusion with what it saves at most.",
         epilog=_EPILOG,
     )
     _model(command)
-    _shapes(command)
+    _shapes(command, _CHECKED_SHAPES)
     _gpu(command)
     _common(command)
 
@@ -181,9 +182,9 @@ def _verify(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
     command.add_argument("b", type=Path, metavar="B", help="the model to judge (.onnx)")
-    _shapes(command)
+    _shapes(command, _RUN_SHAPES)
     _tolerance(command)
-    _common(command)
+    _common(command, (".json", ".txt"))
 
 
 def _plugins(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -210,17 +211,26 @@ def _output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()
     )
 
 
-def _shapes(command: Parser) -> None:
+_ENGINE_SHAPES = {
+    "min": "smallest shapes that the engine takes",
+    "opt": "shapes that the engine is tuned for, and that savings are told for",
+    "max": "largest shapes that the engine takes",
+}
+_CHECKED_SHAPES = {
+    "min": "smallest shapes that an engine of the model will take; checked, and else unused",
+    "opt": "shapes that savings are told for, and that the proof runs the model at where it takes "
+    "no others",
+    "max": "largest shapes that an engine of the model will take; checked, and else unused",
+}
+_RUN_SHAPES = {"opt": "shapes that the models run at"}
+
+
+def _shapes(command: Parser, texts: Mapping[str, str]) -> None:
     group = command.add_argument_group(
         "shapes of dynamic inputs",
-        "SHAPES is name:1x3x224x224,other:8x128 or name:[1,3,224,224]; quote a name with a colon "
-        "in it ('a:0':1x2). May be given several times.",
+        "SHAPES is name:1x3x224x224,other:8x128 or name:[1,3,224,224]; quote a name with a\n"
+        "colon in it ('a:0':1x2). May be given several times.",
     )
-    texts = {
-        "min": "smallest shapes that the engine takes",
-        "opt": "shapes that the engine is tuned for, and that savings are told for",
-        "max": "largest shapes that the engine takes",
-    }
     for level, text in texts.items():
         group.add_argument(
             f"--{level}Shapes",
@@ -275,7 +285,7 @@ def _tolerance(command: Parser) -> None:
     )
 
 
-def _common(command: Parser) -> None:
+def _common(command: Parser, formats: tuple[str, ...] = (".json", ".txt", ".html")) -> None:
     command.add_argument(
         "--precision",
         default="keep",
@@ -291,7 +301,7 @@ def _common(command: Parser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="write the report to FILE, .json, .txt or .html; may be given several times",
+        help=f"write the report to FILE: {', '.join(formats)}; may be given several times",
     )
     command.add_argument(
         "--time-limit",

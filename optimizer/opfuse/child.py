@@ -34,6 +34,7 @@ where an unlimited stack would fill the memory of the machine."""
 _HEADER = struct.Struct("<Q")
 _TAIL_BYTES = 16_384
 _EXIT_GRACE_S = 5.0
+_LONGEST_WAIT_S = 3600.0  # at a time: epoll counts milliseconds in an int
 _PR_SET_PDEATHSIG = 1
 
 # The stack limit counts at exec (it places the mmap area), so a first interpreter sets it and
@@ -164,7 +165,7 @@ class _Child:
                         f"{self.task} took longer than the time limit of {time_limit:g} s",
                         "raise --time-limit",
                     )
-                for key, _ in selector.select(left):
+                for key, _ in selector.select(min(left or _LONGEST_WAIT_S, _LONGEST_WAIT_S)):
                     chunk = os.read(key.fd, 65_536)
                     if not chunk:
                         selector.unregister(key.fd)

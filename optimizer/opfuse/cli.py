@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     from opfuse.progress import Progress
 
-OUR_BUG, INTERRUPTED, TERMINATED = 70, 130, 143
+OUR_BUG, INTERRUPTED = 70, 130
+_LONGEST_S = 1e8  # three years; the timer of the system takes no more than its time_t holds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
+    terminal.open_streams()
     try:
         with _terminable():
-            code = _command(arguments)
-            sys.stdout.flush()
-            return code
+            return _command(arguments)
     except OpfuseError as error:
         if debug:
             traceback.print_exc()
@@ -42,10 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminal.print_error("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has enough; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception:
         traceback.print_exc()
         terminal.print_error(
@@ -61,15 +57,24 @@ def _command(arguments: list[str]) -> int:
     if args.version:
         from opfuse.versions import versions
 
-        print(versions())
+        with terminal.printing():
+            print(versions())
         return 0
     if args.command is None:
         raise InputError("no command given", "see opfuse --help")
+    _check_working_directory()
     progress = terminal.progress(
         quiet=args.quiet, verbose=args.verbose, color=terminal.wants_color(args.no_color)
     )
     with _time_limit(getattr(args, "time_limit", None)):
         return _COMMANDS[args.command](args, progress)
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory is gone", "change to one that is there") from None
 
 
 def _run(args: Namespace, progress: Progress) -> int:
@@ -84,11 +89,16 @@ def _run(args: Namespace, progress: Progress) -> int:
 
 def _verify(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
+    from opfuse.stages.report import comparison_as_dict
     from opfuse.stages.report_text import render_comparison
 
     args.model, args.onnx = args.a, None
     comparison = pipeline.verify(args.a, args.b, config_of(args), progress)
-    _show(args, lambda: _json(comparison), lambda: render_comparison(comparison))
+    _show(
+        args,
+        lambda: _json(comparison_as_dict(comparison)),
+        lambda: render_comparison(comparison),
+    )
     return 0 if comparison.passed else 1
 
 
@@ -117,29 +127,32 @@ def _json(value: object) -> str:
 
 
 def _show(args: Namespace, as_json: Callable[[], str], text: Callable[[], RenderableType]) -> None:
-    if args.json:
-        sys.stdout.write(as_json())
-    elif not args.quiet:
-        terminal.console(args.no_color).print(text(), crop=False)
+    with terminal.printing():
+        if args.json:
+            sys.stdout.write(as_json())
+        elif not args.quiet:
+            terminal.console(args.no_color).print(text(), crop=False)
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets SIGTERM unwind the stack, so that temporary files and child processes go."""
+    """Lets SIGTERM and SIGHUP unwind the stack, so that temporary files and child processes go."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}  # nohup ignores SIGHUP
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
-    if seconds is None or seconds <= 0:
+    if seconds is None or not 0 < seconds < _LONGEST_S:  # Config refuses what is no limit
         yield
         return
 

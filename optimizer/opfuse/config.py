@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -99,5 +100,5 @@ def _check_precision(value: str) -> None:
 
 
 def _check_positive(option: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise InputError(f"{option} {value} is not above zero", "give a positive number")
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{option} {value} is no finite number above zero", "give one, or none")

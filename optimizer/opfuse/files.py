@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import socket
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,21 +26,49 @@ def check_output(path: Path) -> None:
     Raises:
         InputError: The folder is missing or read-only, or the path is no regular file.
     """
+    if path == Path("-"):
+        raise InputError("output - is no file name, and nothing goes to stdout", "name a file")
     folder = path.parent
-    if not folder.is_dir():
+    place = _status(folder)
+    if place is None:
         raise InputError(f"output folder {folder} does not exist", f"make it: mkdir -p {folder}")
-    if path.is_dir():
-        raise InputError(f"output {path} is a directory", "name a file in it")
-    if path.exists() and not path.is_file():
-        raise InputError(f"output {path} is not a regular file", "name a file")
+    if not stat.S_ISDIR(place.st_mode):
+        raise InputError(f"output folder {folder} is not a directory", "choose another folder")
+    there = _status(path)
+    if there is not None:
+        _check_old(path, there)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(
             f"output folder {folder} is not writable", "choose another folder or its permissions"
         )
-    if path.exists() and not os.access(path, os.W_OK):
+    if there is not None and not os.access(path, os.W_OK):
         raise InputError(
             f"output {path} exists and is not writable", "remove it or choose another name"
         )
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"output {path} cannot be used: {reason}", "name another file") from None
+
+
+def _check_old(path: Path, status: os.stat_result) -> None:
+    """Refuses to replace what is no file, and what stdout or stderr goes to."""
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"output {path} is a directory", "name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"output {path} is not a regular file", "name a file")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(status, os.fstat(number)):
+                raise InputError(
+                    f"output {path} is the file that {name} goes to", "name another file"
+                )
 
 
 class Pending:
@@ -116,6 +146,30 @@ def translated(path: Path, needed: int = 0) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A private folder for the time of the block; those of killed runs go first.
+
+    Raises:
+        InputError: There is no room for what is written inside.
+    """
+    base = Path(tempfile.gettempdir())
+    for old in base.glob(f"opfuse-{_host()}-*"):
+        if _is_left(old.name):
+            shutil.rmtree(old, ignore_errors=True)
+    prefix = f"opfuse-{_host()}-{os.getpid()}-"
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(
+            f"no room for temporary files in {base}: {error.strerror}",
+            "free some space, or set TMPDIR to a folder with more",
+        ) from None
+
+
 def _no_room(path: Path, needed: int, free: int) -> InputError:
     wanted = f"{needed} bytes needed, " if needed else ""
     return InputError(
@@ -139,17 +193,20 @@ def _sync_folder(folder: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Removes what processes of this host that are gone have left here."""
     for path in folder.glob(f".opfuse-{_host()}-*.tmp"):
-        process = path.name.split("-")[-2]
-        if process.isdigit() and not _alive(int(process)):
+        if _is_left(path.name):
             with suppress(OSError):
                 path.unlink()
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+def _is_left(name: str) -> bool:
+    """Whether the process that the name of a temporary file tells is gone."""
+    process = name.split("-")[2]
+    if not process.isdigit():
         return False
-    except PermissionError:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except (PermissionError, OverflowError):
+        return False
+    return False

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from opfuse.config import Config
 from opfuse.errors import CheckFailed, InputError
-from opfuse.files import check_output
+from opfuse.files import check_output, scratch
 from opfuse.progress import Progress
-from opfuse.stages.report import Report, check_suffix, describe
+from opfuse.stages.report import (
+    COMPARISON_SUFFIXES,
+    SUFFIXES,
+    Report,
+    check_suffix,
+    describe,
+    write_comparison,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -48,7 +55,8 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         source = load(config.model)
         check_shapes(source, config)
         if output is not None:
-            protect(source, (output, *config.reports), model_too=goal == "build")
+            protect(source, [output], model_too=goal == "build")
+        protect(source, _outputs(replace(config, output=None)), model_too=True)
     proof = None
     if config.prove and goal != "explain":
         fused, model, proof = _proven(source, config, progress)
@@ -73,11 +81,17 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
 
 
 def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -> Comparison:
-    """Runs two models on the same inputs and compares their outputs."""
+    """Runs two models on the same inputs, compares their outputs, and writes the reports of it."""
     from opfuse.stages.verify import verify as compare
 
+    for path in config.reports:
+        check_suffix(path, COMPARISON_SUFFIXES)
+        check_output(path)
     with (progress or Progress()).stage("verify"):
-        return compare(a, b, config)
+        comparison = compare(a, b, config)
+    for path in config.reports:
+        write_comparison(comparison, path)
+    return comparison
 
 
 def plugins(library: Path | None) -> LibraryInfo:
@@ -88,19 +102,30 @@ def plugins(library: Path | None) -> LibraryInfo:
 
 
 def _checked_output(config: Config, goal: str) -> Path | None:
-    """Refuses, before any work, what could not be written after it."""
-    outputs = [*config.reports, *([] if config.output is None else [config.output])]
+    """Refuses, before any work, what could not be written or built after it."""
+    outputs = _outputs(config)
     for path in config.reports:
-        check_suffix(path)
+        check_suffix(path, SUFFIXES)
+    for path in outputs:
         check_output(path)
-        if sum(path.absolute() == other.absolute() for other in outputs) > 1:
+        if sum(os.path.realpath(path) == os.path.realpath(other) for other in outputs) > 1:
             raise InputError(f"{path} is named for two outputs", "give each a file of its own")
     if goal == "explain":
         return None
     if config.output is None:
         raise InputError(f"{goal} has no output file", "name one with -o")
-    check_output(config.output)
+    if goal == "build":
+        from opfuse.stages.build import require
+        from opfuse.stages.library import choose_library
+
+        require(config)
+        choose_library(config)
     return config.output
+
+
+def _outputs(config: Config) -> list[Path]:
+    others = [path for path in (config.output, config.timing_cache) if path is not None]
+    return [*config.reports, *others]
 
 
 def _standing(fused: Fused) -> tuple[Match, ...]:
@@ -169,12 +194,12 @@ def _built(
     from opfuse.stages.lower import lower
     from opfuse.stages.save import save
 
-    with TemporaryDirectory(prefix="opfuse-") as folder:
+    with scratch() as folder:
         with progress.stage("lower"):
             library = choose_library(config)
-            save(fused.graph, model, source.base_dir, Path(folder, "fused.onnx"))
+            save(fused.graph, model, source.base_dir, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
-            engine = build(model, Path(folder), config, progress, used)
+            engine = build(model, folder, config, progress, used)
     return {"lowering": lowering, "engine": engine}

@@ -1,11 +1,14 @@
-"""What the command line shows while it works: progress and errors, all on stderr."""
+"""What the command line shows: progress and errors on stderr, the report on stdout."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from opfuse.errors import InputError
 from opfuse.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,12 +23,50 @@ def wants_color(no_color: bool) -> bool:
     return not no_color and not os.environ.get("NO_COLOR")
 
 
+def open_streams() -> None:
+    """Opens what the caller has closed of stdin, stdout, and stderr, on the null device.
+
+    Else the next file that is opened takes the number, and what is printed lands in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Prints to stdout inside. A reader that has enough and closes the pipe is no failure.
+
+    Raises:
+        InputError: Nothing can be written to stdout, such as a file on a full disk.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(
+                f"cannot write to stdout: {error.strerror or error}", "send it somewhere else"
+            ) from None
+
+
 def console(no_color: bool) -> Console:
     """Where the report goes: stdout, with room for names where it is no terminal."""
     from rich.console import Console
 
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            """Leaves it to `printing`; rich itself would exit with code 1."""
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(no_color=not wants_color(no_color), highlight=False, width=width)
+    return Stdout(no_color=not wants_color(no_color), highlight=False, width=width)
 
 
 def progress(*, quiet: bool, verbose: bool, color: bool) -> Progress:
@@ -46,12 +87,12 @@ class Lines(Progress):
 
     def ended(self, name: str, seconds: float) -> None:
         """Prints the stage and its time."""
-        print(f"opfuse: {name} {seconds:.2f} s", file=sys.stderr, flush=True)
+        tell(f"opfuse: {name} {seconds:.2f} s\n")
 
     def step(self, text: str, done: int = 0, total: int = 0) -> None:
         """Prints the step if asked to."""
         if self._verbose:
-            print(f"opfuse:   {_counted(text, done, total)}", file=sys.stderr, flush=True)
+            tell(f"opfuse:   {_counted(text, done, total)}\n")
 
 
 class Spinner(Progress):
@@ -68,7 +109,8 @@ class Spinner(Progress):
     def started(self, name: str) -> None:
         """Starts to spin."""
         self._name = name
-        self._status = self._console.status(name)
+        unicode = self._console.encoding.startswith("utf")
+        self._status = self._console.status(name, spinner="dots" if unicode else "line")
         self._status.start()
 
     def step(self, text: str, done: int = 0, total: int = 0) -> None:
@@ -89,7 +131,14 @@ class Spinner(Progress):
 def print_error(message: str) -> None:
     """Prints one error, with control characters of model names made visible."""
     shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message)
-    print(f"opfuse: error: {shown}", file=sys.stderr, flush=True)
+    tell(f"opfuse: error: {shown}\n")
+
+
+def tell(text: str) -> None:
+    """Writes to stderr; where nobody takes it, the work goes on all the same."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _counted(text: str, done: int, total: int) -> str:

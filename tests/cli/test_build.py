@@ -91,6 +91,18 @@ def test_a_backend_that_is_not_here(cli, llama, old_output):
         pytest.skip(f"TensorRT {tensorrt.__version__} is installed")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--backend", "segmented"], ["--plugins", "none.so"], ["--lower", "plugin"]],
+    ids=" ".join,
+)
+def test_what_is_missing_is_told_before_any_work(cli, llama, old_output, monkeypatch, options):
+    monkeypatch.setenv("OPFUSE_PLUGINS", "none.so")
+    result = cli("build", llama, "-o", old_output, *options)
+    result.refused(3)
+    assert "opfuse: load" not in result.err
+
+
 def test_plugins_of_the_library(cli, library):
     result = cli("plugins", "--json")
     names = {op["name"] for op in json.loads(result.out)["ops"]}

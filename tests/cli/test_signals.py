@@ -58,7 +58,7 @@ def wait_for_stage(process, stage):
 
 @pytest.mark.parametrize(
     ("number", "code", "says"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
 )
 @pytest.mark.parametrize("stage", ["fuse", "lower"], ids=["while proving", "while building"])
 def test_interrupt(start, environment, deep, old_output, number, code, says, stage):
@@ -94,6 +94,44 @@ def test_what_a_killed_run_left_is_swept(cli, llama, tmp_path):
     assert list(tmp_path.glob(".opfuse-*.tmp"))
     assert cli("fuse", llama, "-o", tmp_path / "out.onnx", "--no-prove").code == 0
     assert list(tmp_path.glob(".opfuse-*.tmp")) == []
+
+
+def test_scratch_of_a_killed_run_is_swept(tmp_path, monkeypatch):
+    from opfuse.files import scratch
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        with scratch() as folder:
+            (folder / "weights").write_bytes(bytes(100))
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    with scratch() as own, scratch() as another:
+        assert not left.exists()
+        assert own.is_dir()
+        assert another.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup(environment, deep, tmp_path):
+    """A caller that has SIGHUP ignored means it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opfuse", "fuse", deep, "-o", tmp_path / "f.onnx", "--no-prove"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    wait_for_stage(process, "load")
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=SLOW)
+    assert process.returncode == 0, err
+
+
+def test_a_time_limit_of_ages_is_none(cli, llama, tmp_path):
+    result = cli("fuse", llama, "-o", tmp_path / "f.onnx", "--time-limit", "1e20")
+    assert result.code == 0, result.err
 
 
 def test_closed_pipe(environment, llama):

@@ -94,12 +94,28 @@ def test_spellings_of_trtexec_and_polygraphy(flags):
         (["build", "m.onnx", "-o", "e", "--precision", "fp16"], "keeps the types"),
         (["build", "m.onnx", "-o", "e", "--time-limit", "-1"], "above zero"),
         (["build", "m.onnx", "-o", "e", "--rtol", "nan"], "above zero"),
+        (["build", "m.onnx", "-o", "e", "--time-limit", "inf"], "finite"),
+        (["build", "m.onnx", "-o", "e", "--time-limit", "nan"], "finite"),
+        (["build", "m.onnx", "-o", "e", "--rtol", "inf"], "finite"),
         (["build", "m.onnx", "-o", "e", "--seed", "x"], "--seed"),
+        (["build", "m.onnx", "-o", "e", "--seed", "-1"], "seed -1 is negative"),
+        (["verify", "m.onnx", "m.onnx", "--seed", "-1"], "seed -1 is negative"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_usage(cli, line, says):
     cli(*line).refused(2, says)
+
+
+def test_shapes_of_one_input_given_by_two_options(cli, llama, old_output):
+    once = ["--optShapes", "input_ids:1x8"]
+    result = cli("fuse", llama, "-o", old_output, *once, *once)
+    result.refused(2, "'input_ids'", "twice")
+
+
+def test_shapes_of_two_inputs_given_by_two_options():
+    line = ["fuse", "m", "-o", "f", "--optShapes", "a:1", "--optShapes=b:2"]
+    assert config_of(parser().parse_args(line)).opt_shapes == {"a": (1,), "b": (2,)}
 
 
 def test_refused_options_raise_from_the_library_too():
@@ -113,6 +129,14 @@ def test_help(cli, command):
     result = cli(*command.split(), "--help")
     assert result.code == 0
     assert "exit codes:" in result.out
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [("verify", "--minShapes"), ("verify", ".html"), ("fuse", "--backend"), ("explain", "--rtol")],
+)
+def test_help_offers_nothing_without_an_effect(cli, command, absent):
+    assert absent not in cli(command, "--help").out
 
 
 def test_version(cli):

@@ -33,6 +33,10 @@ def test_auto_takes_the_first_usable_and_says_what_it_passed(backends):
     assert "not tensorrt: no GPU" in choice.why
 
 
+def test_auto_asks_enterprise_tensorrt_first():
+    assert [backend.name for backend in select._BACKENDS] == ["tensorrt", "tensorrt-rtx"]
+
+
 def test_auto_without_any_names_all_that_is_missing(backends):
     backends(Fake("tensorrt", ("no GPU", "get one")), Fake("tensorrt-rtx", ("no wheel", "pip")))
     with pytest.raises(MissingComponent, match=r"tensorrt: no GPU; tensorrt-rtx: no wheel"):

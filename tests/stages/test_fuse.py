@@ -13,6 +13,8 @@ import pytest
 from onnx import helper
 
 from models import tiny
+from opfuse.graph.match import NearMiss
+from opfuse.stages.fuse import _widest
 from tests.small import Outcome, compare, draw, fuse_model, model, session
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -228,3 +230,13 @@ def test_bodies_are_not_rewritten_but_kept():
     assert outcome.counts == {}
     for flag in (True, False):
         outcome.same({"S": 3}, flag=np.array(flag))
+
+
+def test_of_candidates_for_one_thing_the_widest_is_told():
+    def miss(kind, *fitting):
+        return NearMiss(kind, fitting[0], "node", "reason", fitting=fitting)
+
+    narrow, wide = miss("RmsNorm", "a", "b"), miss("RmsNorm", "a", "b", "c")
+    inner, around = miss("MaskedSoftmax", "p"), miss("FlashAttention", "y", "p")
+    apart = miss("MaskedSoftmax", "q")
+    assert list(_widest([narrow, wide, inner, around, apart])) == [wide, around, apart]

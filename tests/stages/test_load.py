@@ -113,6 +113,17 @@ def test_nan_and_infinity_are_noted_and_masks_are_not(tmp_path, dtype):
     assert found == ["initializer 'bad' holds 1 NaN and 2 Inf"]
 
 
+@pytest.mark.parametrize(
+    ("odd", "says"), [(np.nan, "1 NaN and 0 Inf"), (np.inf, "0 NaN and 1 Inf")]
+)
+def test_nan_alone_and_infinity_alone_are_noted(tmp_path, odd, says):
+    model = graph_model(
+        [node("Add", "x bad", "y")],
+        initializers=[numpy_helper.from_array(np.array([odd, 1, 1, 1], np.float32), "bad")],
+    )
+    assert f"initializer 'bad' holds {says}" in loaded(tmp_path, model).notes
+
+
 def test_weights_outside_the_file_are_not_read(tmp_path):
     path = tiny.llama(layers=1).write(tmp_path / "llama.onnx", external=True)
     source = load(path)

@@ -195,6 +195,15 @@ def test_an_original_that_cannot_run_is_a_note_not_a_failure(tmp_path):
     assert "Add" in proof.whole.not_run
 
 
+def test_a_model_of_one_size_only_runs_at_the_given_shapes(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[n, m] a) => (float[k] y) <int64[1] s = {37}> { y = Reshape(a, s) }"""
+    source = Source(tmp_path / "odd.onnx", onnx.parser.parse_model(text), tmp_path)
+    assert proof_of_matches(source, [doubling("a")]).whole.not_run
+    whole = proof_of_matches(source, [doubling("a")], opt_shapes={"a": (1, 37)}).whole
+    assert (whole.not_run, whole.passed, list(whole.outputs)) == ("", True, ["y"])
+
+
 @pytest.mark.parametrize(("model", "said"), [("original", "not_run"), ("fused", "refused")])
 def test_a_crash_of_a_whole_model_is_laid_to_the_one_that_ran(source, monkeypatch, model, said):
     def dying(function, args, *, on_event, **options):

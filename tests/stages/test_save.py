@@ -38,6 +38,21 @@ def logits(path):
     return session.run(None, feeds)[0]
 
 
+def test_weights_that_change_while_they_are_read(external, tmp_path, monkeypatch):
+    """The data file is cut between the check of its size and the reading."""
+    from opfuse.stages import save
+
+    def short(tensor, base_dir):
+        yield bytes(8)
+
+    monkeypatch.setattr(save, "raw_blocks", short)
+    (tmp_path / "fused.onnx").write_bytes(b"the old output")
+    with pytest.raises(InputError, match="changed while it was read"):
+        fuse(external, tmp_path / "fused.onnx")
+    assert (tmp_path / "fused.onnx").read_bytes() == b"the old output"
+    assert data_files(tmp_path) == []
+
+
 def data_files(folder):
     return sorted(path.name for path in folder.glob("fused.*.data"))
 

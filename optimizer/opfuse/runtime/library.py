@@ -51,7 +51,7 @@ def find(explicit: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate
     what = f"the plugin library is not built: no {' and no '.join(map(str, candidates))}"
-    raise MissingComponent(what, "install opfuse with `pip install .`, or run `make plugins`")
+    raise MissingComponent(what, "install opfuse with `pip install .`, or run `make engine`")
 
 
 def describe(path: Path) -> LibraryInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,17 @@ from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
 from opfuse.engine.profile import LONGEST, USUAL, resolve
 from opfuse.engine.select import select
 from opfuse.errors import InputError
-from opfuse.files import Pending, check_output, translated, write_atomically
+from opfuse.files import Pending, check_output, scratch, translated, write_atomically
 from opfuse.progress import Progress
+
+
+def require(config: Config) -> None:
+    """Refuse, before any work, a backend that this machine has not got.
+
+    Raises:
+        MissingComponent: The backend cannot be used on this machine.
+    """
+    select(config.backend)
 
 
 def build(
@@ -48,12 +57,11 @@ def build(
         raise InputError("no engine file is named", "give -o OUT.engine")
     check_output(config.output)
     choice = select(config.backend)
-    with tempfile.TemporaryDirectory(prefix="opfuse-") as name:
-        scratch = Path(name)
-        cache = _own_timing_cache(config, scratch) if choice.backend.uses_timing_cache else None
+    with scratch() as folder:
+        cache = _own_timing_cache(config, folder) if choice.backend.uses_timing_cache else None
         request = replace(
             _request(model, base_dir, config, plugin_library),
-            engine=scratch / "out.engine",
+            engine=folder / "out.engine",
             timing_cache=cache,
         )
         info = _within_limits(model, choice.backend, request, config, progress)
@@ -62,7 +70,7 @@ def build(
             notes.append(_publish_beside(plugin_library, config.output))
         if config.timing_cache is not None and cache is not None:
             _publish(cache, config.timing_cache)
-        _publish(scratch / "out.engine", config.output)
+        _publish(folder / "out.engine", config.output)
     return replace(info, why=choice.why, path=str(config.output), notes=tuple(notes))
 
 
@@ -127,7 +135,7 @@ def _shorter(refusal: str, longest: int) -> int:
 
 
 def _in_child(backend: Backend, request: Request, config: Config, progress: Progress) -> EngineInfo:
-    with tempfile.TemporaryDirectory(prefix="opfuse-") as folder:
+    with scratch() as folder:
         info: EngineInfo = child.run(
             backend.build,
             [request],
@@ -135,13 +143,14 @@ def _in_child(backend: Backend, request: Request, config: Config, progress: Prog
             time_limit=config.time_limit,
             on_event=progress.event,
             on_output=_show if config.debug else None,
-            env=backend.environment(Path(folder)),
+            env=backend.environment(folder),
         )
     return info
 
 
 def _show(text: str) -> None:
-    sys.stderr.write(text)
+    with suppress(OSError):  # nobody reads it: no reason to stop
+        sys.stderr.write(text)
 
 
 def _own_timing_cache(config: Config, folder: Path) -> Path | None:

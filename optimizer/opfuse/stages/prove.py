@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnx import ModelProto
 from opfuse import child
 from opfuse.config import Config
 from opfuse.errors import EngineError
+from opfuse.files import scratch
 from opfuse.graph.match import Match
 from opfuse.graph.weights import DerivedValues
 from opfuse.numerics import extract, stored
@@ -87,8 +87,8 @@ def prove(
     """
     first = extract.distinct(matches)
     cases, refused, large = _cases(first, model, source.base_dir)
-    with tempfile.TemporaryDirectory(prefix="opfuse-proof-") as folder:
-        pair = None if refused else _pair(source, model, graph, Path(folder))
+    with scratch() as folder:
+        pair = None if refused else _pair(source, model, graph, folder)
         run = _Run(cases, pair, config, progress)
         run.finish()
     verdicts = [*refused, *run.verdicts]
@@ -130,7 +130,7 @@ class _Run:
         try:
             self.whole = child.run(
                 "opfuse.numerics.worker:prove",
-                (left, pair, self._config.seed, self._config.rtol),
+                (left, pair, self._config.seed, self._config.rtol, dict(self._config.opt_shapes)),
                 task=_TASK,
                 time_limit=self._config.time_limit,
                 on_event=self._note,

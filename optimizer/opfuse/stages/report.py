@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
     from opfuse.explanation.result import Explanation
+    from opfuse.numerics.whole import Comparison
     from opfuse.stages.load import Source
 
 SCHEMA = 1
 SUFFIXES = (".json", ".txt", ".html")
+COMPARISON_SUFFIXES = (".json", ".txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Report:
         Raises:
             InputError: The suffix is not known, or the file cannot be written.
         """
-        check_suffix(path)
+        check_suffix(path, SUFFIXES)
         if path.suffix == ".json":
             text = self.as_json()
         elif path.suffix == ".html":
@@ -84,7 +86,8 @@ class Report:
             from opfuse.stages.report_text import as_text
 
             text = as_text(self)
-        write_atomically(path, text.encode())
+        # Names of files need not be text: those bytes are told as \\udcXX.
+        write_atomically(path, text.encode(errors="backslashreplace"))
 
     def nearly(self, kind: str) -> list[NearMiss]:
         """The candidates of a kind that were left alone, in a stable order."""
@@ -119,17 +122,37 @@ def describe(source: Source, fused: ModelProto, output: Path | None) -> dict[str
     }
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, known: Iterable[str]) -> None:
     """Refuses a report file whose suffix names no format.
 
     Raises:
-        InputError: The suffix is none of ``SUFFIXES``.
+        InputError: The suffix is none of the known ones.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"report {path} has the suffix {path.suffix or 'of no format'!r}",
-            f"use one of {', '.join(SUFFIXES)}",
-        )
+    if path.suffix not in known:
+        had = f"the unknown suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise InputError(f"report {path} has {had}", f"use one of {', '.join(known)}")
+
+
+def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
+    """The comparison of two models, in the stable schema that its JSON has."""
+    facts: dict[str, Any] = plain(comparison)
+    verdict = {"passed": comparison.passed, "max_rel_err": plain(comparison.max_rel_err)}
+    return {"schema": SCHEMA, **verdict, **facts}
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes the comparison of two models as .json or .txt.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    if path.suffix == ".json":
+        text = json.dumps(comparison_as_dict(comparison), indent=1) + "\n"
+    else:
+        from opfuse.stages.report_text import comparison_as_text
+
+        text = comparison_as_text(comparison)
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def plain(value: Any) -> Any:

@@ -30,10 +30,19 @@ def clean(text: object) -> str:
 
 def as_text(report: Report) -> str:
     """The report as plain text, for a file."""
+    return _plain(render(report))
+
+
+def comparison_as_text(comparison: Comparison) -> str:
+    """The outputs of two models side by side as plain text, for a file."""
+    return _plain(render_comparison(comparison))
+
+
+def _plain(shown: RenderableType) -> str:
     console = Console(
         file=io.StringIO(), width=_FILE_WIDTH, color_system=None, force_terminal=False
     )
-    console.print(render(report), crop=False)
+    console.print(shown, crop=False)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from opfuse import child
 from opfuse.config import Config
 from opfuse.errors import InputError
+from opfuse.files import scratch
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.whole import Comparison
-from opfuse.stages.load import load
+from opfuse.stages.load import load, protect
 
 __all__ = ["Comparison", "verify"]
 
@@ -38,8 +38,10 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
                 "compare the fused .onnx with the original",
             )
     first, second = load(a), load(b)
-    with tempfile.TemporaryDirectory(prefix="opfuse-verify-") as folder:
-        handover = Handover(Path(folder))
+    for one in (first, second):
+        protect(one, config.reports, model_too=True)
+    with scratch() as folder:
+        handover = Handover(folder)
         subjects = [handover.subject(one.proto, one.base_dir) for one in (first, second)]
         del first, second
         comparison: Comparison = child.run(
