@@ -22,6 +22,7 @@ LEAVES = {"errors", "config", "files", "progress", "child", "shape_syntax", "opf
 FRONT = {"cli", "__main__", "arguments", "terminal", "versions", "api", "__init__"}
 NATIVE = {"engine", "runtime", "numerics"}
 NATIVE_USERS = {"stages/build", "stages/prove", "stages/verify", "stages/library", "stages/shapes"}
+NATIVE_USERS |= {"stages/bench"}
 
 
 def name_of(path: Path) -> str:

@@ -239,3 +239,10 @@ def start_parent(tmp_path):
     )
     text = wait_for(lambda: pid_file.exists() and pid_file.read_text())
     return parent, [int(pid) for pid in text.split()]
+
+
+def test_the_working_directory_lends_no_modules(tmp_path, monkeypatch):
+    for name in ("resource", "ctypes", "pickle"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert child.run("os:getcwd") == str(tmp_path)

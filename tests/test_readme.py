@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import opfuse
 from opfuse.arguments import parser
+from opfuse.engine import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,13 +22,29 @@ def blocks(language):
 
 def test_the_python_example(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorrt_rtx")
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     expected = re.search(r"# (\{.*\})", example).group(1)
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() == expected
     assert (tmp_path / "llama.engine").stat().st_size > 0
+
+
+def test_the_example_that_runs_a_bundle(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    _, example = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    model = ROOT / "models" / "llama.onnx"
+    opfuse.build(model, "llama.opfuse", backend="segmented", prove=False)
+    ids = np.ones((1, 8), np.int64)
+    names = {"ids": ids, "mask": ids, "positions": np.arange(8)[None]}
+    if gpu.absent():
+        with pytest.raises(opfuse.MissingComponent, match="engines run on a GPU"):
+            exec(compile(example, "README.md", "exec"), names)
+    else:
+        exec(compile(example, "README.md", "exec"), names)
+        assert np.isfinite(names["outputs"]["logits"]).all()
 
 
 def test_every_command_is_listed_and_exists():

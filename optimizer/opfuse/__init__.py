@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opfuse.api import bench as bench
     from opfuse.api import build as build
     from opfuse.api import explain as explain
     from opfuse.api import fuse as fuse
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("build", "explain", "fuse", "plugins", "verify"), "opfuse.api"),
+    **dict.fromkeys(("bench", "build", "explain", "fuse", "plugins", "verify"), "opfuse.api"),
     "Config": "opfuse.config",
     **dict.fromkeys(
         (

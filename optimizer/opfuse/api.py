@@ -13,6 +13,7 @@ from opfuse.stages.report import Report
 
 if TYPE_CHECKING:
     from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.bench import Bench
     from opfuse.stages.verify import Comparison
 
 AnyPath = str | os.PathLike[str]
@@ -48,12 +49,22 @@ def explain(model: AnyPath, **options: Any) -> Report:
 
 
 def verify(a: AnyPath, b: AnyPath, **options: Any) -> Comparison:
-    """Runs two models on the same random inputs and compares their outputs.
+    """Runs two models, or an engine and a model, on the same inputs and compares the outputs.
 
     Raises:
         OpfuseError: One of them cannot be run. Different numbers are a result, not an error.
     """
     return pipeline.verify(Path(a), Path(b), _config(a, None, options))
+
+
+def bench(engine: AnyPath, *others: AnyPath, **options: Any) -> Bench:
+    """Times an engine on this GPU, and others beside it; ONNX models are built as they are.
+
+    Raises:
+        OpfuseError: One of them cannot be run.
+    """
+    config = _config(engine, None, options)
+    return pipeline.bench(Path(engine), [Path(other) for other in others], config)
 
 
 def plugins(library: AnyPath | None = None) -> LibraryInfo:

@@ -65,6 +65,7 @@ def parser() -> Parser:
     _fuse(commands)
     _explain(commands)
     _verify(commands)
+    _bench(commands)
     _plugins(commands)
     return top
 
@@ -116,7 +117,7 @@ def _build(commands: argparse._SubParsersAction[Parser]) -> None:
         choices=BACKENDS,
         default="auto",
         help="which TensorRT builds; auto takes tensorrt where it and a GPU are there, else "
-        "tensorrt-rtx (default: auto)",
+        "tensorrt-rtx, else segmented (default: auto)",
     )
     command.add_argument(
         "--lower",
@@ -176,15 +177,51 @@ def _explain(commands: argparse._SubParsersAction[Parser]) -> None:
 def _verify(commands: argparse._SubParsersAction[Parser]) -> None:
     command = commands.add_parser(
         "verify",
-        help="run two models on the same inputs and compare their outputs",
-        description="Run A and B on the same random inputs and compare every output.",
+        help="run two models, or an engine and a model, on the same inputs and compare the outputs",
+        description="Run A and B on the same random inputs and compare every output. One of them "
+        "may be an engine or a bundle: it runs on the GPU, step by step and by its CUDA graph.",
         epilog=_EPILOG,
     )
     command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
-    command.add_argument("b", type=Path, metavar="B", help="the model to judge (.onnx)")
+    command.add_argument(
+        "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
+    )
     _shapes(command, _RUN_SHAPES)
+    _library(command, ("--plugins",))
     _tolerance(command)
     _common(command, (".json", ".txt"))
+
+
+def _bench(commands: argparse._SubParsersAction[Parser]) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="time an engine or bundle on this GPU",
+        description="Time ENGINE on random inputs: latency with and without CUDA graphs, "
+        "throughput, device memory, and the time to the first result.",
+        epilog=_EPILOG,
+    )
+    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    command.add_argument(
+        "--vs",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="OTHER",
+        help="an engine or bundle to time beside it, or an ONNX model, which TensorRT alone "
+        "builds first; may be given several times",
+    )
+    _shapes(command, _RUN_SHAPES)
+    command.add_argument(
+        "--iterations", type=int, default=100, metavar="N", help="timed runs (default: 100)"
+    )
+    command.add_argument(
+        "--warm-up", type=int, default=20, metavar="N", help="runs before those (default: 20)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
+    )
+    _library(command, ("--plugins",))
+    _common(command, (".json",))
 
 
 def _plugins(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -222,7 +259,7 @@ _CHECKED_SHAPES = {
     "no others",
     "max": "largest shapes that an engine of the model will take; checked, and else unused",
 }
-_RUN_SHAPES = {"opt": "shapes that the models run at"}
+_RUN_SHAPES = {"opt": "shapes to run at"}
 
 
 def _shapes(command: Parser, texts: Mapping[str, str]) -> None:

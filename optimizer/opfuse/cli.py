@@ -102,6 +102,16 @@ def _verify(args: Namespace, progress: Progress) -> int:
     return 0 if comparison.passed else 1
 
 
+def _bench(args: Namespace, progress: Progress) -> int:
+    from opfuse import pipeline
+    from opfuse.stages.bench_text import render_bench
+
+    args.model, args.onnx = args.engine, None
+    result = pipeline.bench(args.engine, args.vs, config_of(args), progress)
+    _show(args, lambda: _json(result), lambda: render_bench(result))
+    return 0
+
+
 def _plugins(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
     from opfuse.stages.report_text import render_library
@@ -116,6 +126,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Progress], int]] = {
     "fuse": _run,
     "explain": _run,
     "verify": _verify,
+    "bench": _bench,
     "plugins": _plugins,
 }
 

@@ -39,6 +39,8 @@ class Config:
         embed_plugins: Put the plugin library into the engine file.
         rtol: Largest relative error that passes; None takes the default of the data type.
         seed: Seed of the random inputs of the proof.
+        iterations: How many runs `bench` times.
+        warm_up: How many runs come before those.
         gpu: The GPU that savings are told for; a name of ``GPUS``.
         debug: Show tracebacks, and keep what the child processes print.
 
@@ -62,6 +64,8 @@ class Config:
     embed_plugins: bool = True
     rtol: float | None = None
     seed: int = 0
+    iterations: int = 100
+    warm_up: int = 20
     gpu: str = "H100"
     debug: bool = False
 
@@ -77,6 +81,8 @@ class Config:
         _check_precision(self.precision)
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)
+        _check_positive("iterations", self.iterations)
+        _check_positive("warm_up", self.warm_up)
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative", "give 0 or more")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ from opfuse.errors import CheckFailed, InputError
 from opfuse.files import check_output, scratch
 from opfuse.progress import Progress
 from opfuse.stages.report import (
+    BENCH_SUFFIXES,
     COMPARISON_SUFFIXES,
     SUFFIXES,
     Report,
     check_suffix,
     describe,
     write_comparison,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from opfuse.explanation.result import Explanation
     from opfuse.graph.match import Match
     from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.bench import Bench
     from opfuse.stages.fuse import Fused
     from opfuse.stages.load import Source
     from opfuse.stages.prove import Proof
@@ -92,6 +95,45 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
     for path in config.reports:
         write_comparison(comparison, path)
     return comparison
+
+
+def bench(
+    engine: Path, others: Sequence[Path], config: Config, progress: Progress | None = None
+) -> Bench:
+    """Times an engine and others beside it; TensorRT alone builds the ONNX models among them."""
+    from opfuse.stages.bench import bench as measure
+    from opfuse.stages.bench import require_gpu
+
+    for path in config.reports:
+        check_suffix(path, BENCH_SUFFIXES)
+        check_output(path)
+    if any(path.suffix == ".onnx" for path in (engine, *others)):
+        require_gpu()
+    progress = progress or Progress()
+    with scratch() as folder:
+        paths = [
+            unfused(path, folder, number, config, progress) if path.suffix == ".onnx" else path
+            for number, path in enumerate((engine, *others))
+        ]
+        with progress.stage("bench"):
+            result = measure(paths, config, progress)
+    for path in config.reports:
+        write_json(result, path)
+    return result
+
+
+def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
+    """An engine of a model as TensorRT alone makes it."""
+    from opfuse.stages.build import build
+    from opfuse.stages.load import inline, load
+    from opfuse.stages.lower import lower
+
+    with progress.stage("build"):
+        model = inline(load(path))
+        lower(model, "leave", ())
+        output = folder / f"{number}-{path.stem}.engine"
+        build(model, folder, replace(config, output=output, timing_cache=None), progress)
+        return output
 
 
 def plugins(library: Path | None) -> LibraryInfo:
@@ -202,4 +244,10 @@ def _built(
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
             engine = build(model, folder, config, progress, used)
+    lowering = tuple(
+        replace(item, choice="leave", reason=engine.left[item.node])
+        if item.node in engine.left
+        else item
+        for item in lowering
+    )
     return {"lowering": lowering, "engine": engine}

@@ -93,7 +93,7 @@ def test_a_backend_that_is_not_here(cli, llama, old_output):
 
 @pytest.mark.parametrize(
     "options",
-    [["--backend", "segmented"], ["--plugins", "none.so"], ["--lower", "plugin"]],
+    [["--plugins", "none.so"], ["--lower", "plugin"]],
     ids=" ".join,
 )
 def test_what_is_missing_is_told_before_any_work(cli, llama, old_output, monkeypatch, options):

@@ -94,7 +94,7 @@ def test_a_working_directory_that_is_gone(shell, llama):
 @pytest.mark.parametrize(
     "line",
     ["explain no.onnx", "verify llama.onnx no.onnx", "plugins --plugins no.so", "fuse llama.onnx",
-     "build llama.onnx -o e.engine --backend segmented", "fuse no.onnx -o f.onnx"],
+     "build llama.onnx -o e.engine --plugins no.so", "fuse no.onnx -o f.onnx"],
 )  # fmt: skip
 def test_errors_leave_stdout_to_the_json(shell, llama, line):
     done = shell(f"$opfuse {line} --json")

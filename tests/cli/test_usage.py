@@ -83,7 +83,9 @@ def test_spellings_of_trtexec_and_polygraphy(flags):
     ("line", "says"),
     [
         ([], "no command"),
-        (["bench", "m"], "'bench'"),
+        (["benchmark", "m"], "'benchmark'"),
+        (["bench", "m"], "no engine m"),
+        (["bench", "m", "--iterations", "0"], "above zero"),
         (["fuse", "m.onnx"], "--output"),
         (["fuse", "-o", "f.onnx"], "nowhere"),
         (["fuse", "m.onnx", "--onnx", "n.onnx", "-o", "f"], "twice"),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from models import tiny
+from opfuse.engine import gpu
 
 
 @pytest.fixture
@@ -48,7 +49,9 @@ def test_a_wider_tolerance_passes(cli, llama, other):
     assert cli("verify", llama, other, "--rtol", "1e6").code == 0
 
 
-def test_an_engine_is_refused(cli, llama, tmp_path):
+def test_an_engine_needs_a_gpu(cli, llama, tmp_path):
+    if not gpu.absent():
+        pytest.skip("there is a GPU")
     engine = tmp_path / "m.engine"
     engine.write_bytes(b"ftrt")
-    cli("verify", llama, engine).refused(2, str(engine), "is an engine", "fused .onnx")
+    cli("verify", llama, engine).refused(3, str(engine), "runs on a GPU", "fused .onnx")

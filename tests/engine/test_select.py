@@ -34,7 +34,11 @@ def test_auto_takes_the_first_usable_and_says_what_it_passed(backends):
 
 
 def test_auto_asks_enterprise_tensorrt_first():
-    assert [backend.name for backend in select._BACKENDS] == ["tensorrt", "tensorrt-rtx"]
+    assert [backend.name for backend in select._BACKENDS] == [
+        "tensorrt",
+        "tensorrt-rtx",
+        "segmented",
+    ]
 
 
 def test_auto_without_any_names_all_that_is_missing(backends):
@@ -50,9 +54,13 @@ def test_a_named_backend_that_is_not_usable_is_missing(backends):
     assert caught.value.fix == "get one"
 
 
-def test_a_backend_of_a_later_release_is_missing():
-    with pytest.raises(MissingComponent, match="segmented backend is not in this release"):
-        select.select("segmented")
+def test_an_old_tensorrt_rtx_still_builds_segments(monkeypatch):
+    monkeypatch.setattr(gpu, "absent", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(wheel, "find_spec", lambda name: name if "rtx" in name else None)
+    monkeypatch.setattr(wheel, "installed", lambda _: "1.4.0.76")
+    choice = select.select("auto")
+    assert choice.backend.name == "segmented"
+    assert "not tensorrt-rtx: TensorRT for RTX 1.4.0.76 is installed" in choice.why
 
 
 def test_enterprise_tensorrt_needs_a_gpu(monkeypatch):

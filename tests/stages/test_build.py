@@ -23,6 +23,7 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.errors import EngineError, InputError, MissingComponent, TimeLimit
 from opfuse.progress import Progress
+from opfuse.runtime.bundle import Bundle
 from opfuse.stages import build as stage
 from opfuse.stages.lower import lower
 from tests.engine_models import ROOT, add_rms_norm, chain, model, plugins, value
@@ -192,6 +193,47 @@ def test_an_input_whose_values_are_shapes_is_refused(build):
     made = model(nodes, inputs, [value("y", [None, None])])
     with pytest.raises(EngineError, match="values of input 'shape'"):
         build(made)
+
+
+@needs_plugins
+def test_a_bundle_of_segments(build):
+    made = add_rms_norm(3)
+    lower(made, "plugin", {"AddRmsNorm"})
+    info = build(made, plugins(), backend="segmented")
+    opened = Bundle.open(build.out / "model.engine")
+    assert info.backend == "segmented"
+    assert info.plugin_layers == {"AddRmsNorm": 3}
+    assert info.bytes == (build.out / "model.engine").stat().st_size
+    assert [type(step).__name__ for step in opened.schedule.steps] == [
+        *("PluginStep", "EngineStep") * 3
+    ]
+    assert opened.read("engines/0").startswith(b"vtrt")
+    assert opened.holds("plugins/libopfuse_plugins.so")
+    assert info.io[0].range == ((1, 1, 64), (1, 128, 64), (8, 512, 64))
+    assert "takes 2097152 bytes" in info.notes[-1]
+    assert files(build) == ["model.engine"]
+    assert list(build.temporary.iterdir()) == []
+
+
+@needs_plugins
+def test_the_same_model_gives_the_same_bundle(build):
+    digests = set()
+    for _ in range(2):
+        made = add_rms_norm(2)
+        lower(made, "plugin", {"AddRmsNorm"})
+        digests.add(build(made, plugins(), backend="segmented", embed_plugins=False).sha256)
+    assert len(digests) == 1
+    assert files(build) == [plugins().name, "model.engine"]
+
+
+def test_a_failed_bundle_leaves_the_old_one(build):
+    (build.out / "model.engine").write_bytes(b"old")
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], "/first", domain="my.ops")]
+    made = model(nodes, [value("x", [4])], [value("y", [4])])
+    with pytest.raises(EngineError, match=r"/first"):
+        build(made, backend="segmented")
+    assert (build.out / "model.engine").read_bytes() == b"old"
+    assert files(build) == ["model.engine"]
 
 
 def test_a_broken_plugin_library_is_refused(build, tmp_path):

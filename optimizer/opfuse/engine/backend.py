@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +55,8 @@ class EngineInfo:
     ``layers`` counts the layers of the built engine, ``layer_types`` counts them by TensorRT's
     type name, ``plugin_layers`` those that run a plugin by op name, ``dtypes`` the outputs of all
     layers by data type. ``read_from`` says where these come from: the engine inspector, the
-    builder's own listing where no GPU can load the engine, or the parsed network.
+    builder's own listing where no GPU can load the engine, or the parsed network. ``left`` maps the
+    plugin nodes that the backend gave back to TensorRT to the reason.
     """
 
     backend: str
@@ -70,6 +72,7 @@ class EngineInfo:
     io: tuple[TensorInfo, ...]
     read_from: str
     notes: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -79,7 +82,10 @@ class Backend(Protocol):
     """As the command line spells it."""
 
     build: str
-    """``"module:function"`` that takes a `Request` to an `EngineInfo`, in a child process."""
+    """``"module:function"`` that takes a `Request` to an `EngineInfo`, in a child process.
+
+    That of "segmented" takes a list to a list: one request for each segment.
+    """
 
     uses_timing_cache: bool
     """Whether kernel timings are worth keeping between builds."""

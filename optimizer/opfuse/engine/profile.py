@@ -38,10 +38,14 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """``ranges`` of all dynamic inputs, and in words what nobody had said about them."""
+    """``ranges`` of all dynamic inputs, and in words what nobody had said about them.
+
+    ``sizes`` are the values of the symbols of `dimensions` at min, opt, and max.
+    """
 
     ranges: dict[str, Range]
     assumed: tuple[str, ...]
+    sizes: tuple[Mapping[str, int], ...] = ({}, {}, {})
 
 
 def resolve(
@@ -62,7 +66,7 @@ def resolve(
         InputError: An input has no rank or is no tensor, or shapes contradict the model or
             each other; the message lists the inputs.
     """
-    inputs = _dimensions(graph)
+    inputs = dimensions(graph)
     listing = "the inputs are " + ", ".join(f"{k} {_written(v)}" for k, v in inputs.items())
     bound = [
         _bind(level, shapes, inputs, listing) for level, shapes in zip(LEVELS, given, strict=True)
@@ -75,10 +79,15 @@ def resolve(
     for index, (level, shapes) in enumerate(zip(LEVELS, given, strict=True)):
         found = {name: levels[index] for name, levels in ranges.items()}
         _check_given(level, shapes, found, inputs, listing)
-    return Profile(ranges, assumed)
+    return Profile(ranges, assumed, tuple(sizes))
 
 
-def _dimensions(graph: GraphProto) -> dict[str, tuple[Dim, ...]]:
+def dimensions(graph: GraphProto) -> dict[str, tuple[Dim, ...]]:
+    """The shape of every input that a caller gives, in symbols that the profile knows.
+
+    Raises:
+        InputError: An input has no rank or is no tensor.
+    """
     weights = {weight.name for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     for value in inputs:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opfuse.engine.backend import Backend
+from opfuse.engine.segmented import Segmented
 from opfuse.engine.tensorrt import TensorRt
 from opfuse.engine.tensorrt_rtx import TensorRtRtx
 from opfuse.errors import MissingComponent
 
-_BACKENDS: tuple[Backend, ...] = (TensorRt(), TensorRtRtx())  # auto takes the first that is usable
+# auto takes the first that is usable
+_BACKENDS: tuple[Backend, ...] = (TensorRt(), TensorRtRtx(), Segmented())
 
 
 @dataclass(frozen=True)

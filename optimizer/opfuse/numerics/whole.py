@@ -95,26 +95,38 @@ def compare_models(
     Small models run a second time, with all sizes 1.
     """
     try:
-        first = _Loaded(original, limit)
+        first = Loaded(original, limit)
         runs = first.run_somehow(seed, shapes or {})
     except (CannotRun, ValueError) as reason:
         return Comparison({}, 0.0, not_run=str(reason))
     child.emit({"model": "fused", "text": "the fused model"})
     allowed = rtol if rtol is not None else tolerance(first.elements)
     try:
-        second = _Loaded(other, limit)
+        second = Loaded(other, limit)
         if rtol is None:
             allowed = tolerance(first.elements | second.elements)
-        results = [_paired(e, second.run(second.adapt(f, first))) for f, e in runs]
+        results = [paired(e, second.run(second.adapt(f, first))) for f, e in runs]
     except CannotRun as reason:
         return Comparison({}, allowed, refused=str(reason))
+    del second
+    return judge(original, first, runs, results, allowed, limit)
+
+
+def judge(
+    original: Subject,
+    first: Loaded,
+    runs: Sequence[Run],
+    results: Sequence[Mapping[str, Array]],
+    allowed: float,
+    limit: int = LIMIT,
+) -> Comparison:
+    """Compare ``results`` with those of ``runs``, which ``first`` gave for ``original``."""
     differences = _worst(runs, results)
     beyond = [name for name, found in differences.items() if not found.within(allowed)]
     if not beyond or HALVES.isdisjoint(first.elements):
         return Comparison(differences, allowed)
-    del second
     child.emit({"model": "original", "text": "the original model in float32"})
-    precise = _Loaded(original, limit, wide=True)
+    precise = Loaded(original, limit, wide=True)
     excused = frozenset(n for n in beyond if _is_excused(n, runs, results, precise, allowed))
     return Comparison(differences, allowed, excused=excused)
 
@@ -133,7 +145,7 @@ def _is_excused(
     name: str,
     runs: Sequence[Run],
     results: Sequence[Mapping[str, Array]],
-    precise: _Loaded,
+    precise: Loaded,
     allowed: float,
 ) -> bool:
     """Whether the original itself is as far from what it computes in float32."""
@@ -145,8 +157,12 @@ def _is_excused(
     return True
 
 
-class _Loaded:
-    """A model whose values stay in their files until a piece needs them."""
+class Loaded:
+    """A model whose values stay in their files until a piece needs them.
+
+    Raises:
+        CannotRun: From the constructor and every run: it cannot be run here.
+    """
 
     def __init__(self, subject: Subject, limit: int, *, wide: bool = False) -> None:
         model = onnx.load(subject.path, load_external_data=False)
@@ -171,6 +187,7 @@ class _Loaded:
         return {n: convert(a, TensorProto.FLOAT) if is_half(a) else a for n, a in feeds.items()}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name."""
         return self._runner.run(feeds)
 
     def run_somehow(self, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Run]:
@@ -200,7 +217,7 @@ class _Loaded:
         except (CannotRun, ValueError):
             return []
 
-    def adapt(self, feeds: Mapping[str, Array], first: _Loaded) -> dict[str, Array]:
+    def adapt(self, feeds: Mapping[str, Array], first: Loaded) -> dict[str, Array]:
         """The same inputs for this model: paired by name where the names agree, else in order.
 
         Floats are cast, so that a model can be compared with its conversion to another precision.
@@ -245,7 +262,7 @@ def _input_types(graph: GraphProto) -> dict[str, int]:
     }
 
 
-def _paired(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> Mapping[str, Array]:
+def paired(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> Mapping[str, Array]:
     """The outputs under the first model's names: paired by name where they agree, else in order."""
     if set(expected) == set(actual):
         return actual

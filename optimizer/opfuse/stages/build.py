@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
 from opfuse import child
 from opfuse.config import Config
+from opfuse.engine import assemble
 from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
-from opfuse.engine.profile import LONGEST, USUAL, resolve
+from opfuse.engine.profile import LONGEST, USUAL, Profile, resolve
 from opfuse.engine.select import select
 from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, scratch, translated, write_atomically
@@ -57,6 +60,9 @@ def build(
         raise InputError("no engine file is named", "give -o OUT.engine")
     check_output(config.output)
     choice = select(config.backend)
+    if choice.backend.name == "segmented":
+        info = _bundle(model, base_dir, choice.backend, config, progress, plugin_library)
+        return replace(info, why=choice.why, path=str(config.output))
     with scratch() as folder:
         cache = _own_timing_cache(config, folder) if choice.backend.uses_timing_cache else None
         request = replace(
@@ -64,7 +70,7 @@ def build(
             engine=folder / "out.engine",
             timing_cache=cache,
         )
-        info = _within_limits(model, choice.backend, request, config, progress)
+        info = _within_limits(model, config, _single(choice.backend, request, config, progress))
         notes = [*info.notes, *_without_cache(config, choice.backend)]
         if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
             notes.append(_publish_beside(plugin_library, config.output))
@@ -84,8 +90,35 @@ def check(
     """Only let TensorRT import the model; arguments and errors as for `build`."""
     choice = select(config.backend)
     request = _request(model, base_dir, config, plugin_library)
-    info = _within_limits(model, choice.backend, request, config, progress)
+    info = _within_limits(model, config, _single(choice.backend, request, config, progress))
     return replace(info, why=choice.why)
+
+
+def _bundle(
+    model: ModelProto,
+    base_dir: Path,
+    backend: Backend,
+    config: Config,
+    progress: Progress,
+    plugin_library: Path | None,
+) -> EngineInfo:
+    """Build the segments in one child process, and write them as one file."""
+    output = config.output
+    assert output is not None
+    cuts = config.lower != "auto"  # which decides for the faster, as far as that was measured
+    parts = assemble.draft(model, base_dir, plugin_library, around_attention=cuts)
+
+    def attempt(profile: Profile) -> EngineInfo:
+        with scratch() as folder:
+            made = assemble.requests(parts, profile, folder, verbose=config.debug)
+            built = _in_child(backend, made, config, progress)
+            embed = config.embed_plugins
+            return assemble.pack(parts, built, profile, base_dir, output, embed=embed)
+
+    info = _within_limits(model, config, attempt)
+    if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
+        return replace(info, notes=(*info.notes, _publish_beside(plugin_library, output)))
+    return info
 
 
 def _request(
@@ -103,8 +136,22 @@ def _request(
     )
 
 
+def _single(
+    backend: Backend, request: Request, config: Config, progress: Progress
+) -> Callable[[Profile], EngineInfo]:
+    """What builds one engine under a profile."""
+
+    def attempt(profile: Profile) -> EngineInfo:
+        info: EngineInfo = _in_child(
+            backend, replace(request, ranges=profile.ranges), config, progress
+        )
+        return info
+
+    return attempt
+
+
 def _within_limits(
-    model: ModelProto, backend: Backend, request: Request, config: Config, progress: Progress
+    model: ModelProto, config: Config, attempt: Callable[[Profile], EngineInfo]
 ) -> EngineInfo:
     """Build, with shorter assumed sequences where the model turns out to be limited.
 
@@ -115,7 +162,7 @@ def _within_limits(
     while True:
         profile = resolve(model.graph, given, longest)
         try:
-            info = _in_child(backend, replace(request, ranges=profile.ranges), config, progress)
+            info = attempt(profile)
         except ShapesRefused as refusal:
             shorter = _shorter(refusal.what, longest)
             if shorter < 1 or resolve(model.graph, given, shorter).ranges == profile.ranges:
@@ -134,9 +181,11 @@ def _shorter(refusal: str, longest: int) -> int:
     return longest // 2
 
 
-def _in_child(backend: Backend, request: Request, config: Config, progress: Progress) -> EngineInfo:
+def _in_child(
+    backend: Backend, request: Request | list[Request], config: Config, progress: Progress
+) -> Any:
     with scratch() as folder:
-        info: EngineInfo = child.run(
+        return child.run(
             backend.build,
             [request],
             task=backend.name,
@@ -145,7 +194,6 @@ def _in_child(backend: Backend, request: Request, config: Config, progress: Prog
             on_output=_show if config.debug else None,
             env=backend.environment(folder),
         )
-    return info
 
 
 def _show(text: str) -> None:

@@ -57,6 +57,19 @@ def load(path: Path) -> Source:
     return Source(path, proto, base_dir, tuple(notes))
 
 
+def inline(source: Source) -> ModelProto:
+    """The model with all its weights in it, for a tool that may open no other file.
+
+    Raises:
+        InputError: It is larger than a protobuf message can be.
+    """
+    total = sum(byte_size(tensor) or 0 for tensor in all_tensors(source.proto))
+    if total > PROTOBUF_LIMIT:
+        raise InputError(f"{source.path} has {total} bytes of weights", "use a smaller model")
+    onnx.load_external_data_for_model(source.proto, str(source.base_dir))
+    return source.proto
+
+
 def protect(source: Source, outputs: Iterable[Path], *, model_too: bool) -> None:
     """Refuses outputs that would replace what the model consists of.
 

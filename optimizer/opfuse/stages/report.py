@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUFFIXES = (".json", ".txt", ".html")
 COMPARISON_SUFFIXES = (".json", ".txt")
+BENCH_SUFFIXES = (".json",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +148,20 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         InputError: The file cannot be written.
     """
     if path.suffix == ".json":
-        text = json.dumps(comparison_as_dict(comparison), indent=1) + "\n"
-    else:
-        from opfuse.stages.report_text import comparison_as_text
+        write_json(comparison_as_dict(comparison), path)
+        return
+    from opfuse.stages.report_text import comparison_as_text
 
-        text = comparison_as_text(comparison)
+    write_atomically(path, comparison_as_text(comparison).encode(errors="backslashreplace"))
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes ``value`` as ``plain`` gives it.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    text = json.dumps(plain(value), indent=1) + "\n"
     write_atomically(path, text.encode(errors="backslashreplace"))
 
 

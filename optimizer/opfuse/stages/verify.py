@@ -6,7 +6,8 @@ from pathlib import Path
 
 from opfuse import child
 from opfuse.config import Config
-from opfuse.errors import InputError
+from opfuse.engine import gpu
+from opfuse.errors import InputError, MissingComponent
 from opfuse.files import scratch
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.whole import Comparison
@@ -15,10 +16,12 @@ from opfuse.stages.load import load, protect
 __all__ = ["Comparison", "verify"]
 
 _ENGINES = (".engine", ".plan", ".trt", ".opfuse")
+_MODEL_CALL = "opfuse.numerics.whole:compare_models"
+_ENGINE_CALL = "opfuse.numerics.engine:compare_engine"
 
 
 def verify(a: Path, b: Path, config: Config) -> Comparison:
-    """Compare two ONNX models on inputs made from the graph of ``a``.
+    """Compare two ONNX models, or an engine and a model, on inputs made from the model ``a``.
 
     Inputs and outputs pair up by name where the names agree, else by position. The inputs depend
     on ``config.seed`` alone, their sizes on ``config.opt_shapes`` where it names them.
@@ -27,32 +30,57 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         The difference of every output; ``passed`` tells whether all are within the tolerance.
 
     Raises:
-        InputError: One of the files is no ONNX model, or ``a`` does not run.
+        InputError: One of the files is no ONNX model, or ``a`` does not run; or both are engines.
+        MissingComponent: An engine is to be run, and there is no GPU, or not what it needs.
         EngineError: One of them kills the process that runs it.
         TimeLimit: ``config.time_limit`` has passed.
     """
-    for path in (a, b):
-        if path.suffix in _ENGINES:
-            raise InputError(
-                f"{path} is an engine; only ONNX models can be compared in this release",
-                "compare the fused .onnx with the original",
-            )
-    first, second = load(a), load(b)
-    for one in (first, second):
-        protect(one, config.reports, model_too=True)
+    engines = [path for path in (a, b) if _is_engine(path)]
+    if len(engines) == 2:
+        raise InputError(
+            f"{a} and {b} are both engines", "compare each with the ONNX model it was built from"
+        )
+    model = b if engines == [a] else a
+    first = load(model)
+    protect(first, config.reports, model_too=True)
     with scratch() as folder:
         handover = Handover(folder)
-        subjects = [handover.subject(one.proto, one.base_dir) for one in (first, second)]
-        del first, second
+        subject = handover.subject(first.proto, first.base_dir)
+        call: str = _ENGINE_CALL
+        arguments: tuple[object, ...] = (*engines, subject)
+        if not engines:
+            second = load(b)
+            protect(second, config.reports, model_too=True)
+            other = handover.subject(second.proto, second.base_dir)
+            call, arguments = _MODEL_CALL, (subject, other)
+            del second
+        del first
+        extra = (config.plugin_library,) if engines else ()
         comparison: Comparison = child.run(
-            "opfuse.numerics.whole:compare_models",
-            (*subjects, config.seed, config.rtol, dict(config.opt_shapes)),
+            call,
+            (*arguments, config.seed, config.rtol, dict(config.opt_shapes), *extra),
             task=f"running {a.name} and {b.name}",
             time_limit=config.time_limit,
         )
     if comparison.not_run:
-        raise InputError(f"{a} does not run: {comparison.not_run}", _fix(config))
+        raise InputError(f"{model} does not run: {comparison.not_run}", _fix(config))
     return comparison
+
+
+def _is_engine(path: Path) -> bool:
+    """Whether this is an engine, and it can be run here.
+
+    Raises:
+        MissingComponent: It is one, and there is no GPU.
+    """
+    if path.suffix not in _ENGINES:
+        return False
+    if path.is_file() and (reason := gpu.absent()):
+        raise MissingComponent(
+            f"{path} is an engine and runs on a GPU: {reason}",
+            "compare the fused .onnx with the original, which needs none",
+        )
+    return True
 
 
 def _fix(config: Config) -> str:

@@ -1,0 +1,334 @@
+"""Turns a lowered model into the parts of a segmented bundle: segments to build, and a schedule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+import opfuse
+from opfuse.engine import gpu
+from opfuse.engine.backend import EngineInfo, Request, TensorInfo
+from opfuse.engine.cut import Cut, Segment, cut, extract
+from opfuse.engine.layers import dtype_name
+from opfuse.engine.profile import Profile
+from opfuse.engine.tensors import Typed, range_of, types_of
+from opfuse.errors import EngineError
+from opfuse.files import write_atomically
+from opfuse.graph.protos import BITS, label, type_name
+from opfuse.runtime import abi, bundle, memory
+from opfuse.runtime.library import describe
+from opfuse.runtime.lock import Lock
+from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Value
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A cut model before its engines exist.
+
+    ``models`` are the files of the segments in the order of the schedule's engine steps,
+    ``weights`` the values that plugins read.
+    """
+
+    schedule: Schedule
+    types: Mapping[str, Typed]
+    models: tuple[Path, ...]
+    weights: Mapping[str, bytes]
+    left: Mapping[str, str]
+    library: Path | None
+
+
+def draft(
+    model: ModelProto, base_dir: Path, library: Path | None, *, around_attention: bool = True
+) -> Draft:
+    """Cut ``model`` and write its segments into ``base_dir``.
+
+    Args:
+        model: From stages/lower. Plugin nodes that do not pay become calls of their body.
+        base_dir: A private folder, which holds the external weights of the model.
+        library: The plugin library; None where the model has no plugin node.
+        around_attention: Whether attention that is no plugin may be cut off from the rest.
+
+    Raises:
+        EngineError: The model cannot be cut.
+    """
+    types = types_of(model)
+    ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
+    check = _Check(types, library)
+    plan = cut(model, ranks, check.reason, around_attention=around_attention)
+    for segment in plan.segments:
+        _check_known((*segment.inputs, *segment.outputs), types)
+    infos = {
+        name: types[name].info(name) for s in plan.segments for name in (*s.inputs, *s.outputs)
+    }
+    infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
+    models = []
+    for index, segment in enumerate(plan.segments):
+        models.append(base_dir / f"segment-{index}.onnx")
+        write_atomically(models[-1], extract(model, segment, infos).SerializeToString())
+    schedule = _schedule(model, plan, types)
+    weights = {v.name: _weight(model, v.name, base_dir) for v in schedule.constants}
+    return Draft(schedule, types, tuple(models), weights, plan.left, library)
+
+
+def requests(parts: Draft, profile: Profile, folder: Path, *, verbose: bool) -> list[Request]:
+    """What the child process has to build; the engines go into ``folder``.
+
+    Raises:
+        EngineError: The sizes of a tensor between two segments do not follow from the inputs.
+    """
+    made = []
+    steps = [step for step in parts.schedule.steps if isinstance(step, EngineStep)]
+    for step, model in zip(steps, parts.models, strict=True):
+        ranges = {}
+        for name in step.inputs:
+            if all(isinstance(dim, int) for dim in parts.types[name].shape):
+                continue
+            found = profile.ranges.get(name) or range_of(parts.types[name], profile)
+            if found is None:
+                raise EngineError(
+                    f"the sizes of {name!r}, which lies between two segments, are not known",
+                    "use another backend, or --lower leave, which makes one segment",
+                )
+            ranges[name] = found
+        engine = folder / step.engine.replace("/", "-")
+        made.append(Request(model, engine, ranges, verbose=verbose))
+    return made
+
+
+def pack(
+    parts: Draft,
+    built: Sequence[EngineInfo],
+    profile: Profile,
+    base_dir: Path,
+    output: Path,
+    *,
+    embed: bool,
+) -> EngineInfo:
+    """Write the bundle, and describe it as one engine.
+
+    Args:
+        parts: What the engines were built from.
+        built: What was built, in order.
+        profile: The shapes of the inputs.
+        base_dir: Holds ``fused.onnx`` and its data file.
+        output: The bundle.
+        embed: Whether the plugin library goes into it.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    engines = [step.engine for step in parts.schedule.steps if isinstance(step, EngineStep)]
+    members: dict[str, Path | bytes] = {
+        name: Path(info.path) for name, info in zip(engines, built, strict=True)
+    }
+    constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
+    members |= {constants[name]: data for name, data in parts.weights.items()}
+    used = next(iter(parts.schedule.plugins()), None) is not None
+    lock = _lock(built[0] if built else None, parts.library if used else None)
+    if used and embed and parts.library is not None:
+        members[bundle.LIBRARY] = parts.library
+    members |= _fallback(base_dir)
+    planned, side_by_side = _largest(parts, profile)
+    manifest = {
+        "schedule": parts.schedule.as_dict(),
+        "lock": lock.as_dict(),
+        "constants": constants,
+        "memory": {"between": planned, "between_unshared": side_by_side},
+        "profile": {name: list(levels) for name, levels in profile.ranges.items()},
+    }
+    digest, size = bundle.write(output, manifest, members)
+    return _described(parts, built, profile, digest, size, (planned, side_by_side))
+
+
+class _Check:
+    """Asks the plugin library whether it takes a node, before the graph is cut there."""
+
+    def __init__(self, types: Mapping[str, Typed], library: Path | None) -> None:
+        self._types = types
+        self._library = None if library is None else abi.load(library)
+
+    def reason(self, node: NodeProto) -> str:
+        """Why the plugin cannot run this node; empty where it can."""
+        names = [*node.input, *node.output]
+        unknown = [name for name in names if name not in self._types]
+        if self._library is None:
+            return "no plugin library is loaded"
+        if unknown:
+            return f"the type or rank of {unknown[0]!r} is not known"
+        elements = [self._types[name].element for name in names]
+        try:
+            with abi.Plugin(self._library, node.op_type, attributes(node)) as plugin:
+                for at in range(len(names)):
+                    if not plugin.supports(at, elements, len(node.input)):
+                        spelt = ", ".join(map(type_name, elements))
+                        return f"the plugin does not take the types {spelt}"
+        except abi.PluginError as error:
+            return str(error)
+        return ""
+
+
+def attributes(node: NodeProto) -> dict[str, float | int | str]:
+    """The attributes of a plugin node as the C ABI takes them."""
+    found: dict[str, float | int | str] = {}
+    for item in node.attribute:
+        if item.name in ("plugin_namespace", "plugin_version"):
+            continue
+        value = helper.get_attribute_value(item)
+        found[item.name] = value.decode() if item.type == AttributeProto.STRING else value
+    return found
+
+
+def _check_known(names: Sequence[str], types: Mapping[str, Typed]) -> None:
+    for name in names:
+        if name not in types:
+            raise EngineError(
+                f"the type or rank of {name!r}, at which the model would be cut, is not known",
+                "use another backend, or --lower leave, which makes one segment",
+            )
+
+
+def _schedule(model: ModelProto, plan: Cut, types: Mapping[str, Typed]) -> Schedule:
+    graph = model.graph
+    weights = {item.name for item in graph.initializer}
+    steps: list[Step] = []
+    for step in plan.steps:
+        if isinstance(step, Segment):
+            number = sum(isinstance(done, EngineStep) for done in steps)
+            steps.append(EngineStep(f"engines/{number}", step.inputs, step.outputs))
+        else:
+            node = graph.node[step]
+            steps.append(
+                PluginStep(
+                    node.op_type,
+                    label(node),
+                    attributes(node),
+                    tuple(node.input),
+                    tuple(node.output),
+                )
+            )
+    inputs = [item.name for item in graph.input if item.name not in weights]
+    outputs = [item.name for item in graph.output]
+    touched = dict.fromkeys(name for step in steps for name in (*step.inputs, *step.outputs))
+    outer = {*inputs, *outputs, *weights}
+    schedule = Schedule(
+        inputs=tuple(_value(name, types) for name in inputs),
+        outputs=tuple(_value(name, types) for name in outputs),
+        between=tuple(_value(name, types) for name in touched if name not in outer),
+        constants=tuple(_value(name, types) for name in touched if name in weights),
+        steps=tuple(steps),
+    )
+    missing = [name for name in outputs if name not in touched or name in (*inputs, *weights)]
+    if missing:
+        raise EngineError(
+            f"output {missing[0]!r} is an input or a constant, which a bundle cannot return",
+            "use another backend, or leave the output out of the model",
+        )
+    return schedule
+
+
+def _value(name: str, types: Mapping[str, Typed]) -> Value:
+    _check_known([name], types)
+    typed = types[name]
+    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in typed.shape)
+    return Value(name, typed.element, shape)
+
+
+def _weight(model: ModelProto, name: str, base_dir: Path) -> bytes:
+    tensor = TensorProto()
+    tensor.CopyFrom(next(item for item in model.graph.initializer if item.name == name))
+    if tensor.data_location == TensorProto.EXTERNAL:
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(base_dir))
+        tensor.data_location = TensorProto.DEFAULT
+    values: bytes = numpy_helper.to_array(tensor).tobytes()
+    return values
+
+
+def _lock(built: EngineInfo | None, library: Path | None) -> Lock:
+    return Lock(
+        module="tensorrt_rtx" if built is None or built.backend == "tensorrt-rtx" else "tensorrt",
+        tensorrt=built.version if built else "",
+        gpu=gpu.current(),
+        library="" if library is None else bundle.file_hash(library),
+        architectures=() if library is None else describe(library).architectures,
+        opfuse=opfuse.__version__,
+    )
+
+
+def _fallback(base_dir: Path) -> dict[str, Path | bytes]:
+    """The fused model and the data file that it refers to."""
+    files = sorted(base_dir.glob("fused*"))
+    return {path.name: path for path in files}
+
+
+def _largest(parts: Draft, profile: Profile) -> tuple[int, int]:
+    """Bytes of what lies between the steps at the largest shapes: with one plan, and without."""
+    lives = []
+    for name, (first, last) in parts.schedule.lifetimes().items():
+        typed = parts.types[name]
+        found = range_of(typed, profile)
+        if found is not None:
+            size = (prod(found.max) * BITS[typed.element] + 7) // 8
+            lives.append(memory.Life(name, size, first, last))
+    return memory.place(lives).bytes, memory.unshared(lives)
+
+
+def _described(
+    parts: Draft,
+    built: Sequence[EngineInfo],
+    profile: Profile,
+    digest: str,
+    size: int,
+    between: tuple[int, int],
+) -> EngineInfo:
+    counted = Counter(step.op for step in parts.schedule.plugins())
+    notes = [
+        f"{len(built)} segments and {sum(counted.values())} plugin launches",
+        f"what lies between them takes {between[0]} bytes at the largest shapes "
+        f"({between[1]} if nothing shared memory)",
+    ]
+    first = built[0]
+    return replace(
+        first,
+        backend="segmented",
+        bytes=size,
+        sha256=digest,
+        layers=sum(info.layers for info in built),
+        layer_types=_total(info.layer_types for info in built),
+        plugin_layers=dict(counted.most_common()),
+        dtypes=_total(info.dtypes for info in built),
+        io=tuple(_io(parts.schedule, profile)),
+        notes=(*notes, *dict.fromkeys(note for info in built for note in info.notes)),
+        left=dict(parts.left),
+    )
+
+
+def _total(counts: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for item in counts:
+        total.update(item)
+    return dict(total.most_common())
+
+
+def _io(schedule: Schedule, profile: Profile) -> list[TensorInfo]:
+    found = []
+    for mode, values in (("input", schedule.inputs), ("output", schedule.outputs)):
+        for value in values:
+            shape = tuple(dim if isinstance(dim, int) else -1 for dim in value.shape)
+            dtype = _DTYPES.get(value.dtype, type_name(value.dtype).lower())
+            known = profile.ranges.get(value.name) if mode == "input" else None
+            found.append(TensorInfo(value.name, mode, dtype_name(dtype), shape, known))
+    return found
+
+
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}

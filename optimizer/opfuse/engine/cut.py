@@ -1,0 +1,347 @@
+"""Cuts a lowered model at its plugin nodes into as few TensorRT segments as there have to be.
+
+Every node that is no plugin gets a level: how many plugins have to run before it, one after the
+other. The nodes of one level become one segment however little they have to do with each other, so
+a chain of n plugins gives at most n + 1 segments. Shape arithmetic is no member of a level: it is
+copied into each segment that needs it, because a TensorRT engine cannot take its shapes from a
+tensor on the device that another engine wrote.
+
+Attention that is no plugin is worth more than the plugins around it: BERT-base cut at its norms
+took 3639 us on an H100, uncut 2169, for TensorRT no longer fused the attention between the cuts.
+So where attention stays with TensorRT, so does what would cut it off.
+
+A segment without a matrix product is not worth an engine, and CUDA graphs of lone LayerNorm engines
+were seen to die on replay (H100, TensorRT-RTX 1.4): the plugins that would fence one off are left
+to TensorRT instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
+
+from opfuse.engine.network import NAMESPACE
+from opfuse.graph.protos import all_nodes, subgraphs
+
+HEAVY = frozenset(
+    (
+        *("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MatMulInteger"),
+        *("ConvInteger", "QLinearMatMul", "QLinearConv", "DeformConv", "LSTM", "GRU", "RNN"),
+    )
+)
+_OF_SHAPES = frozenset({"Shape", "Size"})
+_ON_SHAPES = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Equal", "Less"),
+        *("Greater", "Not", "And", "Or", "Where", "Cast", "Concat", "Gather", "Slice", "Squeeze"),
+        *("Unsqueeze", "Reshape", "Identity", "ReduceProd", "ReduceSum", "ReduceMax"),
+        *("ReduceMin", "Constant", "ConstantOfShape"),
+    )
+)
+_OF_SHAPE_TYPE = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
+_FIRST = -1  # the phase before the first segment
+
+SPLIT = (
+    "attention beside it stays with TensorRT, which fuses it in an uncut network only; "
+    "--lower plugin cuts all the same"
+)
+LONE = "the part of the network around it has no matrix product and makes no engine of its own"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes for one TensorRT engine, by their place in the graph; copied shape nodes included."""
+
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The steps in order, a segment or the place of a plugin node; ``left`` says what was undone.
+
+    ``left`` maps the name of each plugin node that was given back to TensorRT to the reason.
+    """
+
+    steps: tuple[Segment | int, ...]
+    left: Mapping[str, str]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments alone, in order."""
+        return tuple(step for step in self.steps if isinstance(step, Segment))
+
+
+Ranks = Mapping[str, tuple[int, int]]
+"""Element type and rank of every tensor of which both are known."""
+
+
+def cut(
+    model: ModelProto,
+    ranks: Ranks,
+    refuses: Callable[[NodeProto], str],
+    *,
+    around_attention: bool = True,
+) -> Cut:
+    """Find the steps of ``model``, and turn plugin nodes that do not pay into calls of their body.
+
+    Args:
+        model: From stages/lower; plugin nodes may be changed in place.
+        ranks: From the shape analysis; tensors that are missing are taken for data.
+        refuses: Why a plugin cannot run a node; empty where it can.
+        around_attention: Whether attention that is no plugin may be cut off from the rest.
+    """
+    left: dict[str, str] = {}
+    for node in model.graph.node:
+        if is_plugin(node) and (reason := refuses(node)) and leave(model, node):
+            left[node.name] = reason
+    while True:
+        plan = _Plan(model, ranks)
+        fences = [] if around_attention else [(node, SPLIT) for node in plan.fences_of_attention()]
+        fences = fences or [(node, LONE) for node in plan.fences_of_light()]
+        undone = {node.name: reason for node, reason in fences if leave(model, node)}
+        if not undone:
+            return Cut(plan.steps(), left)
+        left |= undone
+
+
+def is_plugin(node: NodeProto) -> bool:
+    """Whether the node is one of ours and stage lower made it a plugin layer."""
+    return any(
+        item.name == "plugin_namespace" and item.s == NAMESPACE.encode() for item in node.attribute
+    )
+
+
+def body_name(model: ModelProto, op: str) -> str:
+    """What stage lower called the function of a plugin's op; empty where that is not clear."""
+    names = [f.name for f in model.functions if f.name.rstrip("_") == f"{op}_body"]
+    return names[0] if len(names) == 1 else ""
+
+
+def leave(model: ModelProto, node: NodeProto) -> bool:
+    """Make a plugin node a call of its function; whether that could be done."""
+    name = body_name(model, node.op_type)
+    if name:
+        kept = [item for item in node.attribute if item.name != "plugin_namespace"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.op_type = name
+    return bool(name)
+
+
+def extract(
+    model: ModelProto, segment: Segment, values: Mapping[str, ValueInfoProto]
+) -> ModelProto:
+    """The segment as a model; ``values`` has its inputs and outputs."""
+    nodes = [model.graph.node[index] for index in segment.nodes]
+    used = {name for node in nodes for name in reads(node)}
+    weights = [item for item in model.graph.initializer if item.name in used]
+    graph = helper.make_graph(
+        nodes,
+        "segment",
+        [values[name] for name in segment.inputs],
+        [values[name] for name in segment.outputs],
+        weights,
+    )
+    made = helper.make_model(
+        graph, opset_imports=model.opset_import, functions=_functions(model, nodes)
+    )
+    made.ir_version = model.ir_version
+    return made
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Every tensor that a node reads, those that its subgraphs take from outside included."""
+    found = [name for name in node.input if name]
+    for graph in subgraphs(node):
+        own = {item.name for item in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        inner = [name for item in graph.node for name in reads(item)]
+        inner += [item.name for item in graph.output]
+        found += [name for name in inner if name not in own]
+    return list(dict.fromkeys(found))
+
+
+def _functions(model: ModelProto, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
+    """The functions that the nodes call, and those that these call."""
+    by_key = {(item.domain, item.name): item for item in model.functions}
+    wanted: dict[tuple[str, str], FunctionProto] = {}
+    open_nodes = list(all_nodes(nodes))
+    while open_nodes:
+        node = open_nodes.pop()
+        key = node.domain, node.op_type
+        if key in by_key and key not in wanted:
+            wanted[key] = by_key[key]
+            open_nodes += all_nodes(by_key[key].node)
+    return [item for key, item in by_key.items() if key in wanted]
+
+
+@dataclass
+class _Plan:
+    """The levels of one model, computed on construction."""
+
+    model: ModelProto
+    ranks: Ranks
+    producer: dict[str, int] = field(default_factory=dict)
+    level: list[int] = field(default_factory=list)
+    shaping: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.nodes = list(graph.node)
+        self.reads = [reads(node) for node in self.nodes]
+        self.plugin = [is_plugin(node) for node in self.nodes]
+        self.constants = _constants(graph)
+        for index, node in enumerate(self.nodes):
+            self.level.append(self._level(index))
+            if self._is_shaping(index):
+                self.shaping.add(index)
+            self.producer |= {name: index for name in node.output if name}
+        self.kept = {item.name for item in graph.output}
+        for index, names in enumerate(self.reads):
+            if self.plugin[index]:
+                self.kept.update(names)
+        self.heavy = _holding(self.model, self.nodes, {("", op) for op in HEAVY})
+        attention = {(f.domain, f.name) for f in self.model.functions if _is_attention(f)}
+        self.attention = _holding(self.model, self.nodes, attention | {("", "Attention")})
+
+    def _level(self, index: int) -> int:
+        """The segment of a node, or the segment after which a plugin runs."""
+        lowest = _FIRST if self.plugin[index] else 0
+        for name in self.reads[index]:
+            made_by = self.producer.get(name)
+            if made_by is not None:
+                behind = self.plugin[made_by] and not self.plugin[index]
+                lowest = max(lowest, self.level[made_by] + behind)
+        return lowest
+
+    def _is_shaping(self, index: int) -> bool:
+        """Whether a node computes with sizes alone, and so can be copied for nothing."""
+        node = self.nodes[index]
+        if node.domain or self.plugin[index]:
+            return False
+        if node.op_type in _OF_SHAPES:
+            return True
+        if node.op_type not in _ON_SHAPES or not all(map(self._small_integers, node.output)):
+            return False
+        return all(
+            name in self.constants or self.producer.get(name) in self.shaping
+            for name in self.reads[index]
+        )
+
+    def _small_integers(self, name: str) -> bool:
+        element, rank = self.ranks.get(name, (0, 2))
+        return element in _OF_SHAPE_TYPE and rank <= 1
+
+    def _owns(self, index: int) -> bool:
+        """Whether a node belongs to its level, rather than to whoever needs it."""
+        if self.plugin[index]:
+            return False
+        return index not in self.shaping or any(n in self.kept for n in self.nodes[index].output)
+
+    def steps(self) -> tuple[Segment | int, ...]:
+        """The segments and plugin nodes in the order in which they run."""
+        at_level: dict[int, list[int]] = {}
+        for index, level in enumerate(self.level):
+            at_level.setdefault(level, []).append(index)
+        drafts = {level: self._members(indices) for level, indices in at_level.items()}
+        wanted = self.kept.union(*(inputs for _, inputs in drafts.values()))
+        found: list[Segment | int] = []
+        for level in sorted(at_level):
+            nodes, inputs = drafts[level]
+            if nodes:
+                own = [i for i in nodes if self._owns(i) and self.level[i] == level]
+                made = [name for i in own for name in self.nodes[i].output if name in wanted]
+                found.append(Segment(nodes, inputs, tuple(made)))
+            found += [i for i in at_level[level] if self.plugin[i]]
+        return tuple(found)
+
+    def _members(self, indices: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The nodes of a segment with copied shape nodes, and what it reads from outside."""
+        queue = [index for index in indices if self._owns(index)]
+        members = set(queue)
+        inputs: dict[str, None] = {}
+        for index in queue:  # which grows meanwhile
+            for name in self.reads[index]:
+                made_by = self.producer.get(name)
+                if made_by in members or name in self.constants:
+                    continue
+                if made_by is not None and made_by in self.shaping:
+                    members.add(made_by)
+                    queue.append(made_by)
+                else:
+                    inputs[name] = None
+        return tuple(sorted(members)), tuple(inputs)
+
+    def fences_of_attention(self) -> list[NodeProto]:
+        """The plugins around every segment that has attention in it."""
+        found: set[int] = set()
+        for segment in self.steps():
+            if isinstance(segment, Segment) and not self.attention.isdisjoint(segment.nodes):
+                for side in self._around(segment):
+                    found.update(side)
+        return [self.nodes[index] for index in sorted(found)]
+
+    def fences_of_light(self) -> list[NodeProto]:
+        """The plugins to give back, so that a segment without heavy work joins a neighbour."""
+        for segment in (step for step in self.steps() if isinstance(step, Segment)):
+            if self.heavy.isdisjoint(segment.nodes):
+                before, after = self._around(segment)
+                fewer = min((before, after), key=lambda side: (not side, len(side), side is before))
+                if fewer:
+                    return [self.nodes[index] for index in fewer]
+        return []
+
+    def _around(self, segment: Segment) -> tuple[list[int], list[int]]:
+        """The plugins that run right before a segment for it, and those that wait for it."""
+        made = set(segment.outputs)
+        after = [i for i, on in enumerate(self.plugin) if on and not made.isdisjoint(self.reads[i])]
+        level = max((self.level[i] for i in segment.nodes), default=0)
+        before = [
+            i
+            for i, on in enumerate(self.plugin)
+            if on and self.level[i] == level - 1 and level > 0 and self._feeds(i, segment)
+        ]
+        return before, after
+
+    def _feeds(self, index: int, segment: Segment) -> bool:
+        return any(name in segment.inputs for name in self.nodes[index].output)
+
+
+def _constants(graph: GraphProto) -> set[str]:
+    return {item.name for item in graph.initializer}
+
+
+def _holding(
+    model: ModelProto, nodes: Sequence[NodeProto], calls: Collection[tuple[str, str]]
+) -> set[int]:
+    """The nodes that are such calls, or have one in a function or a subgraph."""
+    found = set(calls)
+    while True:
+        more = {
+            (item.domain, item.name) for item in model.functions if _holds(item.node, found)
+        } - found
+        if not more:
+            return {index for index, node in enumerate(nodes) if _holds([node], found)}
+        found |= more
+
+
+def _is_attention(function: FunctionProto) -> bool:
+    """Whether stage lower made this function of a fused op that is attention or its heart."""
+    op = function.name.rstrip("_").removesuffix("_body")
+    return function.domain == NAMESPACE and op in ("FlashAttention", "MaskedSoftmax")
+
+
+def _holds(nodes: Iterable[NodeProto], calls: Collection[tuple[str, str]]) -> bool:
+    return any((node.domain, node.op_type) in calls for node in all_nodes(nodes))

@@ -1,0 +1,348 @@
+"""A schedule with its engines, plugins, and constants loaded, and the places where it runs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opfuse.errors import EngineError, InputError
+from opfuse.graph.protos import type_name
+from opfuse.runtime import abi, memory
+from opfuse.runtime.cold import Cold
+from opfuse.runtime.cuda import Device
+from opfuse.runtime.dlpack import byte_count
+from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value
+from opfuse.runtime.tensorrt import Loader, ports
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+MakePlugin = Callable[[str, Mapping[str, abi.AttributeValue]], Any]
+"""Makes an op of the plugin library; a test gives another that needs no GPU."""
+
+
+class Program:
+    """What all places share: the engines, the plugin library, the constants on the device.
+
+    Args:
+        schedule: The steps.
+        loader: The TensorRT that loads the engines.
+        engines: The loaded engines, by the names that the schedule has for them.
+        constants: The bytes of each constant, by name.
+        make_plugin: Makes the plugins; None where no step is one.
+        device: The GPU.
+        usual: The shapes that the dynamic inputs are tuned for, as far as they are known.
+
+    Raises:
+        EngineError: An engine does not fit the schedule.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        loader: Loader,
+        engines: Mapping[str, Any],
+        constants: Mapping[str, bytes],
+        make_plugin: MakePlugin | None,
+        device: Device,
+        usual: Shapes,
+    ) -> None:
+        self.usual = usual
+        self.cold = Cold(device.enter)
+        self.schedule, self.loader, self.device = schedule, loader, device
+        self.make_plugin = make_plugin
+        self.values = {
+            value.name: value
+            for value in (
+                *schedule.inputs,
+                *schedule.outputs,
+                *schedule.between,
+                *schedule.constants,
+            )
+        }
+        self.engines = dict(engines)
+        for step in schedule.steps:
+            if isinstance(step, EngineStep):
+                self._check_ports(step)
+        self.constants = {name: self._upload(data) for name, data in constants.items()}
+        self.constant_bytes = sum(map(len, constants.values()))
+
+    def close(self) -> None:
+        """Free the constants; no place may be used afterwards."""
+        self.cold.close()
+        for address in self.constants.values():
+            self.device.free(address)
+        self.constants = {}
+        self.engines = {}
+
+    def _upload(self, data: bytes) -> int:
+        address = self.device.allocate(len(data))
+        stream = self.device.open_stream()
+        source = (ctypes.c_char * len(data)).from_buffer_copy(data)
+        self.device.copy(address, ctypes.addressof(source), len(data), stream)
+        self.device.synchronize(stream)
+        self.device.close_stream(stream)
+        return address
+
+    def _check_ports(self, step: EngineStep) -> None:
+        found = ports(self.engines[step.engine])
+        for is_input, names in ((True, step.inputs), (False, step.outputs)):
+            there = {port.name: port.element for port in found if port.is_input is is_input}
+            want = {name: self.values[name].dtype for name in names}
+            if there != want:
+                raise EngineError(
+                    f"{step.engine} has {_listed(there)}, the schedule says {_listed(want)}",
+                    "build the bundle again",
+                )
+
+
+def _listed(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {type_name(element)}" for name, element in sorted(types.items()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that follows from the shapes of the inputs.
+
+    ``staged`` tells whether inputs and outputs have a place in the arena too. ``offsets`` has the
+    places of tensors by name, and those of scratch memory by the number of the step.
+    """
+
+    key: tuple[Any, ...]
+    shapes: Shapes
+    offsets: Mapping[str | int, int]
+    scratch: Mapping[int, int]
+    bytes: int
+
+
+class Place:
+    """Where a program runs, one run at a time: contexts, a stream, memory, graphs.
+
+    The memory grows with the shapes that come and never shrinks; graphs hold addresses of it, so
+    they go when it grows. It is made, and sees each shape first, on the program's cold thread.
+    """
+
+    def __init__(self, program: Program, max_graphs: int, max_layouts: int = 64) -> None:
+        self.program = program
+        self.stream = program.device.open_stream()
+        self.arena_bytes = 0
+        self._arena = 0
+        self._max_graphs, self._max_layouts = max_graphs, max_layouts
+        self._graphs: OrderedDict[tuple[Any, ...], int] = OrderedDict()
+        self._layouts: OrderedDict[tuple[Any, ...], Layout] = OrderedDict()
+        self._set: Shapes | None = None
+        self._warm: set[tuple[Any, ...]] = set()
+        self._runners: list[Any] = []
+        program.cold.do(self._open)
+
+    def _open(self) -> None:
+        program = self.program
+        for step in program.schedule.steps:
+            if isinstance(step, EngineStep):
+                self._runners.append(program.loader.context(program.engines[step.engine]))
+            else:
+                assert program.make_plugin is not None
+                self._runners.append(program.make_plugin(step.op, step.attributes))
+
+    def close(self) -> None:
+        """Free what is on the device."""
+        device = self.program.device
+        device.enter()
+        self._drop_graphs()
+        self._runners.clear()
+        device.free(self._arena)
+        device.close_stream(self.stream)
+
+    @property
+    def graph_count(self) -> int:
+        """How many graphs are kept."""
+        return len(self._graphs)
+
+    def layout(self, inputs: Shapes, *, staged: bool) -> Layout:
+        """The layout for these input shapes; the memory is there afterwards.
+
+        Raises:
+            InputError: The engine does not take the shapes.
+            EngineError: TensorRT cannot tell the shape of an output before it runs.
+        """
+        key = (tuple(sorted(inputs.items())), staged)
+        found = self._layouts.get(key)
+        if found is None:
+            shapes, scratch = self.program.cold.do(lambda: self._infer(inputs))
+            placement = memory.place(self._lives(shapes, scratch, staged))
+            found = Layout(key, shapes, placement.offsets, scratch, placement.bytes)
+            self._layouts[key] = found
+            if len(self._layouts) > self._max_layouts:
+                self._warm.discard(self._layouts.popitem(last=False)[0])
+        self._layouts.move_to_end(key)
+        self._grow(found.bytes)
+        return found
+
+    def address(self, layout: Layout, name: str) -> int:
+        """Where a tensor lies that has a place in the arena."""
+        return self._arena + layout.offsets[name]
+
+    def enqueue(
+        self,
+        layout: Layout,
+        bound: Mapping[str, int],
+        after: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Put all steps on the stream.
+
+        Args:
+            layout: Inputs and outputs that are not bound lie in the arena of a staged one.
+            bound: Addresses of inputs and outputs.
+            after: Called with the number of each step when it is on the stream.
+
+        Raises:
+            EngineError: TensorRT, a plugin, or CUDA refuses.
+        """
+        if layout.key in self._warm and self._set is layout.shapes:
+            self._enqueue(layout, bound, after)
+        else:
+            self.program.cold.do(lambda: self._enqueue(layout, bound, after))
+            self._warm.add(layout.key)
+
+    def _enqueue(
+        self, layout: Layout, bound: Mapping[str, int], after: Callable[[int], None]
+    ) -> None:
+        self._set_shapes(layout.shapes)
+        where: dict[str | int, int] = {n: self._arena + at for n, at in layout.offsets.items()}
+        where.update(self.program.constants)
+        where.update(bound)
+        for index, step in enumerate(self.program.schedule.steps):
+            scratch = where.get(index, 0)
+            if isinstance(step, EngineStep):
+                self._run_engine(index, step, where, scratch, layout.scratch.get(index, 0))
+            else:
+                self._runners[index].enqueue(
+                    self._tensors(step.inputs, layout.shapes, where),
+                    self._tensors(step.outputs, layout.shapes, where),
+                    self.stream,
+                    scratch,
+                )
+            after(index)
+
+    def replay(self, layout: Layout) -> None:
+        """Run a staged layout by its graph, which the first call makes.
+
+        The steps run once before they are captured: TensorRT compiles and allocates at the first
+        use of a shape, which a capture does not allow.
+        """
+        device = self.program.device
+        graph = self._graphs.get(layout.key)
+        if graph is None:
+            graph = self.program.cold.do(lambda: self._capture(layout))
+            self._graphs[layout.key] = graph
+            if len(self._graphs) > self._max_graphs:
+                device.destroy(self._graphs.popitem(last=False)[1])
+        self._graphs.move_to_end(layout.key)
+        device.launch(graph, self.stream)
+
+    def _capture(self, layout: Layout) -> int:
+        def work() -> None:
+            self._enqueue(layout, {}, lambda step: None)
+
+        work()
+        self.program.device.synchronize(self.stream)
+        return self.program.device.capture(self.stream, work)
+
+    def _run_engine(
+        self, index: int, step: EngineStep, where: Mapping[str | int, int], scratch: int, size: int
+    ) -> None:
+        context = self._runners[index]
+        for name in (*step.inputs, *step.outputs):
+            context.set_tensor_address(name, where[name])
+        if size:
+            context.set_device_memory(scratch, size)
+        if not context.execute_async_v3(self.stream):
+            raise self.program.loader.complaint(f"to run {step.engine}")
+
+    def _tensors(
+        self, names: tuple[str, ...], shapes: Shapes, where: Mapping[str | int, int]
+    ) -> list[abi.Tensor]:
+        values = self.program.values
+        return [abi.Tensor(values[name].dtype, shapes[name], where[name]) for name in names]
+
+    def _infer(self, inputs: Shapes) -> tuple[dict[str, Shape], dict[int, int]]:
+        """The shape of every tensor and the scratch memory of every step."""
+        shapes: dict[str, Shape] = dict(inputs)
+        shapes |= {v.name: _fixed(v) for v in self.program.schedule.constants}
+        scratch: dict[int, int] = {}
+        self._set = None
+        for index, step in enumerate(self.program.schedule.steps):
+            runner = self._runners[index]
+            if isinstance(step, EngineStep):
+                self._set_inputs(runner, step, shapes)
+                for name in step.outputs:
+                    shapes[name] = tuple(runner.get_tensor_shape(name))
+                    if min(shapes[name], default=0) < 0:
+                        raise EngineError(f"the shape of {name!r} is not known before it is run")
+                size = int(runner.update_device_memory_size_for_shapes())
+            else:
+                size = self._infer_plugin(runner, step, shapes)
+            if size:
+                scratch[index] = size
+        self._set = shapes
+        return shapes, scratch
+
+    def _infer_plugin(self, plugin: Any, step: PluginStep, shapes: dict[str, Shape]) -> int:
+        read = [abi.Tensor(self.program.values[n].dtype, shapes[n]) for n in step.inputs]
+        for name, made in zip(step.outputs, plugin.infer(read, len(step.outputs)), strict=True):
+            if made.dtype != self.program.values[name].dtype:
+                raise EngineError(f"{step.node} gives {name!r} another type than the bundle says")
+            shapes[name] = made.shape
+        return int(plugin.workspace_size(read))
+
+    def _set_shapes(self, shapes: Shapes) -> None:
+        if self._set is shapes:
+            return
+        self._set = None
+        for index, step in enumerate(self.program.schedule.steps):
+            if isinstance(step, EngineStep):
+                self._set_inputs(self._runners[index], step, shapes)
+                self._runners[index].update_device_memory_size_for_shapes()
+        self._set = shapes
+
+    def _set_inputs(self, context: Any, step: EngineStep, shapes: Shapes) -> None:
+        for name in step.inputs:
+            if not context.set_input_shape(name, shapes[name]):
+                what = f"{name!r} in shape {list(shapes[name])}"
+                error = self.program.loader.complaint(what)
+                raise InputError(error.what, "keep to the shapes that the engine was built for")
+
+    def _lives(self, shapes: Shapes, scratch: Mapping[int, int], staged: bool) -> list[memory.Life]:
+        schedule = self.program.schedule
+        lifetimes = schedule.lifetimes()
+        if staged:
+            end = len(schedule.steps)
+            lifetimes |= {value.name: (-1, end) for value in schedule.inputs}
+            lifetimes |= {value.name: (-1, end) for value in schedule.outputs}
+        lives = [
+            memory.Life(name, byte_count(self.program.values[name].dtype, shapes[name]), *life)
+            for name, life in lifetimes.items()
+        ]
+        return lives + [memory.Life(at, size, at, at) for at, size in scratch.items()]
+
+    def _grow(self, size: int) -> None:
+        if size <= self.arena_bytes and self._arena:
+            return
+        device = self.program.device
+        device.synchronize(self.stream)
+        self._drop_graphs()
+        device.free(self._arena)
+        self._arena, self.arena_bytes = 0, 0
+        self._arena = device.allocate(size)
+        self.arena_bytes = size
+
+    def _drop_graphs(self) -> None:
+        for graph in self._graphs.values():
+            self.program.device.destroy(graph)
+        self._graphs.clear()
+
+
+def _fixed(value: Value) -> Shape:
+    return tuple(int(dim) for dim in value.shape)

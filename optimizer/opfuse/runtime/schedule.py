@@ -1,0 +1,124 @@
+"""What a bundle does, step by step: TensorRT segments and plugin launches over named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opfuse.errors import InputError
+
+AttributeValue = float | int | str
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: ``dtype`` is an ONNX element type; a dimension of ``shape`` is a size or a text."""
+
+    name: str
+    dtype: int
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """Runs the engine in the bundle's member ``engine``."""
+
+    engine: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PluginStep:
+    """Launches the plugin ``op``; ``node`` is what the model calls it."""
+
+    op: str
+    node: str
+    attributes: Mapping[str, AttributeValue]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = EngineStep | PluginStep
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps in order, and every tensor that they touch.
+
+    ``inputs`` and ``outputs`` are the model's, ``between`` what only steps hand to each other,
+    ``constants`` the weights that plugins read, which the bundle holds by these names.
+    """
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    between: tuple[Value, ...]
+    constants: tuple[Value, ...]
+    steps: tuple[Step, ...]
+
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """The first and the last step that touch each of ``between``."""
+        found: dict[str, tuple[int, int]] = {}
+        own = {value.name for value in self.between}
+        for index, step in enumerate(self.steps):
+            for name in (*step.inputs, *step.outputs):
+                if name in own:
+                    found[name] = (found.get(name, (index, index))[0], index)
+        return found
+
+    def plugins(self) -> Iterator[PluginStep]:
+        """The steps that launch a plugin."""
+        return (step for step in self.steps if isinstance(step, PluginStep))
+
+    def check(self) -> None:
+        """Refuse a schedule in which a step reads what no earlier one has written.
+
+        Raises:
+            InputError: The schedule is not one that opfuse writes.
+        """
+        ready = {value.name for value in (*self.inputs, *self.constants)}
+        known = ready | {value.name for value in (*self.outputs, *self.between)}
+        for index, step in enumerate(self.steps):
+            for name in step.inputs:
+                if name not in ready:
+                    raise InputError(f"step {index} reads {name!r} before it is written")
+            for name in step.outputs:
+                if name in ready or name not in known:
+                    raise InputError(f"step {index} writes {name!r}, which is not its to write")
+                ready.add(name)
+        for value in self.outputs:
+            if value.name not in ready:
+                raise InputError(f"no step writes the output {value.name!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The schedule as JSON has it."""
+        facts = asdict(self)
+        kinds = ["engine" if isinstance(step, EngineStep) else "plugin" for step in self.steps]
+        facts["steps"] = [
+            {"kind": kind, **step} for kind, step in zip(kinds, facts["steps"], strict=True)
+        ]
+        return facts
+
+    @staticmethod
+    def from_dict(facts: Mapping[str, Any]) -> Schedule:
+        """Read what `as_dict` wrote.
+
+        Raises:
+            KeyError, TypeError: It is something else.
+            InputError: A step reads what no earlier one has written.
+        """
+        values = {
+            key: tuple(Value(v["name"], int(v["dtype"]), tuple(v["shape"])) for v in facts[key])
+            for key in ("inputs", "outputs", "between", "constants")
+        }
+        schedule = Schedule(**values, steps=tuple(map(_step, facts["steps"])))
+        schedule.check()
+        return schedule
+
+
+def _step(facts: Mapping[str, Any]) -> Step:
+    reads, writes = tuple(facts["inputs"]), tuple(facts["outputs"])
+    if facts["kind"] == "engine":
+        return EngineStep(facts["engine"], reads, writes)
+    return PluginStep(facts["op"], facts["node"], dict(facts["attributes"]), reads, writes)

@@ -1,0 +1,222 @@
+"""How long an engine takes and what memory it takes; lives in a child process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from opfuse import child
+from opfuse.errors import EngineError, InputError
+from opfuse.graph.protos import type_name
+from opfuse.runtime.cuda import Device, open_device
+from opfuse.runtime.engine import Engine
+from opfuse.runtime.program import Layout, Place, Shape
+from opfuse.runtime.schedule import EngineStep
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Microseconds of one run on the GPU's clock, and how many runs a second fit end to end."""
+
+    median_us: float
+    p90_us: float
+    p99_us: float
+    runs_per_s: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The median of one step, run after the others; ``plugin`` marks our kernels."""
+
+    what: str
+    plugin: bool
+    median_us: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One engine in one shape.
+
+    Attributes:
+        path: The engine.
+        gpu: Its GPU.
+        shapes: The shape of every input.
+        eager: Each step put on the stream by itself.
+        graph: One CUDA graph for all steps.
+        load_s: Seconds to load it.
+        first_result_s: Seconds from the start of loading to the first output on the host.
+        peak_bytes: Device memory in use afterwards that was not in use before loading.
+        arena_bytes: Intermediates, scratch, inputs, and outputs of one context, of these.
+        segments, plugins: What one run consists of.
+        steps: Where the time of an eager run goes.
+        largest: The largest absolute value of any output, as a sign of life.
+    """
+
+    path: str
+    gpu: str
+    shapes: Mapping[str, Shape]
+    eager: Latency
+    graph: Latency
+    load_s: float
+    first_result_s: float
+    peak_bytes: int
+    arena_bytes: int
+    segments: int
+    plugins: int
+    steps: tuple[StepTime, ...]
+    largest: float
+
+
+def measure(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    iterations: int,
+    warm_up: int,
+    seed: int,
+    plugins: Path | None = None,
+) -> Measurement:
+    """Load an engine and time it on random inputs.
+
+    Args:
+        path: An engine or a bundle.
+        shapes: Shapes of inputs; others have the ones that the engine is tuned for.
+        iterations: How many runs are timed, each by itself, and then all in a row.
+        warm_up: How many runs come before.
+        seed: Of the inputs.
+        plugins: The plugin library, where the engine does not hold it.
+
+    Raises:
+        OpfuseError: The engine cannot be loaded or run, or its CUDA graph computes something else
+            than the steps one by one.
+    """
+    began = time.perf_counter()
+    before = open_device().used_bytes()
+    with Engine.load(path, plugins=plugins, graphs=False) as engine:
+        load_s = time.perf_counter() - began
+        arrays = _inputs(engine, shapes, seed)
+        first = engine.run(arrays)
+        first_result_s = time.perf_counter() - began
+        with engine.place() as place:
+            layout = place.layout({n: a.shape for n, a in arrays.items()}, staged=True)
+            clock = _Clock(engine.device, place, iterations, warm_up, path.name)
+            eager = clock.time("eager", lambda: place.enqueue(layout, {}))
+            graph = clock.time("CUDA graph", lambda: place.replay(layout))
+            steps = _step_times(engine, place, layout, warm_up)
+            _check_replay(engine, place, layout, first)
+        return Measurement(
+            path=str(path),
+            gpu=engine.device.gpu.name,
+            shapes={name: tuple(array.shape) for name, array in arrays.items()},
+            eager=eager,
+            graph=graph,
+            load_s=load_s,
+            first_result_s=first_result_s,
+            peak_bytes=engine.device.used_bytes() - before,
+            arena_bytes=engine.memory()["arena"],
+            segments=sum(not step.plugin for step in steps),
+            plugins=sum(step.plugin for step in steps),
+            steps=steps,
+            largest=_largest(first),
+        )
+
+
+class _Clock:
+    """Times what is put on the stream of a place."""
+
+    def __init__(
+        self, device: Device, place: Place, iterations: int, warm_up: int, name: str
+    ) -> None:
+        self._device, self._stream, self._name = device, place.stream, name
+        self._iterations, self._warm_up = iterations, warm_up
+
+    def time(self, what: str, work: Callable[[], None]) -> Latency:
+        """Single runs, each waited for; then all of them without waiting."""
+        child.emit({"text": f"{self._name}: {what}"})
+        device, stream = self._device, self._stream
+        for _ in range(self._warm_up):
+            work()
+        device.synchronize(stream)
+        start, end = device.open_event(), device.open_event()
+        singles = []
+        for _ in range(self._iterations):
+            device.record(start, stream)
+            work()
+            device.record(end, stream)
+            singles.append(device.elapsed_us(start, end))
+        device.record(start, stream)
+        for _ in range(self._iterations):
+            work()
+        device.record(end, stream)
+        row = device.elapsed_us(start, end)
+        device.close_event(start)
+        device.close_event(end)
+        return summary(singles, self._iterations / row * 1e6)
+
+
+def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tuple[StepTime, ...]:
+    """The time between events around each step; a launch that comes late counts to its step."""
+    device, steps = engine.device, engine.schedule.steps
+    events = [device.open_event() for _ in range(len(steps) + 1)]
+    samples: list[list[float]] = [[] for _ in steps]
+    for _ in range(repeats):
+        device.record(events[0], place.stream)
+        place.enqueue(layout, {}, lambda step: device.record(events[step + 1], place.stream))
+        device.synchronize(place.stream)
+        for index, found in enumerate(samples):
+            found.append(device.elapsed_us(events[index], events[index + 1]))
+    for event in events:
+        device.close_event(event)
+    medians = [float(np.median(found)) for found in samples]
+    return tuple(
+        StepTime(step.engine, False, median)
+        if isinstance(step, EngineStep)
+        else StepTime(step.node, True, median)
+        for step, median in zip(steps, medians, strict=True)
+    )
+
+
+def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
+    """Percentiles of single runs, in microseconds."""
+    median, p90, p99 = (float(np.percentile(singles, at)) for at in (50, 90, 99))
+    return Latency(median, p90, p99, runs_per_s)
+
+
+def _inputs(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
+    """Floats are standard normal; integers are 0 and 1, which every table and mask takes."""
+    names = {value.name for value in engine.inputs}
+    if odd := sorted(set(shapes) - names):
+        raise InputError(f"there is no input {odd[0]!r}", f"the inputs are {', '.join(names)}")
+    chosen = {**engine.usual_shapes(), **shapes}
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for value in engine.inputs:
+        kind = helper.tensor_dtype_to_np_dtype(value.dtype)
+        floating = "FLOAT" in type_name(value.dtype)
+        shape = chosen[value.name]
+        drawn = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
+        arrays[value.name] = np.asarray(drawn).astype(kind)
+    return arrays
+
+
+def _check_replay(
+    engine: Engine, place: Place, layout: Layout, expected: Mapping[str, Any]
+) -> None:
+    """Compare what the graph left in the outputs with an ordinary run on the same inputs."""
+    for value in engine.outputs:
+        found = np.empty_like(expected[value.name])
+        source = place.address(layout, value.name)
+        engine.device.copy(found.ctypes.data, source, found.nbytes, place.stream)
+        engine.device.synchronize(place.stream)
+        if found.tobytes() != expected[value.name].tobytes():
+            raise EngineError(f"the CUDA graph gives {value.name!r} other values than the run did")
+
+
+def _largest(outputs: Mapping[str, Any]) -> float:
+    sizes = [np.abs(array.astype(np.float64)).max(initial=0.0) for array in outputs.values()]
+    return float(max(sizes, default=0.0))

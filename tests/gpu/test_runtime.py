@@ -1,0 +1,128 @@
+"""Bundles on a GPU, with whichever TensorRT is installed, against onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import opfuse
+from opfuse.engine import gpu
+from opfuse.numerics import sample
+from opfuse.numerics.compare import compare
+from opfuse.numerics.session import OnnxRuntime
+from opfuse.runtime import Engine
+
+MODEL = Path(__file__).parents[2] / "models" / "llama_fp16.onnx"
+TOLERANCE = 2e-2
+MEGABYTE = 1 << 20
+
+Case = tuple[dict[str, Any], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if gpu.absent():
+        pytest.skip(f"not run: {gpu.absent()}")
+    pytest.importorskip("cuda.bindings")
+    path = tmp_path_factory.mktemp("bundle") / "llama.opfuse"
+    try:
+        opfuse.build(MODEL, path, backend="segmented", lower="plugin", prove=False)
+    except opfuse.MissingComponent as error:
+        pytest.skip(f"not run: {error.what}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """Inputs in many shapes with what the model gives for them."""
+    model = onnx.load(MODEL)
+    items, reference, rng = sample.inputs(model.graph), OnnxRuntime(model), random.Random(0)
+    found = []
+    for seed in range(100):
+        sizes = {"batch": rng.randint(1, 4), "seq": rng.randint(1, 96)}
+        drawn = sample.draw(items, sizes, seed)
+        given = {name: np.ascontiguousarray(array) for name, array in drawn.items()}
+        found.append((given, reference.run(given)[0]))
+    return found
+
+
+@pytest.fixture
+def engine(bundle: Path) -> Iterator[Engine]:
+    with Engine.load(bundle, contexts=4, max_graphs=6) as engine:
+        yield engine
+
+
+def error(found: Any, want: np.ndarray) -> float:
+    return compare(want, np.asarray(found)).max_rel
+
+
+def test_verify_passes(bundle: Path) -> None:
+    assert opfuse.verify(MODEL, bundle).passed
+
+
+def test_a_graph_gives_the_bits_of_single_steps(engine: Engine, cases: list[Case]) -> None:
+    for given, want in cases[:5]:
+        eager = engine.run(given, graphs=False)["logits"]
+        for _ in range(3):
+            assert engine.run(given)["logits"].tobytes() == eager.tobytes()
+        assert error(eager, want) < TOLERANCE
+
+
+def test_a_thousand_runs_from_eight_threads(engine: Engine, cases: list[Case]) -> None:
+    """All shapes are met in the first half; after it no memory may be added."""
+    worst, used, failures = [0.0], [], []
+    lock = threading.Lock()
+
+    def work(seed: int) -> None:
+        order = random.Random(seed)
+        for _ in range(125):
+            given, want = order.choice(cases)
+            try:
+                off = error(engine.run(given)["logits"], want)
+            except Exception as problem:
+                failures.append(problem)
+                return
+            with lock:
+                worst[0] = max(worst[0], off)
+                used.append(engine.device.used_bytes())
+
+    for _ in range(2):
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    print(f"worst {worst[0]:.1e}, device MB {[u // MEGABYTE for u in used[:: len(used) // 8]]}")
+    assert failures == []
+    assert worst[0] < TOLERANCE
+    assert used[-1] - used[len(used) // 2] < 16 * MEGABYTE
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_torch_tensors(bundle: Path, cases: list[Case], graphs: bool) -> None:
+    torch = pytest.importorskip("torch")
+    with Engine.load(bundle, graphs=graphs) as engine:
+        given, want = cases[0]
+        tensors = {name: torch.from_numpy(array).cuda() for name, array in given.items()}
+        found = engine.run(tensors)["logits"]
+        assert isinstance(found, torch.Tensor)
+        assert found.is_cuda
+        assert error(found.cpu().numpy(), want) < TOLERANCE
+        before = engine.device.used_bytes()
+        for _ in range(200):
+            found = engine.run(tensors)["logits"]
+        assert engine.device.used_bytes() - before < MEGABYTE
+
+
+def test_bench_measures(bundle: Path) -> None:
+    (measured,) = opfuse.bench(bundle, iterations=10, warm_up=3).engines
+    assert 0 < measured.graph.median_us <= measured.graph.p90_us <= measured.graph.p99_us
+    assert measured.peak_bytes > 0
+    assert sum(step.plugin for step in measured.steps) == measured.plugins > 0

@@ -1,0 +1,162 @@
+"""`opfuse bench` and `opfuse verify` on engines, on a GPU that is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+from opfuse.config import Config
+from opfuse.engine import gpu
+from opfuse.errors import EngineError, InputError, MissingComponent
+from opfuse.numerics import engine as comparing
+from opfuse.numerics.handover import Handover
+from opfuse.progress import Progress
+from opfuse.runtime import library, timing
+from opfuse.runtime.engine import Engine
+from opfuse.stages.bench import Bench, bench
+from opfuse.stages.bench_text import render_bench
+from opfuse.stages.verify import verify
+from tests.engine_models import ROOT, plugins
+from tests.runtime import host
+
+pytestmark = pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
+
+LLAMA = ROOT / "models" / "llama.onnx"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    ops = frozenset(op.name for op in library.describe(plugins()).ops)
+    model = host.lowered(LLAMA, folder, ops)
+    host.bundle(model, folder, plugins(), folder / "model.opfuse")
+    return folder / "model.opfuse", model
+
+
+@pytest.fixture
+def device(made, monkeypatch):
+    """The engine is loaded on this device by whoever loads it."""
+    path, model = made
+    device = host.HostDevice()
+
+    def load(file, *, plugins=None, **options):
+        assert file == path
+        return host.open_engine(monkeypatch, path, model, device, **options)
+
+    monkeypatch.setattr(Engine, "load", staticmethod(load))
+    monkeypatch.setattr(timing, "open_device", lambda: device)
+    return device
+
+
+def test_a_measurement(made, device):
+    shapes = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (1, 9))
+    found = timing.measure(made[0], shapes, 5, 2, 0)
+    assert found.shapes == shapes
+    assert (found.segments, found.plugins) == (6, 5)
+    assert [step.plugin for step in found.steps].count(True) == 5
+    assert found.eager.median_us == found.graph.p99_us == 1.0  # of the test's clock
+    assert found.peak_bytes >= found.arena_bytes > 0
+    assert found.load_s < found.first_result_s
+    assert 0 < found.largest < 1e4
+    assert device.live == {}
+
+
+def test_the_shapes_that_are_not_given_are_the_usual_ones(made, device):
+    assert timing.measure(made[0], {}, 1, 1, 0).shapes["input_ids"] == (1, 128)
+
+
+def test_a_shape_for_no_input_is_refused(made, device):
+    with pytest.raises(InputError, match="there is no input 'nope'"):
+        timing.measure(made[0], {"nope": (1,)}, 1, 1, 0)
+
+
+def test_a_graph_that_computes_something_else_is_no_measurement(made, device):
+    launch = device.launch
+
+    def wrong(graph, stream):
+        launch(graph, stream)
+        for memory in device.live.values():
+            if len(memory) > 10_000:
+                memory[:] = bytes(len(memory))
+
+    device.launch = wrong
+    with pytest.raises(EngineError, match="gives 'logits' other values"):
+        timing.measure(made[0], {}, 2, 1, 0)
+
+
+def test_percentiles_of_single_runs():
+    found = timing.summary([float(us) for us in range(1, 102)], 10.0)
+    assert (found.median_us, found.p90_us, found.p99_us) == (51, 91, 100)
+
+
+def test_the_table_compares_with_the_first(made, device):
+    first = timing.measure(made[0], {}, 1, 1, 0)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_bench(Bench((first, first))))
+    text = console.export_text()
+    assert "1.000" in text
+    assert "6 engines and 5 plugin launches a run" in text
+    assert "plugin AddRmsNorm" in text
+
+
+def subject(tmp_path):
+    model = onnx.load(LLAMA)
+    return Handover(tmp_path).subject(model, tmp_path)
+
+
+def test_an_engine_equals_its_model(made, device, tmp_path):
+    result = comparing.compare_engine(made[0], subject(tmp_path), 0, None, {})
+    assert result.passed
+    assert result.tolerance == 2e-2  # TF32
+    assert list(result.outputs) == ["logits"]
+    assert result.max_rel_err < 1e-4
+
+
+def test_a_tolerance_that_is_given_counts(made, device, tmp_path):
+    result = comparing.compare_engine(made[0], subject(tmp_path), 0, 1e-9, {})
+    assert not result.passed
+
+
+def test_a_replay_that_differs_fails_the_comparison(made, device, tmp_path):
+    run = Engine.run
+
+    def changed(self, inputs, *, graphs=None):
+        found = run(self, inputs, graphs=graphs)
+        return {name: array + 1 for name, array in found.items()} if graphs else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "run", changed)
+        result = comparing.compare_engine(made[0], subject(tmp_path), 0, None, {})
+    assert not result.passed
+    assert "its CUDA graph gives 'logits' other values" in result.refused
+
+
+def test_wrong_numbers_of_an_engine_are_found(made, device, tmp_path):
+    run = Engine.run
+
+    def changed(self, inputs, *, graphs=None):
+        found = run(self, inputs, graphs=graphs)
+        return {name: np.roll(array, 1, axis=-1) for name, array in found.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "run", changed)
+        assert not comparing.compare_engine(made[0], subject(tmp_path), 0, None, {}).passed
+
+
+def test_two_engines_are_not_compared(monkeypatch, made):
+
+    monkeypatch.setattr(gpu, "absent", lambda: "")
+    with pytest.raises(InputError, match="are both engines"):
+        verify(made[0], made[0], Config(made[0]))
+
+
+def test_without_a_gpu_both_commands_say_so(made):
+
+    if not gpu.absent():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MissingComponent, match="is an engine and runs on a GPU"):
+        verify(made[0], LLAMA, Config(made[0]))
+    with pytest.raises(MissingComponent, match="runs engines on a GPU"):
+        bench([made[0]], Config(made[0]), Progress())
