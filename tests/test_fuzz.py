@@ -14,15 +14,49 @@ from benchmarks.fuzzing.writer import Breaks
 OPSETS = (13, 18, 23)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda plan: plan.family)
+BLOCKS = [plan for plan in FAMILIES if plan.part != "image"]
+# These leave the numbers as they are: another reads what stands inside, or it is written otherwise.
+STRUCTURAL = {
+    "a mean that drops its axis",
+    "a second reader",
+    "a weight with another reader",
+    "an fp64 island",
+    "an inner graph output",
+}
+
+
+@pytest.mark.parametrize("family", BLOCKS, ids=lambda plan: plan.family)
 def test_every_family_has_its_fusions(family):
     counts = cases.canonical(family).counts
     norm = "RmsNorm" if family.norm == "rms" else "LayerNormalization"
-    assert counts[norm] + counts[f"Add{norm.replace('Normalization', 'Norm')}"] >= 1
+    per_half = {"pre": 2, "post": 2, "parallel": 1, "sandwich": 4, "behind": 2}[family.place]
+    heads = 2 if family.qk_norm else 0
+    assert counts[norm] + counts[f"Add{norm.replace('Normalization', 'Norm')}"] == per_half + heads
     assert counts["FlashAttention"] == 1
     assert counts["Rope"] == (2 if family.rope else 0)
     assert counts["GatedAct" if family.gated else "GemmAct"] == 1
     assert counts["qkv_merge"] == (0 if family.packed else 1)
+
+
+def test_the_image_has_its_fusion():
+    (image,) = [plan for plan in FAMILIES if plan.part == "image"]
+    assert cases.canonical(image).counts["GroupNormSilu"] == 1
+
+
+def test_every_break_changes_something():
+    """A mutant that changes nothing is none."""
+    changed = {}
+    for plan in FAMILIES:
+        breaks = Breaks()
+        whole = write(plan, None, breaks)
+        want = cases._run(whole, plan)
+        for name in set(breaks.places) - {name for name, found in changed.items() if found}:
+            broken = write(plan, None, Breaks(name, 0))
+            assert broken != whole
+            if name not in STRUCTURAL and name != "a mask of rank 5":
+                changed[name] = bool(cases._differ(plan, want, cases._run(broken, plan)))
+    assert len(changed) > 35
+    assert [name for name, found in changed.items() if not found] == []
 
 
 @pytest.mark.parametrize("start", range(0, 80, 20))

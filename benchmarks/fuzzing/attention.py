@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.fuzzing.masks import mask, masked, position
 from benchmarks.fuzzing.norms import rms_norm
 from benchmarks.fuzzing.plans import HEADS, HIDDEN, Plan
-from benchmarks.fuzzing.rope import rope, tables
+from benchmarks.fuzzing.rope import rope, rope_whole, tables
 from benchmarks.fuzzing.writer import Tensor, Writer
 
 SIZE = HIDDEN // HEADS
 Weights = Callable[..., np.ndarray]
 Names = dict[str, str]
 PAST = 3
+_LAST = int(np.iinfo(np.int64).max)
 MEMORY = 7
 
 
@@ -28,8 +30,13 @@ def attention(w: Writer, plan: Plan, x: Tensor, weights: Weights, names: Names) 
         q = rms_norm(w, q, weights("q_norm", SIZE, mean=1.0))
         k = rms_norm(w, k, weights("k_norm", SIZE, mean=1.0))
     if plan.rope:
-        cos_sin = tables(w, plan, names)
-        q, k = (rope(w, plan.rope, part, cos_sin) for part in (q, k))
+        whole = w.opset >= 23 and plan.rope == "half" and w.pick(False, False, True)
+        cos_sin = tables(w, plan, names, whole=whole)
+        turned = (
+            rope_whole(w, part, cos_sin) if whole else rope(w, plan.rope, part, cos_sin)
+            for part in (q, k)
+        )
+        q, k = turned
     if plan.cache:
         k, v = (_grown(w, part, name, plan, names) for part, name in ((k, "k"), (v, "v")))
     if _can_be_whole(w, plan) and w.pick(False, False, True):
@@ -48,8 +55,9 @@ def _can_be_whole(w: Writer, plan: Plan) -> bool:
     where the standard and torch weigh all keys alike; its mask has a row for each query.
     """
     narrow = plan.mask == "padding" and not plan.position
-    uniform = plan.mask in ("keep", "causal", "padding") and not plan.guard
-    return w.opset >= 23 and not (plan.softcap or narrow or uniform)
+    uniform = plan.mask in ("keep", "causal", "padding", "window") and not plan.guard
+    other = plan.softcap or plan.sinks or plan.mask in ("apart", "before")
+    return w.opset >= 23 and not (other or narrow or uniform)
 
 
 def _whole(
@@ -62,8 +70,8 @@ def _whole(
 
 
 def _bias_and_mask(w: Writer, plan: Plan, x: Tensor, names: Names) -> list[Tensor]:
-    parts = [_position(w, names)] if plan.position else []
-    parts += [_mask(w, plan, x, names)] if plan.mask else []
+    parts = [position(w, plan, x, names)] if plan.position else []
+    parts += [mask(w, plan, x, names)] if plan.mask else []
     return [w.both("Add", *parts)] if len(parts) == 2 else parts
 
 
@@ -75,7 +83,10 @@ def _written_out(
     scores = _scores(w, plan, q, k)
     if plan.softcap:
         scores = _bent(w, scores)
-    odds = _softmax(w, plan, _masked(w, plan, scores, x, names))
+    if w.breaks.here("scores rounded to integers"):
+        scores = w.op("Cast", w.op("Cast", scores, to=6), to=w.element)
+    logits = masked(w, plan, scores, x, names)
+    odds = _with_sinks(w, plan, logits, x) if plan.sinks else _softmax(w, plan, logits)
     context = w.op("MatMul", odds, v)
     return w.op("Squeeze", context, [0], rank=4) if context.rank == 5 else context
 
@@ -131,17 +142,20 @@ def _projected(w: Writer, plan: Plan, x: Tensor, source: Tensor, weights: Weight
     columns = [count * SIZE for count in heads]
     parts = [weights(name, HIDDEN, size) for name, size in zip("qkv", columns, strict=True)]
     biases = [_bias(plan, weights, name, size) for name, size in zip("qkv", columns, strict=True)]
+    given = [x, source, source]
+    if not plan.packed and w.breaks.here("keys of another tensor"):
+        given[1] = w.op("Tanh", source)
     if not plan.packed:
         flat = [
-            linear(w, given, weight, bias)
-            for given, weight, bias in zip((x, source, source), parts, biases, strict=True)
+            linear(w, each, weight, bias)
+            for each, weight, bias in zip(given, parts, biases, strict=True)
         ]
     else:
         bias = np.concatenate(biases) if plan.bias else None
         flat = parted(w, linear(w, x, np.concatenate(parts, 1), bias), columns)
     return [
-        _heads(w, part, given, count)
-        for part, given, count in zip(flat, (x, source, source), heads, strict=True)
+        _heads(w, part, each, count)
+        for part, each, count in zip(flat, (x, source, source), heads, strict=True)
     ]
 
 
@@ -248,67 +262,18 @@ def _softmax(w: Writer, plan: Plan, scores: Tensor) -> Tensor:
     return w.cast(w.op("Where", w.op("IsNaN", odds), fill, odds), w.dtype)
 
 
-def _position(w: Writer, names: Names) -> Tensor:
-    return w.input("position_bias", w.dtype, [1, HEADS, names["seq"], names["keys"]])
-
-
-def _masked(w: Writer, plan: Plan, scores: Tensor, x: Tensor, names: Names) -> Tensor:
-    bias = _position(w, names) if plan.position else None
-    if not plan.mask:
-        return scores if bias is None else w.both("Add", scores, bias)
-    mask = _mask(w, plan, x, names)
-    if w.breaks.here("a mask of rank 5"):
-        mask = w.op("Unsqueeze", mask, [0], rank=5)
-    if mask.dtype == bool:
-        return _filled(w, plan, mask, scores)
-    if bias is not None:
-        if w.pick(True, False):
-            return w.both("Add", scores, w.both("Add", bias, mask))
-        scores = w.both("Add", scores, bias)
-    if w.breaks.here("a mask that multiplies"):
-        return w.op("Mul", scores, mask)
-    return w.both("Add", scores, mask)
-
-
-def _filled(w: Writer, plan: Plan, keep: Tensor, scores: Tensor) -> Tensor:
-    low = w.constant(_lowest(w, plan), w.dtype)
-    if w.breaks.here("a fill that scores reach"):
-        low = w.constant(-1.0, w.dtype)
-    how = w.pick("where", "not", "additive")
-    if how == "where":
-        return w.op("Where", keep, scores, low)
-    drop = w.op("Not", keep)
-    if how == "not":
-        return w.op("Where", drop, low, scores)
-    return w.both("Add", scores, w.op("Where", drop, low, w.constant(0.0, w.dtype)))
-
-
-def _lowest(w: Writer, plan: Plan) -> float:
-    return float("-inf") if plan.guard else float(np.finfo(w.dtype).min)
-
-
-def _mask(w: Writer, plan: Plan, x: Tensor, names: Names) -> Tensor:
-    """Return what is added to the scores, or where they are kept."""
-    low = _lowest(w, plan)
-    full = [names["mask_batch"], 1, names["mask_seq"], names["keys"]]
-    if plan.mask == "additive":
-        return w.input("mask", w.dtype, full)
-    if plan.mask == "keep":
-        return w.input("mask", bool, full)
-    given = w.input("attention_mask", np.int64, [names["mask_batch"], names["keys"]])
-    seen = w.op("Unsqueeze", given, w.constant([1, 2], np.int64), rank=4)
-    if plan.mask == "padding":
-        return w.both("Mul", w.op("Sub", 1.0, w.cast(seen, w.dtype)), low)
-    steps = _steps(w, x)
-    rows = w.op("Unsqueeze", steps, [1], rank=2)
-    causal = w.op("LessOrEqual", w.op("Unsqueeze", steps, [0], rank=2), rows)
-    keep = w.both("And", causal, w.op("Cast", seen, to=9))
-    zeros, lows = w.constant(0.0, w.dtype), w.constant(low, w.dtype)
+def _with_sinks(w: Writer, plan: Plan, logits: Tensor, x: Tensor) -> Tensor:
+    """Join a score of each head, take the softmax, and drop its probability again."""
+    values = np.random.default_rng(6).standard_normal(HEADS).astype(w.dtype)
+    own = w.op("Reshape", w.constant(values, w.dtype), [1, HEADS, 1, 1], rank=4)
+    sizes = [w.size(x, axis) for axis in (0, 1)]
+    target = w.op("Concat", sizes[0], [HEADS], sizes[1], [1], rank=1, axis=0)
+    sinks = w.op("Expand", own, target, rank=4)
+    joined = w.op("Concat", logits, sinks, rank=4, axis=w.pick(-1, 3))
     if w.pick(True, False):
-        return w.op("Where", keep, zeros, lows)
-    return w.op("Where", w.op("Not", keep), lows, zeros)
-
-
-def _steps(w: Writer, x: Tensor) -> Tensor:
-    end = w.op("Squeeze", w.size(x, 1), [0], rank=0)
-    return w.op("Range", np.array(0), end, np.array(1), rank=1)
+        top = w.axes_op("ReduceMax", joined, [w.pick(-1, 3)], 4, since=18)
+        joined = w.op("Sub", joined, top)
+    odds = _softmax(w, plan, joined)
+    first = w.breaks.here("a key dropped with the sinks kept")
+    bounds = ([1], [_LAST]) if first else ([0], [-1])
+    return w.op("Slice", odds, *bounds, [w.pick(-1, 3)], rank=4)

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 
 from benchmarks.fuzzing.attention import MEMORY, PAST, SIZE, attention, linear, parted
-from benchmarks.fuzzing.norms import activation, layer_norm, rms_norm
+from benchmarks.fuzzing.images import CHANNELS, image
+from benchmarks.fuzzing.norms import activation, layer_norm, plain_norm, rms_norm
 from benchmarks.fuzzing.plans import HEADS, HIDDEN, INNER, Plan
 from benchmarks.fuzzing.writer import Breaks, Tensor, Writer
 
@@ -29,8 +30,11 @@ def write(
     """
     w = Writer(plan.opset, plan.dtype, random, breaks or Breaks())
     names = _names(plan, w)
+    w.batch = names["batch"]
     x = w.input("x", w.dtype, [names["batch"], names["seq"], HIDDEN])
-    if plan.part == "mlp":
+    if plan.part == "image":
+        y = image(w, names, _weights(w))
+    elif plan.part == "mlp":
         y = _mlp_half(w, plan, x)
     elif plan.place == "parallel":
         normed = _norm(w, plan, x, "norm")
@@ -60,8 +64,13 @@ def feeds(plan: Plan) -> dict[str, np.ndarray]:
     if not plan.half or plan.guard:
         keep[0, 0, -1] = False
         seen[0] = False
+    if plan.half and plan.mask == "window":
+        seen[:] = True  # the first key may lie outside
     past = (batch, plan.kv_heads, PAST, SIZE)
+    modulation = random.standard_normal((6, batch, HIDDEN)).astype(plan.dtype)
     return {
+        "image": random.standard_normal((batch, CHANNELS, seq, 3)).astype(plan.dtype),
+        **{f"modulation_{index}": part for index, part in enumerate(modulation)},
         "x": random.standard_normal((batch, seq, HIDDEN)).astype(plan.dtype),
         "position_ids": np.tile(np.arange(seq), (batch, 1)),
         "mask": keep if plan.mask == "keep" else np.where(keep, 0, -50).astype(plan.dtype),
@@ -99,9 +108,30 @@ def _weights(w: Writer):
 def _norm(w: Writer, plan: Plan, x: Tensor, name: str) -> Tensor:
     weights = _weights(w)
     gamma = weights(f"{name}.gamma", HIDDEN, mean=1.0)
+    if plan.modulated:
+        return _modulated(w, plan, x, name)
+    if plan.plus_one:
+        return rms_norm(w, x, gamma - 1, plus_one=True)
     if plan.norm == "rms":
         return rms_norm(w, x, gamma)
     return layer_norm(w, x, gamma, weights(f"{name}.beta", HIDDEN))
+
+
+def _modulated(w: Writer, plan: Plan, x: Tensor, name: str) -> Tensor:
+    """Return norm(x) * (1 + scale) + shift."""
+    number = 0 if name == "attention_norm" else 2
+    scale, shift = (_modulation(w, number + part) for part in (0, 1))
+    y = plain_norm(w, plan.norm, x)
+    if w.pick(False, True):
+        scaled = w.both("Add", y, w.both("Mul", y, scale))
+    else:
+        scaled = w.both("Mul", y, w.both("Add", scale, 1.0))
+    return w.both("Add", scaled, shift)
+
+
+def _modulation(w: Writer, number: int) -> Tensor:
+    given = w.input(f"modulation_{number}", w.dtype, [w.batch, HIDDEN])
+    return w.op("Unsqueeze", given, [1], rank=3)
 
 
 def _attention_half(w: Writer, plan: Plan, x: Tensor, names: dict[str, str]) -> Tensor:
@@ -109,8 +139,18 @@ def _attention_half(w: Writer, plan: Plan, x: Tensor, names: dict[str, str]) -> 
     if plan.place == "post":
         total = _residual(w, x, attention(w, plan, x, weights, names))
         return _norm(w, plan, total, "attention_norm")
-    y = attention(w, plan, _norm(w, plan, x, "attention_norm"), weights, names)
-    return _residual(w, x, y)
+    normed = x if plan.place == "behind" else _norm(w, plan, x, "attention_norm")
+    y = attention(w, plan, normed, weights, names)
+    return _residual(w, x, _behind(w, plan, y, "attention_norm_2"))
+
+
+def _behind(w: Writer, plan: Plan, y: Tensor, name: str) -> Tensor:
+    """What stands between a half and its residual: a norm, or a gate of the condition."""
+    if plan.place in ("sandwich", "behind"):
+        return _norm(w, plan, y, name)
+    if plan.modulated:
+        return w.both("Mul", y, _modulation(w, 4 if name == "attention_norm_2" else 5))
+    return y
 
 
 def _mlp_half(w: Writer, plan: Plan, x: Tensor) -> Tensor:
@@ -119,7 +159,8 @@ def _mlp_half(w: Writer, plan: Plan, x: Tensor) -> Tensor:
         x = _residual(w, x, w.op("Tanh", x))
     if plan.place == "post":
         return _norm(w, plan, _residual(w, x, _mlp(w, plan, x)), "mlp_norm")
-    return _residual(w, x, _mlp(w, plan, _norm(w, plan, x, "mlp_norm")))
+    normed = x if plan.place == "behind" else _norm(w, plan, x, "mlp_norm")
+    return _residual(w, x, _behind(w, plan, _mlp(w, plan, normed), "mlp_norm_2"))
 
 
 def _residual(w: Writer, x: Tensor, y: Tensor) -> Tensor:
@@ -136,8 +177,10 @@ def _mlp(w: Writer, plan: Plan, x: Tensor) -> Tensor:
 
     gate, up = weights("gate", HIDDEN, INNER), weights("up", HIDDEN, INNER)
     if plan.gated and plan.packed:
-        both = linear(w, x, np.concatenate([gate, up], 1), None)
-        parts = parted(w, both, [INNER, INNER])
+        order = [up, gate] if plan.up_first else [gate, up]
+        parts = parted(w, linear(w, x, np.concatenate(order, 1), None), [INNER, INNER])
+        if plan.up_first:
+            parts.reverse()
     else:
         parts = [linear(w, x, gate, bias("gate", INNER))]
         parts += [linear(w, x, up, None)] if plan.gated else []

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchmarks.fuzzing.plans import HIDDEN
 from benchmarks.fuzzing.writer import Tensor, Writer
 
 _WIDE = np.dtype(np.float32)
 
 
-def rms_norm(w: Writer, x: Tensor, gamma: np.ndarray, *, whole: bool = True) -> Tensor:
-    """RMSNorm over the last axis, computed in fp32."""
+def rms_norm(w: Writer, x: Tensor, gamma: np.ndarray, *, plus_one: bool = False) -> Tensor:
+    """RMSNorm over the last axis, computed in fp32; its weight is gamma, or gamma + 1."""
     gamma = _gamma(w, gamma)
-    if whole and w.opset >= 23 and w.pick(False, False, True):
+    if not plus_one and w.opset >= 23 and w.pick(False, False, True):
         return w.op("RMSNormalization", x, w.constant(gamma, w.dtype), axis=-1, epsilon=1e-5)
     wide = w.cast(x, _WIDE)
     if w.breaks.here("epsilon before the square"):
         wide = w.op("Add", wide, 1e-2)
     mean = _mean(w, _square(w, wide))
     unit = _over_root(w, wide, mean)
-    if w.dtype != _WIDE and w.pick(False, True):
-        return w.cast(w.both("Mul", unit, w.cast(w.constant(gamma, w.dtype), _WIDE)), w.dtype)
-    return w.both("Mul", w.cast(unit, w.dtype), w.constant(gamma, w.dtype))
+    late = w.dtype != _WIDE and w.pick(False, True)
+    weight = w.constant(gamma, w.dtype)
+    if plus_one:
+        weight = w.both("Add", w.cast(weight, _WIDE) if late else weight, 1.0)
+    if late:
+        return w.cast(w.both("Mul", unit, w.cast(weight, _WIDE)), w.dtype)
+    return w.both("Mul", w.cast(unit, w.dtype), weight)
+
+
+def plain_norm(w: Writer, kind: str, x: Tensor) -> Tensor:
+    """A norm without weights; a LayerNorm may have ones for them."""
+    if kind == "layer" and w.opset >= 17 and w.pick(False, True):
+        ones = w.constant(np.ones(HIDDEN, w.dtype), w.dtype)
+        return w.op("LayerNormalization", x, ones, axis=w.pick(-1, x.rank - 1), epsilon=1e-5)
+    wide = w.cast(x, _WIDE)
+    if kind == "layer":
+        wide = w.op("Sub", wide, _mean(w, wide))
+    return w.cast(_over_root(w, wide, _mean(w, _square(w, wide))), w.dtype)
 
 
 def layer_norm(w: Writer, x: Tensor, gamma: np.ndarray, beta: np.ndarray) -> Tensor:
@@ -54,6 +70,9 @@ def _mean(w: Writer, x: Tensor) -> Tensor:
     axes = [w.pick(-1, x.rank - 1)]
     if w.breaks.here("mean over another axis"):
         axes = [x.rank - 2]
+    if w.breaks.here("a mean that drops its axis"):
+        flat = w.axes_op("ReduceMean", x, axes, x.rank - 1, since=18, keepdims=0)
+        return w.op("Unsqueeze", flat, [-1], rank=x.rank)
     if w.breaks.here("mean over two axes"):
         axes = [x.rank - 2, x.rank - 1]
     return w.axes_op("ReduceMean", x, axes, x.rank, since=18)
@@ -68,6 +87,9 @@ def _over_root(w: Writer, x: Tensor, mean: Tensor) -> Tensor:
     total = w.both("Add", mean, 1e-5)
     if w.breaks.here("another root"):
         return w.op("Mul", x, w.op("Pow", total, -0.45))
+    if w.breaks.here("an fp64 island"):
+        wide = w.op("Cast", total, to=11)
+        return w.op("Div", x, w.op("Cast", w.op("Sqrt", wide), to=1))
     how = w.pick("div", "reciprocal", "one over", "power", "power of root")
     if how == "power":
         return w.both("Mul", x, w.op("Pow", total, -0.5))
@@ -83,16 +105,34 @@ def _over_root(w: Writer, x: Tensor, mean: Tensor) -> Tensor:
 
 def activation(w: Writer, kind: str, x: Tensor) -> Tensor:
     """One of the plan's activations."""
-    return {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "relu": _relu}[kind](w, x)
+    return {
+        "silu": silu,
+        "gelu": _gelu,
+        "gelu_tanh": _gelu_tanh,
+        "quick_gelu": _quick_gelu,
+        "relu": _relu,
+        "relu2": _relu_squared,
+    }[kind](w, x)
 
 
 def _relu(w: Writer, x: Tensor) -> Tensor:
     return w.op("Relu", x)
 
 
-def _silu(w: Writer, x: Tensor) -> Tensor:
+def _relu_squared(w: Writer, x: Tensor) -> Tensor:
+    y = w.op("Relu", x)
+    return w.op("Mul", y, y) if w.pick(True, False) else w.op("Pow", y, 2.0)
+
+
+def silu(w: Writer, x: Tensor) -> Tensor:
+    """Return x * sigmoid(x)."""
     inside = w.op("Mul", x, 1.3) if w.breaks.here("another slope") else x
     return w.both("Mul", x, w.op("Sigmoid", inside))
+
+
+def _quick_gelu(w: Writer, x: Tensor) -> Tensor:
+    slope = 1.6 if w.breaks.here("another slope") else 1.702
+    return w.both("Mul", x, w.op("Sigmoid", w.both("Mul", x, slope)))
 
 
 def _gelu(w: Writer, x: Tensor) -> Tensor:

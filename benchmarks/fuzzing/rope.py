@@ -10,8 +10,13 @@ from benchmarks.fuzzing.writer import Tensor, Writer
 _SIZE = HIDDEN // HEADS
 
 
-def tables(w: Writer, plan: Plan, names: dict[str, str]) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, [batch, 1, seq, size], of half the size for a rope by parts."""
+def tables(
+    w: Writer, plan: Plan, names: dict[str, str], *, whole: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, [batch, 1, seq, size], of half the size for a rope by parts.
+
+    For the standard operator, ``whole``, they are [batch, seq, size / 2].
+    """
     positions = w.input("position_ids", np.int64, [names["batch"], names["seq"]])
     inverse = (100.0 ** (-np.arange(0, _SIZE, 2) / _SIZE)).astype(np.float32)
     wide = w.cast(w.op("Unsqueeze", positions, [2], rank=3), np.float32)
@@ -19,6 +24,8 @@ def tables(w: Writer, plan: Plan, names: dict[str, str]) -> tuple[Tensor, Tensor
         angles = w.both("Mul", wide, inverse.reshape(1, 1, -1))
     else:
         angles = w.op("MatMul", wide, inverse.reshape(1, 1, -1))
+    if whole:
+        return w.cast(w.op("Cos", angles), w.dtype), w.cast(w.op("Sin", angles), w.dtype)
     if plan.rope == "half":
         angles = w.op("Concat", angles, angles, axis=w.pick(-1, 2))
     if plan.rope == "pairs":
@@ -49,6 +56,13 @@ def rope(w: Writer, kind: str, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Ten
     if w.breaks.here("a sign flipped"):
         return w.op("Sub", w.op("Mul", x, cos), w.op("Mul", turned, sin))
     return w.both("Add", w.both("Mul", x, cos), w.both("Mul", turned, sin))
+
+
+def rope_whole(w: Writer, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn x [batch, heads, seq, size] by halves with the standard operator."""
+    if w.breaks.here("the interleaved flag swapped"):
+        return w.op("RotaryEmbedding", x, *cos_sin, rank=4, interleaved=1)
+    return w.op("RotaryEmbedding", x, *cos_sin, rank=4)
 
 
 def _halves(w: Writer, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 _LAST = int(np.iinfo(np.int64).max)
-_LOGICAL = frozenset(("IsNaN", "LessOrEqual", "Greater", "And", "Not"))
+_LOGICAL = frozenset(("IsNaN", "LessOrEqual", "Less", "Greater", "And", "Not"))
 
 
 class Tensor(NamedTuple):
@@ -60,6 +60,7 @@ class Writer:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     noise: float = 0.06
+    batch: str = "batch"
 
     def __post_init__(self) -> None:
         self._names = 0
@@ -127,7 +128,10 @@ class Writer:
         given = [item for item in inputs if isinstance(item, Tensor)]
         floats = [t for t in given if t.dtype.kind == "f"]
         like = (floats or given)[0]
-        tensors = [t if isinstance(t, Tensor) else self.constant(t, like.dtype) for t in inputs]
+        tensors = [
+            self._again(t) if isinstance(t, Tensor) else self.constant(t, like.dtype)
+            for t in inputs
+        ]
         names = [self.name(op.lower()) for _ in range(outputs)]
         label = self.name(op) if self.pick(True, True, False) else ""
         self.nodes.append(
@@ -136,6 +140,19 @@ class Writer:
         dtype = _result_type(op, attrs, tensors)
         size = max(t.rank for t in tensors) if rank is None else rank
         return [Tensor(name, dtype, size) for name in names]
+
+    def _again(self, x: Tensor) -> Tensor:
+        """Return ``x``, now and then as an equal node of its own computes it."""
+        if not self.chance(self.noise / 4):
+            return x
+        node = next((node for node in self.nodes if list(node.output) == [x.name]), None)
+        if node is None:
+            return x
+        twin = NodeProto()
+        twin.CopyFrom(node)
+        twin.name, twin.output[0] = "", self.name("again")
+        self.nodes.append(twin)
+        return Tensor(twin.output[0], x.dtype, x.rank)
 
     def both(self, op: str, a: Input, b: Input) -> Tensor:
         """Add a commutative node, its operands in either order."""
@@ -157,13 +174,27 @@ class Writer:
         if key in self._shared and not self.chance(0.5):
             return self._shared[key]
         name = self.name("constant")
+        self._store(name, array)
+        self._shared[key] = Tensor(name, array.dtype, array.ndim)
+        return self._shared[key]
+
+    def _store(self, name: str, array: np.ndarray) -> None:
+        """Write a constant as one of the things that ONNX has for it."""
         tensor = numpy_helper.from_array(array, name)
-        if self.pick("initializer", "initializer", "node") == "node":
+        how = self.pick("initializer", "initializer", "node", "number", "input")
+        number = array.dtype in (np.float32, np.int64) and array.ndim < 2
+        if how == "number" and number:
+            kind = "float" if array.dtype == np.float32 else "int"
+            attrs = {f"value_{kind}{'s' if array.ndim else ''}": array.tolist()}
+            self.nodes.append(helper.make_node("Constant", [], [name], **attrs))
+        elif how in ("node", "number"):
             self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         else:
             self.initializers.append(tensor)
-        self._shared[key] = Tensor(name, array.dtype, array.ndim)
-        return self._shared[key]
+            if how == "input":  # as exporters wrote before IR version 4: it may be overridden
+                self.inputs.append(
+                    helper.make_tensor_value_info(name, tensor.data_type, list(array.shape))
+                )
 
     def once(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         """Return what ``make`` wrote for this key before, or write it again."""
@@ -171,11 +202,13 @@ class Writer:
             self._made[key] = make()
         return self._made[key]
 
-    def axes_op(self, op: str, x: Tensor, axes: list[int], rank: int, since: int = 13) -> Tensor:
+    def axes_op(
+        self, op: str, x: Tensor, axes: list[int], rank: int, since: int = 13, **attrs: object
+    ) -> Tensor:
         """Add a node whose axes are an input from opset ``since`` on, before an attribute."""
         if self.opset >= since:
-            return self.op(op, x, axes, rank=rank)
-        return self.op(op, x, rank=rank, axes=axes)
+            return self.op(op, x, axes, rank=rank, **attrs)
+        return self.op(op, x, rank=rank, axes=axes, **attrs)
 
     def size(self, x: Tensor, axis: int) -> Tensor:
         """Return the size of one axis as a tensor of shape [1]."""

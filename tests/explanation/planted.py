@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tests.small import Outcome, fuse_model, model
 
 
@@ -95,6 +97,16 @@ PROJECTED = """
     k = Transpose<perm=[0, 2, 1, 3]>(k1)
     v = Transpose<perm=[0, 2, 1, 3]>(v1)
 """ + CORE.replace("y = ", "context = ")
+IMAGE = """
+    groups = Reshape(x, [0, 2, -1])
+    norm = InstanceNormalization<epsilon=1.0e-5>(groups, one, zero)
+    shape = Shape(x)
+    whole = Reshape(norm, shape)
+    scaled = Mul(whole, gamma)
+    shifted = Add(scaled, beta)
+    s = Sigmoid(shifted)
+    y = Mul(shifted, s)
+"""
 ROWS, VECTORS = "T[B, S, 9] x", {"gamma": (9,), "beta": (9,)}
 GAMMA = {"gamma": (9,)}
 TWO = {"wg": (32, 16), "wu": (32, 16)}
@@ -253,5 +265,114 @@ PLANTED = {
         "T[B, S, 32] x, T[B, S, 32] z",
         "T context, T other",
         weights=THREE,
+    ),
+    "a norm over another axis behind a sum": Planted(
+        "AddLayerNorm",
+        "y",
+        "y",
+        "works along axis -2",
+        "along the last axis",
+        "x = Add(before, residual)\ny = LayerNormalization<axis=-2>(x, g, h)",
+        "T[B, 3, 9] before, T[B, 3, 9] residual",
+        weights={"g": (3, 9), "h": (3, 9)},
+    ),
+    "a scale of one group": Planted(
+        "GroupNormSilu",
+        "s",
+        "norm",
+        "is not 2 times 1",
+        "behind the norm",
+        IMAGE,
+        "T[B, 4, 3, 3] x",
+        weights={
+            "one": np.array([1, 2], np.float32),
+            "zero": np.zeros(2, np.float32),
+            "gamma": (4, 1, 1),
+            "beta": (4, 1, 1),
+        },
+    ),
+    "a masked softmax over queries": Planted(
+        "MaskedSoftmax",
+        "y",
+        "y",
+        "works along axis 2",
+        "along the last axis",
+        "seen = Where(keep, scores, -inf)\ny = Softmax<axis=2>(seen)",
+        "T[B, 4, S, S] scores, bool[S, S] keep",
+    ),
+    "a masked softmax of what was masked": Planted(
+        "MaskedSoftmax",
+        "y",
+        "seen",
+        "what Max may have masked before",
+        "mask once",
+        "low = Max(scores, -1.0e9)\nseen = Where(keep, low, -1.0e9)\ny = Softmax<axis=-1>(seen)",
+        "T[B, 4, S, S] scores, bool[S, S] keep",
+    ),
+    "a fill beside another mask": Planted(
+        "FlashAttention",
+        "weights",
+        "seen",
+        "beside another mask",
+        "lowest number",
+        CORE.replace("(scores)", "(logits)").replace(
+            "weights =",
+            "seen = Where(keep, scores, -1.0e9)\nlogits = Add(seen, mask)\nweights =",
+        ),
+        QKV + ", bool[S, S] keep, T[B, 1, 1, S] mask",
+    ),
+    "sinks that are never dropped": Planted(
+        "FlashAttention",
+        "weights",
+        "joined",
+        "joins to the scores",
+        "drop the column",
+        CORE.replace("(scores)", "(joined)").replace(
+            "weights =", "joined = Concat<axis=-1>(scores, sinks)\nweights ="
+        ),
+        "T[B, 4, S, 8] q, T[B, 4, 6, 8] k, T[B, 4, 7, 8] v, T[B, 4, S, 1] sinks",
+    ),
+    "a gelu before its operator": Planted(
+        "Gelu",
+        "e",
+        "y",
+        "needs opset 20",
+        "later opset",
+        GELU.split("\n", 3)[3],
+        "T[B, S, 9] h",
+    ),
+    "a layer that scales": Planted(
+        "GemmAct",
+        "y",
+        "h",
+        "is no plain x W + b",
+        "alpha and beta of 1",
+        "h = Gemm<alpha=2.0>(x, w, b)\ny = Relu(h)",
+        "T[S, 5] x",
+        weights={"w": (5, 7), "b": (7,)},
+    ),
+    "logits of all tokens too": Planted(
+        "last_token_gather",
+        "",
+        "logits",
+        "leaves the graph",
+        "outputs",
+        "logits = MatMul(x, w)\ny = Gather<axis=1>(logits, last)",
+        "T[B, S, 5] x",
+        "T y, T logits",
+        weights={"w": (5, 7), "last": np.array(-1)},
+    ),
+    "a norm in a branch": Planted(
+        "AddLayerNorm",
+        "",
+        "inner",
+        "stands in a body of y",
+        "without control flow",
+        """y = If (flag) <
+            then_branch = yes () => (T[A, 9] inner) { inner = LayerNormalization(x, gamma) },
+            else_branch = no () => (T[C, 9] b) { b = Neg(x) }
+        >""",
+        "T[B, 9] x, bool flag",
+        weights={"gamma": (9,)},
     ),
 }

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from opfuse.explanation.result import Anchor
+from opfuse.fusions import DEFINITIONS, MERGES, STANDARD
 from opfuse.stages.explain import explain
 from tests.explanation.planted import PLANTED
+
+
+def test_every_kind_has_a_blocker():
+    """What blocks one that is made of fused nodes blocks these, or is no candidate."""
+    kinds = {*DEFINITIONS, *STANDARD, *MERGES} - {"AddRmsNorm", "QkNormRope"}
+    assert kinds <= {planted.kind for planted in PLANTED.values()}
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.fusions.test_repeat_kv import SPELLINGS, repeated
@@ -104,16 +105,68 @@ def test_a_mask_that_makes_a_batch_is_refused():
     outcome.refused("FlashAttention", "y", "which does not provably broadcast")
 
 
-def test_rank_3_is_refused():
-    qkv = "T[B, Q, 24] q, T[B, K, 24] k, T[B, K, 24] v"
-    outcome = attention(attributes="<q_num_heads=4, kv_num_heads=4>", qkv=qkv)
-    outcome.refused("FlashAttention", "y", "q, k, v have ranks 3, 3, 3, want 4")
+def test_heads_side_by_side():
+    qkv = "T[B, Q, 24] q, T[B, K, 12] k, T[B, K, 12] v"
+    outcome = attention(attributes="<q_num_heads=4, kv_num_heads=2>", qkv=qkv)
+    assert outcome.counts == {"FlashAttention": 1}
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == 2
     outcome.same(*SIZES)
 
 
-def test_a_cache_is_refused():
-    past = "T[B, 4, P, 6] past_k, T[B, 4, P, 6] past_v"
-    outcome = attention(", mask, past_k, past_v", inputs=f"T[B, 4, Q, W] mask, {past}")
+def test_heads_side_by_side_and_causal():
+    qkv = "T[B, K, 24] q, T[B, K, 24] k, T[B, K, 24] v"
+    heads = "<q_num_heads=4, kv_num_heads=4, is_causal=1, softcap=2.0, scale=0.3>"
+    outcome = attention(attributes=heads, qkv=qkv)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(*SQUARE)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    qkv = "T[B, Q, 24] q, T[B, K, H] k, T[B, K, H] v"
+    outcome = attention(attributes="<q_num_heads=4, kv_num_heads=4>", qkv=qkv)
+    outcome.refused("FlashAttention", "y", "q, k, v have ranks 3, 3, 3, want 4")
+
+
+PAST = "T[B, 4, P, 6] past_k, T[B, 4, P, 6] past_v"
+CACHED = ({"B": 2, "Q": 3, "K": 3, "P": 4, "W": 7}, {"B": 1, "Q": 1, "K": 1, "P": 5, "W": 6})
+
+
+def cached(outputs: str, attributes: str = "", qkv: str = QKV, mask: str = "mask"):
+    text = f"{outputs} = Attention{attributes}(q, k, v, {mask}, past_k, past_v)"
+    masks = ", T[B, 1, Q, W] mask" if mask == "mask" else ""
+    made = model(text, f"{qkv}{masks}, {PAST}", ", ".join(f"T {o}" for o in outputs.split(", ")),
+                 opset=23)  # fmt: skip
+    shapes = {"y": ["B", "Q", 24] if "num_heads" in attributes else ["B", 4, "Q", 6]}
+    for value in made.graph.output:  # onnx infers none of a cache
+        shape = shapes.get(value.name, ["B", 4, None, 6])
+        kind = onnx.TensorProto.FLOAT
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+    return fuse_model(made)
+
+
+def test_a_cache():
+    outcome = cached("y, present_k, present_v")
+    assert outcome.counts == {"FlashAttention": 1}
+    assert "Attention" not in outcome.ops
+    outcome.same(*CACHED)
+
+
+def test_a_cache_of_heads_side_by_side():
+    qkv = "T[B, Q, 24] q, T[B, K, 24] k, T[B, K, 24] v"
+    heads = "<q_num_heads=4, kv_num_heads=4>"
+    outcome = cached("y, present_k, present_v", heads, qkv)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(*CACHED)
+
+
+def test_a_causal_cache_is_refused():
+    """Opsets differ in which keys a query sees then."""
+    outcome = cached("y, present_k, present_v", "<is_causal=1>")
+    outcome.refused("FlashAttention", "y", "has a key/value cache of its own")
+
+
+def test_scores_that_are_read_are_refused():
+    outcome = cached("y, present_k, present_v, scores")
     outcome.refused("FlashAttention", "y", "has a key/value cache of its own")
 
 

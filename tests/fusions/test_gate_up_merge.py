@@ -106,3 +106,18 @@ def test_a_computed_weight_stays():
     outcome = fuse_model(model(text, "T[S, 5] x, T[5, 7] made", weights={"wg": (5, 7)}))
     assert outcome.counts == {"GatedAct": 1}
     outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("order", ["gate, up", "up, gate"])
+def test_what_is_packed_already_is_no_candidate(order):
+    text = f"""
+        both = MatMul(x, w)
+        {order} = Split<axis=-1>(both, [4, 4])
+        s = Sigmoid(gate)
+        a = Mul(gate, s)
+        y = Mul(a, up)
+    """
+    outcome = fuse_model(model(text, "T[S, 5] x", "T y", {"w": (5, 8)}))
+    assert outcome.counts == {"GatedAct": 1}
+    assert outcome.fused.misses == ()
+    outcome.same({"S": 3})

@@ -108,3 +108,21 @@ def test_a_computed_weight_stays():
 
 def test_fp64_is_refused():
     gemm_act(ERF, dtype="double").refused("GemmAct", "y", "neither fp32, fp16, nor bf16")
+
+
+def test_a_result_inside_that_leaves_under_another_name():
+    """What keeps its name for an output does not stand between the layer and its activation."""
+    text = "h = MatMul(x, w)\nhidden = Identity(h)\nagain = Identity(h)\ny = Relu(again)"
+    outcome = fuse_model(model(text, "T[S, 5] x", "T y, T hidden, T again", {"w": (5, 7)}))
+    outcome.refused("GemmAct", "h", "inside it leaves the graph")
+    outcome.same({"S": 3})
+
+
+@pytest.mark.parametrize("attributes", ["alpha=2.0", "beta=0.5", "transA=1", "alpha=0.5, transB=1"])
+def test_a_gemm_that_is_no_layer_is_refused(attributes):
+    text = f"h = Gemm<{attributes}>(x, w, b)\ny = Relu(h)"
+    weight = (7, 5) if "transB" in attributes else (5, 7)
+    x = "T[5, S] x" if "transA" in attributes else "T[S, 5] x"
+    outcome = fuse_model(model(text, x, "T y", {"w": weight, "b": (7,)}))
+    outcome.refused("GemmAct", "h", "is no plain x W + b")
+    outcome.same({"S": 3})

@@ -190,3 +190,15 @@ def test_the_sigmoid_of_another_tensor_stays():
     outcome = group_norm(EXPORTED + "s = Sigmoid(other)\ny = Mul(n, s)")
     assert not outcome.counts
     outcome.same(*SIZES)
+
+
+def test_another_slope_behind_the_operator_is_refused():
+    text = """
+        n = GroupNormalization<num_groups=2>(x, g, b)
+        steep = Mul(n, 1.3)
+        s = Sigmoid(steep)
+        y = Mul(n, s)
+    """
+    weights = {"g": (4,), "b": (4,)}
+    outcome = fuse_model(model(text, "T[B, 4, 3, 3] x", "T y", weights, opset=21))
+    outcome.refused("GroupNormSilu", "steep", "is Mul")

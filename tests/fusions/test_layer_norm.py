@@ -83,19 +83,32 @@ REFUSED = {
         "adds epsilon outside of the root",
     ),
     "epsilon subtracted": (spelt().replace("Add(spread", "Sub(spread"), "variance", "subtracts"),
-    "gamma": (spelt().replace("gamma", "short"), "scaled", "short has shape (1), want (9)"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_its_reason(case):
     text, node, reason = REFUSED[case]
-    outcome = layer_norm(text, epsilons=(9,), short=(1,))
+    outcome = layer_norm(text, epsilons=(9,))
     outcome.refused("LayerNormalization", node, reason)
     outcome.same(*SIZES)
 
 
-@pytest.mark.parametrize("inner", ["mean", "centred", "square", "root", "unit"])
+@pytest.mark.parametrize(
+    ("text", "outputs", "reason"),
+    [
+        (spelt().replace("gamma", "short"), "T y", "short has shape (1), want (9)"),
+        (spelt(), "T y, T unit", "unit inside it leaves the graph"),
+    ],
+)
+def test_the_norm_without_its_weights_remains(text, outputs, reason):
+    outcome = layer_norm(text, outputs=outputs, short=(1,))
+    outcome.refused_at("y", reason)
+    assert outcome.counts == {"LayerNormalization": 1}
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("inner", ["mean", "centred", "square", "root"])
 def test_a_graph_output_inside_is_refused(inner):
     outcome = layer_norm(spelt(), outputs=f"T y, T {inner}")
     outcome.refused("LayerNormalization", inner, f"{inner} inside it leaves the graph")

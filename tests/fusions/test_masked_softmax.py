@@ -30,7 +30,7 @@ SPELT = {
     ),
     "kept": (f"{SCALED}logits = Where(keep, scaled, -inf)\n", KEEP),
     "kept with a bias": (
-        f"{SCALED}biased = Add(scaled, bias)\nlogits = Where(keep, biased, -1.0e9)\n",
+        f"{SCALED}biased = Add(scaled, bias)\nlogits = Where(keep, biased, -inf)\n",
         f"{KEEP}, T[1, 2, S, L] bias",
     ),
     "dropped": (

@@ -14,6 +14,7 @@ from models.handmade import graph_model, node, write
 from opfuse.errors import InputError
 from opfuse.stages import load as stage
 from opfuse.stages.load import load
+from tests.small import model
 
 
 def loaded(tmp_path, model):
@@ -177,3 +178,15 @@ def test_loading_32_layers_is_fast(tmp_path):
         times.append(time.process_time() - began)
     assert len(source.proto.graph.node) > 2200
     assert min(times) < 0.4  # 0.09 s on an idle machine
+
+
+@pytest.mark.parametrize(("version", "noted"), [(3, False), (4, True), (8, True)])
+def test_an_input_with_a_value_is_a_constant(version, noted, tmp_path):
+    made = model("y = Mul(x, w)", "T[B, 3] x", "T y", {"w": (3,)}, opset=13)
+    weight = helper.make_tensor_value_info("w", TensorProto.FLOAT, [3])
+    made.graph.input.append(weight)
+    made.ir_version = version
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path)
+    said = [note for note in load(path).notes if "has a value in the model" in note]
+    assert said == (["input 'w' has a value in the model: a constant from here on"] * noted)

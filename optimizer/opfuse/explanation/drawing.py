@@ -31,9 +31,10 @@ STYLES = {
     "Gelu": "gemm",
     "qkv_merge": "merge",
     "gate_up_merge": "merge",
+    "last_token_gather": "merge",
 }
 MOST_DRAWN = 240  # boxes; more is neither readable nor quick to lay out
-_LABEL, _DETAIL = 15, 20  # characters that fit a box
+_LABEL, _DETAIL = 15, 18  # characters that fit a box
 
 
 class Drawing:

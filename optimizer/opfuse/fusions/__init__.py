@@ -1,10 +1,11 @@
 """Every fusion, in the order in which they are applied; the order is meaning.
 
 Norms come first because their sums and their outputs are what everything else reads, LayerNorm
-before RmsNorm, which is what it is behind its centring; rope before the sums of norms, since its
-own sum is no residual where a norm of q or k reads it; attention before the softmax inside it, and
-gates before GEMM epilogues, so that the wider takes what the narrower would claim; merges last,
-since they follow fused nodes back to the projections.
+before RmsNorm, which is what it is behind its centring, and each with its weights before the same
+without; rope before the sums of norms, since its own sum is no residual where a norm of q or k
+reads it; attention before the softmax inside it, and gates before GEMM epilogues, so that the wider
+takes what the narrower would claim; merges last, since they follow fused nodes back to the
+projections.
 """
 
 from opfuse.fusions import (
@@ -17,8 +18,10 @@ from opfuse.fusions import (
     gelu,
     gemm_act,
     group_norm_silu,
+    last_token,
     layer_norm,
     masked_softmax,
+    plain_norms,
     qk_norm_rope,
     qkv_merge,
     rms_norm,
@@ -30,7 +33,9 @@ from opfuse.fusions import (
 
 FUSIONS = (
     layer_norm.FUSION,
+    plain_norms.LAYER_NORM,
     rms_norm.FUSION,
+    plain_norms.RMS_NORM,
     rope.FUSION,
     rope_op.FUSION,
     rope_parts.FUSION,
@@ -46,6 +51,7 @@ FUSIONS = (
     gemm_act.FUSION,
     gelu.FUSION,
     qkv_merge.FUSION,
+    last_token.FUSION,
 )
 
 # Wider still, and only for an engine of a library that has them: they take fused nodes together,
@@ -71,4 +77,4 @@ DEFINITIONS = {
 # Standard operators that count as recognised wherever they stand alone in the fused graph.
 STANDARD = ("LayerNormalization", "Gelu")
 # Rooms that leave only standard operators; they are counted by what they did.
-MERGES = (qkv_merge.KIND, gate_up_merge.KIND)
+MERGES = (qkv_merge.KIND, gate_up_merge.KIND, last_token.KIND)

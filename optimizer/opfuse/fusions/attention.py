@@ -12,6 +12,7 @@ import math
 
 import onnx_graphsurgeon as gs
 
+from opfuse.fusions import attention_sinks
 from opfuse.fusions.attention_axes import Folded
 from opfuse.fusions.attention_body import DEFINITION
 from opfuse.fusions.attention_operands import (
@@ -22,9 +23,9 @@ from opfuse.fusions.attention_operands import (
     without_copies,
 )
 from opfuse.fusions.guards import (
-    FLOATS,
     floating,
     is_close,
+    known_casts,
     last_axis,
     may_equal,
     same_type,
@@ -48,30 +49,37 @@ by_head = op.Mul(scores, Var("by_head"))
 logits = maybe_cast(any_of(scaled(maybe_cast(scores), "scores"), by_head))
 bent = op.Mul(op.Tanh(scaled(logits, "cap")), Const("softcap"))
 capped = any_of(bent, logits)
-biased = any_of(op.Add(capped, Var("bias")), capped)
+biased = any_of(
+    op.Add(op.Add(capped, Var("first_bias")), Var("bias")), op.Add(capped, Var("bias")), capped
+)
 kept = op.Where(Var("keep"), biased, Const("fill"))
 dropped = op.Where(Var("drop"), Const("fill"), biased)
-filled = any_of(kept, dropped)
-masked = any_of(op.Add(filled, Var("mask")), op.Add(biased, Var("mask")), filled, capped)
+chosen = any_of(kept, dropped)
+masked = any_of(op.Add(any_of(biased, chosen), Var("mask")), chosen, capped)
 raised = any_of(op.Max(masked, Const("floor")), op.Clip(masked, Const("floor"), ...))
-softmax = op.Softmax(maybe_cast(any_of(masked, raised)))
+sunk = op.Concat(masked, Var("sink"))
+softmax = op.Softmax(maybe_cast(any_of(sunk, masked, raised)))
 weights = maybe_cast(softmax)
 guard = op.Where(op.IsNaN(weights), Const("zero"), weights)
-context = op.MatMul(maybe_cast(any_of(guard, weights)), Var("v"))
+of_keys = op.Slice(weights, ...)
+context = op.MatMul(maybe_cast(any_of(guard, weights, of_keys)), Var("v"))
 
 
 def _build(found: Found) -> Replacement:
     dtype = floating(found, "q", "kt", "v")
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
+    sinks = attention_sinks.joined(found, sunk, of_keys)
     space = _score_space(found)
     last_axis(found.node(softmax), len(space))
-    _check_casts(found)
+    known_casts(found)
     made: list[NewNode] = []
     key, also = key_of(found, found["kt"], len(space), made)
     turned = bool(made)
     query = query_of(found, made)
     mask = mask_of(found, space, made)
+    if sinks:
+        attention_sinks.check(found, sunk, of_keys, space)
     if len(space) != 4:
         return _other_rank(found, space, [query, key, found["v"], *mask], made, also)
     value = found["v"]
@@ -79,6 +87,9 @@ def _build(found: Found) -> Replacement:
     if not turned:
         key, value, copies = without_copies(found, key, found["v"])
     attrs = _attributes(found, static(space[1], "heads", found.anchor), heads_of(found, value))
+    if sinks:
+        key, value, whole = attention_sinks.with_sink(found, key, value, mask, made)
+        mask = (whole,)
     made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
     return Replacement(made, also + copies)
 
@@ -99,13 +110,6 @@ def _other_rank(
     made.append(NewNode("FlashAttention", tuple(inputs), (whole,), attrs))
     made.append(axes.restored(found, whole, result))
     return Replacement(made, also)
-
-
-def _check_casts(found: Found) -> None:
-    """Refuse a Cast that does more than widen or round to a floating-point type."""
-    for node in found.nodes:
-        if node.op == "Cast" and found.work.dtype(node.outputs[0]) not in FLOATS:
-            raise Miss("casts to another type than fp32, fp16, or bf16", node)
 
 
 def _score_space(found: Found) -> Shape:

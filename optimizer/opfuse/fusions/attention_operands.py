@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,7 +15,8 @@ from opfuse.graph.edit import producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Miss, NewNode
 
-_REACHABLE = -6e4  # scores above this may compete with a finite fill
+REACHABLE = -6e4  # scores above this may compete with a finite fill
+_STRETCH = 5.19e33  # the lowest number of fp32 over that of fp16, rounded towards zero
 
 
 def key_of(
@@ -108,73 +112,113 @@ def _has_ceiling(found: Found) -> bool:
 
 def _added(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor | None:
     """Return what is added to the scores, or stands for what fills them, or None."""
-    if found.has("fill"):
-        filled = _filled(found, space, made)
-        return _both(found, space, filled, made) if found.has("mask") else filled
-    if not found.has("mask"):
-        return None
-    tensor = found["mask"]
-    fits(found, tensor, space)
-    if found.has("bias"):
-        fits(found, found["bias"], space)
-        total = found.work.fresh(tensor, "with_bias")
-        made.append(NewNode("Add", (found["bias"], tensor), (total,), {}, ""))
-        return total
-    if found.work.dtype(tensor) not in FLOATS:
-        reason = f"mask {tensor.name} is not floating-point"
-        raise Miss(reason, producer(tensor) or found.reader(tensor))
-    return tensor
+    added = [found[name] for name in ("first_bias", "bias", "mask") if found.has(name)]
+    for tensor in added:
+        fits(found, tensor, space)
+        if found.work.dtype(tensor) not in FLOATS:
+            reason = f"mask {tensor.name} is not floating-point"
+            raise Miss(reason, producer(tensor) or found.reader(tensor))
+    if not found.has("fill"):
+        return _sum(found, added, made)
+    mask = found["mask"] if found.has("mask") else None
+    before = _sum(found, [tensor for tensor in added if tensor is not mask], made)
+    if not added:
+        return _filled(found, space, made)
+    return _filled_beside(found, space, before, mask, made)
 
 
-def _both(found: Found, space: Shape, filled: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
-    """Return the mask that is added to filled scores, with the fill in it.
-
-    Where the fill is the lowest number of fp32 or below, it absorbs the scores beside any mask.
-    """
-    tensor, fill = found["mask"], found["fill"]
-    fits(found, tensor, space)
-    lowest = float(np.finfo(np.float32).min)
-    if found.work.dtype(fill) != onnx.TensorProto.FLOAT or found.scalar("fill") > lowest:
-        reason = f"fills with {found.scalar('fill'):g} and adds a mask, which may differ there"
-        raise Miss(reason, found.reader(tensor))
-    total = found.work.fresh(tensor, "with_fill")
-    made.append(NewNode("Add", (filled, tensor), (total,), {}, ""))
+def _sum(found: Found, tensors: Sequence[gs.Tensor], made: list[NewNode]) -> gs.Tensor | None:
+    total = next(iter(tensors), None)
+    for tensor in tensors[1:]:
+        out = found.work.fresh(tensor, "with_bias")
+        made.append(NewNode("Add", (total, tensor), (out,), {}, ""))
+        total = out
     return total
 
 
+def _choice(found: Found, space: Shape) -> tuple[gs.Tensor, float]:
+    """Return what chooses between scores and fill, and the fill."""
+    choice = found["keep" if found.has("keep") else "drop"]
+    fits(found, choice, space)
+    value = found.scalar("fill")
+    if value > REACHABLE:
+        raise Miss(f"masks with {value:g}, which scores may reach", found.reader(found["fill"]))
+    return choice, value
+
+
 def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
-    """Turn where(keep, scores + bias, fill) into scores + where(keep, bias, lowest).
+    """Turn where(keep, scores, fill) into scores + where(keep, 0, lowest).
 
     The two agree where the lowest number of the type, which stands for any finite fill, absorbs the
     scores, so that a fully masked row weighs all keys alike. That of fp16 does not, so there the
     mask is in fp32.
     """
-    fill = found["fill"]
-    choice = found["keep" if found.has("keep") else "drop"]
-    fits(found, choice, space)
-    value = found.scalar("fill")
-    if value > _REACHABLE:
-        raise Miss(f"masks with {value:g}, which scores may reach", found.reader(fill))
-    element = found.work.dtype(fill) or onnx.TensorProto.FLOAT
-    widened = element == onnx.TensorProto.FLOAT16 and np.isfinite(value)
-    element = onnx.TensorProto.FLOAT if widened else element
+    choice, value = _choice(found, space)
+    element = found.work.dtype(found["fill"]) or onnx.TensorProto.FLOAT
+    if element == onnx.TensorProto.FLOAT16 and np.isfinite(value):
+        element = onnx.TensorProto.FLOAT
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
-    zero = np.zeros((), dtype)
-    seen: gs.Tensor = found.work.constant(fill, "zero", zero)
-    if found.has("bias"):
-        seen = found["bias"]
-        fits(found, seen, space)
-        if widened:
-            wide = found.work.fresh(seen, "wide", element)
-            made.append(NewNode("Cast", (seen,), (wide,), {"to": element}, ""))
-            seen = wide
+    zero = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
+    fill = found["fill"]
     if np.isfinite(value):
-        lowest = np.nextafter(np.array(-np.inf, dtype), zero)
-        fill = found.work.constant(fill, "lowest", np.asarray(lowest))
-    mask = found.work.fresh(fill, "mask", element)
+        fill = found.work.constant(fill, "lowest", _lowest(dtype))
+    return _where(found, choice, zero, fill, made)
+
+
+def _filled_beside(
+    found: Found,
+    space: Shape,
+    before: gs.Tensor | None,
+    mask: gs.Tensor | None,
+    made: list[NewNode],
+) -> gs.Tensor:
+    """Turn where(keep, scores + before, fill) + mask into scores + one mask.
+
+    What stands beside the fill masks too, and a row may be masked by the two together. Then only a
+    fill that no mask is below gives what the original gave: -inf, or the lowest number.
+    """
+    choice, value = _choice(found, space)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(found["fill"]) or 1)
+    if np.isfinite(value) and value != float(_lowest(dtype)):
+        reason = f"masks with {value:g} beside another mask, which may be lower"
+        raise Miss(reason, found.reader(found["fill"]))
+    if before is None:
+        before = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
+    total = _where(found, choice, before, found["fill"], made)
+    if mask is not None:
+        both = found.work.fresh(total, "with_mask")
+        made.append(NewNode("Add", (total, mask), (both,), {}, ""))
+        total = both
+    if np.isfinite(value) and dtype == np.float16:
+        return _widened(found, total, made)
+    return total
+
+
+def _where(
+    found: Found, choice: gs.Tensor, seen: gs.Tensor, fill: gs.Tensor, made: list[NewNode]
+) -> gs.Tensor:
+    mask = found.work.fresh(fill, "mask", found.work.dtype(fill))
     order = (choice, seen, fill) if found.has("keep") else (choice, fill, seen)
     made.append(NewNode("Where", order, (mask,), {}, ""))
     return mask
+
+
+def _widened(found: Found, mask: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
+    """Return an fp16 mask in fp32, what masks in it as near to the lowest number as it was."""
+    work, wide = found.work, onnx.TensorProto.FLOAT
+    factor = np.array(_STRETCH, np.float32)
+    cast, far, out = (work.fresh(mask, name, wide) for name in ("wide", "far", "stretched"))
+    masks = work.fresh(mask, "masks", onnx.TensorProto.BOOL)
+    limit = work.constant(mask, "limit", np.array(REACHABLE, np.float32))
+    made.append(NewNode("Cast", (mask,), (cast,), {"to": wide}, ""))
+    made.append(NewNode("LessOrEqual", (cast, limit), (masks,), {}, ""))
+    made.append(NewNode("Mul", (cast, work.constant(mask, "factor", factor)), (far,), {}, ""))
+    made.append(NewNode("Where", (masks, far, cast), (out,), {}, ""))
+    return out
+
+
+def _lowest(dtype: np.dtype[Any]) -> np.ndarray:
+    return np.asarray(np.nextafter(np.array(-np.inf, dtype), np.zeros((), dtype)))
 
 
 def fits(found: Found, tensor: gs.Tensor, space: Shape) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.linear import linear_of, merge
+from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Miss, NewNode, Work
 
 KIND = "gate_up_merge"
@@ -18,7 +19,7 @@ class _GateUpMerge:
     def run(self, work: Work) -> None:
         """Merge wherever gate and up are linear layers of one input."""
         for node in work.nodes(("GatedAct",), "opfuse"):
-            if len(node.inputs) == 2:
+            if len(node.inputs) == 2 and not _is_one_tensor(node):
                 try:
                     self._apply(work, node)
                 except Miss as miss:
@@ -33,6 +34,13 @@ class _GateUpMerge:
         made, out = merge(work, layers, layers[0].output)
         made.append(NewNode("GatedAct", (out,), (node.outputs[0],), _own(node)))
         work.replace(KIND, node, [n for layer in layers for n in layer.nodes] + [node], made)
+
+
+def _is_one_tensor(node: gs.Node) -> bool:
+    """Tell whether gate and up are parts of one tensor: there are no two layers then."""
+    parts = [producer(tensor) for tensor in node.inputs]
+    taken = [part.inputs[0] for part in parts if part is not None and part.op in ("Split", "Slice")]
+    return len(taken) == 2 and taken[0] is taken[1]
 
 
 def _layers(node: gs.Node) -> list[gs.Node]:

@@ -14,15 +14,19 @@ from opfuse.fusions.linear import linear
 from opfuse.graph.definition import Definition, Uses
 from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.pattern import Var, any_of, op
 from opfuse.graph.rewriter import numpy_dtype
 
 __all__ = ["DEFINITION", "FUSION"]
 
-y = activations.any_activation(linear)
+gemm = op.Gemm(Var("x"), Var("weight"), ...)
+y = activations.any_activation(any_of(linear, gemm))
 
 
 def _build(found: Found) -> Replacement:
     dtype = floating(found, "x", "weight")
+    if found.has(gemm):  # the normal form makes a product and a sum of any other
+        raise Miss("is no plain x W + b: it scales, or turns what it reads", found.node(gemm))
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
     shape = found.shape("weight")

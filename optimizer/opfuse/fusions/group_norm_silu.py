@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import activations
-from opfuse.fusions.guards import FLOATS, floating, same_type, static, text
+from opfuse.fusions.guards import FLOATS, floating, known_casts, same_type, static, text
 from opfuse.graph.definition import Definition, Uses, mean_last
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
@@ -44,9 +44,7 @@ def _build(found: Found) -> Replacement:
         raise Miss("computes in another type than fp32", norm)
     made: list[NewNode] = []
     weights = [_of_channels(found, name, channels, groups, made) for name in ("gamma", "beta")]
-    for node in found.nodes:
-        if node.op == "Cast" and found.work.dtype(node.outputs[0]) not in FLOATS:
-            raise Miss("casts to another type than fp32, fp16, or bf16", node)
+    known_casts(found)
     attrs = {"num_groups": groups, "epsilon": float(norm.attrs.get("epsilon", 1e-5))}
     made.append(NewNode("GroupNormSilu", (found["x"], *weights), (result,), attrs))
     return Replacement(made)
@@ -133,5 +131,11 @@ def _body(uses: Uses) -> str:
 DEFINITION = Definition(
     "GroupNormSilu", ("x", "gamma", "beta"), ("y",), ("num_groups", "epsilon"), _body
 )
-# 6: a bias and a scale before a SiLU have 4 of these operators and are no near miss.
-FUSION = Fusion("GroupNormSilu", ("Swish", "Mul"), y, _build, near=6)
+FUSION = Fusion(
+    "GroupNormSilu",
+    ("Swish", "Mul"),
+    y,
+    _build,
+    near=3,
+    key="InstanceNormalization|GroupNormalization",
+)

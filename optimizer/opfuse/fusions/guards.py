@@ -26,6 +26,8 @@ def floating(found: Found, *names: str) -> int:
     if len(types) != 1:
         raise Miss(f"{', '.join(names)} differ in type", found.anchor)
     (dtype,) = types
+    if dtype is None:
+        raise Miss(f"the type of {names[0]} is not known", found.anchor)
     if dtype not in FLOATS:
         raise Miss(f"{names[0]} is neither fp32, fp16, nor bf16", found.anchor)
     return dtype
@@ -49,6 +51,13 @@ def own_type(found: Found, dtype: int) -> None:
     if found.work.dtype(result) != dtype and found.anchor.op != "Cast" and cast_behind:
         raise Decline("the Cast behind it decides")
     same_type(found, result, dtype)
+
+
+def known_casts(found: Found) -> None:
+    """Refuse a Cast to a type with other limits than fp32: fp64 holds what overflows there."""
+    for node in found.nodes:
+        if node.op == "Cast" and found.work.dtype(node.outputs[0]) not in FLOATS:
+            raise Miss("casts to another type than fp32, fp16, or bf16", node)
 
 
 def equals(found: Found, name: str, want: float) -> None:
@@ -118,9 +127,12 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
 
     Raises:
         Miss: It has another shape or type.
+        Decline: It is computed for each batch: a modulation, and the norm before it has no weights.
     """
     tensor, work = found[name], found.work
     shape = work.shape(tensor)
+    if not isinstance(tensor, gs.Constant) and shape is not None and len(shape) > 1:
+        raise Decline(f"{tensor.name} modulates a norm without weights")
     if work.dtype(tensor) not in (dtype, onnx.TensorProto.FLOAT):
         reason = f"{tensor.name} is neither of the input's type nor fp32"
         raise Miss(reason, found.reader(found[name]))

@@ -6,6 +6,7 @@ from opfuse.fusions.guards import (
     equals,
     floating,
     for_other_weights,
+    known_casts,
     last_axis,
     reduces_last,
     same_type,
@@ -42,6 +43,7 @@ def _build(found: Found) -> Replacement:
     equals(found, "two", 2.0)
     result = found.anchor.outputs[0]
     same_type(found, result, dtype)
+    known_casts(found)
     if found.work.shape(result) != shape:
         raise Miss(f"gamma or beta widens {text(shape)}", found.anchor)
     weights = [name for name in ("gamma", "beta") if found.has(name)]

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions.attention import scaled
 from opfuse.fusions.attention_body import causal, unify_masks
 from opfuse.fusions.attention_operands import mask_of
-from opfuse.fusions.guards import FLOATS, floating, last_axis
+from opfuse.fusions.guards import floating, known_casts, last_axis
 from opfuse.graph.definition import Definition, Uses
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Facts, Shape
@@ -22,6 +22,9 @@ from opfuse.graph.fusion import Decline, Found, Fusion, Miss, NewNode, Replaceme
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
 
 MASK = 1  # the input's index
+_PRODUCTS = ("MatMul", "Gemm", "Einsum")
+# What is computed from a product by these masks nothing.
+_KEEPS = ("Mul", "Div", "Tanh", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
 
 logits = maybe_cast(scaled(maybe_cast(Var("scores")), "scores"))
 biased = any_of(op.Add(logits, Var("bias")), logits)
@@ -42,9 +45,8 @@ def _build(found: Found) -> Replacement:
         raise Decline("classes, not keys")
     _is_attention(found, space)
     last_axis(found.node(softmax), len(space))
-    for node in found.nodes:
-        if node.op == "Cast" and found.work.dtype(node.outputs[0]) not in FLOATS:
-            raise Miss("casts to another type than fp32, fp16, or bf16", node)
+    known_casts(found)
+    _not_masked_before(found)
     made: list[NewNode] = []
     mask = mask_of(found, space, made)
     attrs = {"scale": _scale(found), "causal": 0}
@@ -75,6 +77,19 @@ def _is_product(tensor: gs.Tensor) -> bool:
     if node is not None and node.op in ("Mul", "Div", "Cast"):
         node = producer(node.inputs[0])
     return node is not None and node.op == "MatMul" and not isinstance(node.inputs[1], gs.Constant)
+
+
+def _not_masked_before(found: Found) -> None:
+    """Refuse a finite fill beside scores that may hold another: a row may be masked by both."""
+    if not found.has("fill") or not math.isfinite(found.scalar("fill")):
+        return
+    source = producer(found["scores"])
+    while source is not None and source.op in _KEEPS:
+        computed = [tensor for tensor in source.inputs if not isinstance(tensor, gs.Constant)]
+        source = producer(computed[0]) if computed else None
+    if source is not None and source.op not in _PRODUCTS:
+        reason = f"masks with {found.scalar('fill'):g} what {source.op} may have masked before"
+        raise Miss(reason, found.reader(found["fill"]))
 
 
 def _scale(found: Found) -> float:

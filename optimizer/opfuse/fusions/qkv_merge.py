@@ -16,7 +16,7 @@ KIND = "qkv_merge"
 # of text beside one of an image, or a key/value cache, which no projection is behind.
 _CARRIERS = frozenset(
     ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Expand", "Slice", "Split")
-) | frozenset(("Rope", "RmsNorm", "LayerNormalization", "Tile"))
+) | frozenset(("Rope", "RmsNorm", "LayerNormalization", "Tile", "Pad"))
 
 
 class _QkvMerge:

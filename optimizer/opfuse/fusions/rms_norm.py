@@ -6,6 +6,7 @@ from opfuse.fusions.guards import (
     equals,
     floating,
     for_other_weights,
+    known_casts,
     last_axis,
     own_type,
     reduces_last,
@@ -41,6 +42,7 @@ def _build(found: Found) -> Replacement:
         epsilon = epsilon_of(found, over_root)
     result = found.anchor.outputs[0]
     own_type(found, dtype)
+    known_casts(found)
     if found.work.shape(result) != shape:
         raise Miss(f"gamma widens {text(shape)}", found.anchor)
     weight = vector(found, "gamma", shape[-1], dtype)

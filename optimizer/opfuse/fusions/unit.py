@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from opfuse.fusions.guards import equals
 from opfuse.graph.fusion import Found, Miss
-from opfuse.graph.pattern import Const, Op, Pattern, any_of, op
+from opfuse.graph.pattern import Const, Op, Pattern, any_of, maybe_cast, op
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,23 +17,21 @@ class Unit:
     root: Op
     outside: Op
     less: Op
-    bare: Op
 
 
 def unit(x: Pattern, mean: Pattern) -> Unit:
     """Return the pattern of ``x`` over the root of ``mean``, which is its mean square."""
     less = op.Sub(mean, Const("epsilon"))
-    variance = any_of(op.Add(mean, Const("epsilon")), less)
-    root = op.Sqrt(variance)
+    variance = any_of(op.Add(mean, Const("epsilon")), less, mean)
+    root = op.Sqrt(maybe_cast(variance))
     outside = op.Add(op.Sqrt(mean), Const("epsilon"))
-    bare = op.Sqrt(mean)
-    below = any_of(root, outside, bare)
+    below = any_of(maybe_cast(root), outside)
     inverse = any_of(
         op.Reciprocal(below),
         op.Div(Const("one"), below),
-        op.Pow(any_of(root, bare, variance), Const("exponent")),
+        op.Pow(any_of(root, variance), Const("exponent")),
     )
-    return Unit(any_of(op.Mul(x, inverse), op.Div(x, below)), root, outside, less, bare)
+    return Unit(any_of(op.Mul(x, inverse), op.Div(x, below)), root, outside, less)
 
 
 def epsilon_of(found: Found, part: Unit) -> float:
@@ -44,12 +42,9 @@ def epsilon_of(found: Found, part: Unit) -> float:
     """
     equals(found, "one", 1.0)
     if found.has("exponent"):
-        rooted = found.has(part.root) or found.has(part.bare)
-        equals(found, "exponent", -1.0 if rooted else -0.5)
-    if found.has(part.bare):
-        return 0.0  # onnxscript's optimizer takes Helium's 1e-8 for nothing
+        equals(found, "exponent", -1.0 if found.has(part.root) else -0.5)
     if found.has(part.outside):
         raise Miss("adds epsilon outside of the root", found.node(part.outside))
     if found.has(part.less):
         raise Miss("subtracts epsilon", found.node(part.less))
-    return found.scalar("epsilon")
+    return found.scalar("epsilon") if found.has("epsilon") else 0.0

@@ -103,7 +103,7 @@ class Fusion:
         build: From a match to the new nodes; raises Miss where a guard says no.
         near: Operators of the pattern that must be there before a miss is worth a line.
         domain: The anchor's domain.
-        key: An operator without which a partial fit is not worth a line, if any.
+        key: Operators, any one of which a partial fit must have to be worth a line, as "A|B".
     """
 
     kind: str
@@ -146,7 +146,7 @@ class Fusion:
         if fit.size < self.near or fit.blocker is None:
             return
         fitting = matcher.fitting(anchor.outputs[0])
-        if self.key and all(node.op != self.key for node in fitting):
+        if self.key and not {node.op for node in fitting} & set(self.key.split("|")):
             return
         blocker = edit.producer(fit.blocker)
         hint = advice.of_mismatch(blocker.op if blocker else "", fit.reason)

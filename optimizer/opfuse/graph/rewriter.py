@@ -61,10 +61,12 @@ class Rewriter:
     def _forward(self, node: gs.Node, result: gs.Tensor) -> bool:
         """Let ``result`` stand for the node's output; False where its name must stay."""
         old = node.outputs[0]
-        if id(old) in self._captured:
+        result = self.facts.lineage.present(result)  # a rule may remember what was renamed since
+        if id(old) in self._captured or id(old) in self._fixed:
+            if id(old) in self._fixed and self._rename(node, old, result):
+                return True
+            edit.redirect(old, result)  # its own readers need not go through what must stay
             return False
-        if id(old) in self._fixed:
-            return self._rename(node, old, result)
         edit.redirect(old, result)
         edit.detach(node)
         self.facts.lineage.forward(old, result)

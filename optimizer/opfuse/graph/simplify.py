@@ -12,7 +12,9 @@ import onnx_graphsurgeon as gs
 from opfuse.graph import edit, folding, pairs, regroup
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
+from opfuse.graph.einsum import product
 from opfuse.graph.rewriter import Rewriter, Rule
+from opfuse.graph.softmax_forms import one_choice, without_maximum, written_out
 from opfuse.graph.unbatch import unbatch
 
 _WIDER = {
@@ -20,6 +22,7 @@ _WIDER = {
     (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT),
 }
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0, "Pow": 1.0}
+_REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceSum")
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -117,6 +120,23 @@ def view(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
             return None
         source = inner.inputs[0]
     return None
+
+
+def kept_axis(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A reduction that drops its axis, and an Unsqueeze that puts it back, is one that keeps it."""
+    inner = producer(node.inputs[0])
+    if inner is None or inner.op not in _REDUCTIONS or inner.attrs.get("keepdims", 1):
+        return None
+    shape = rewriter.shape(inner.inputs[0])
+    axes, back = inner.attrs.get("axes"), rewriter.integers(node.inputs[1])
+    if axes is None and len(inner.inputs) > 1:
+        axes = rewriter.integers(inner.inputs[1])
+    if shape is None or axes is None or back is None:
+        return None
+    if sorted(a % len(shape) for a in axes) != sorted(a % len(shape) for a in back) or not axes:
+        return None
+    attrs = {**inner.attrs, "keepdims": 1}
+    return rewriter.emit(inner.op, list(inner.inputs), attrs, node.outputs[0])
 
 
 def reshape(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
@@ -256,6 +276,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Concat": (forward_first, beside_nothing, regroup.turned_pair),
     "Cast": (cast,),
     **dict.fromkeys(_NEUTRAL, (neutral,)),
+    "Div": (neutral, written_out),
+    "Softmax": (without_maximum,),
+    "Where": (one_choice,),
+    "Einsum": (product,),
     "And": (logic,),
     "Or": (logic,),
     "Expand": (same_shape,),
@@ -263,7 +287,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Gather": (pairs.one_of_each_pair,),
     "Split": (pairs.split_of_concat, folding.split),
     "Squeeze": (view,),
-    "Unsqueeze": (view,),
+    "Unsqueeze": (view, kept_axis),
     "Flatten": (view,),
     "Reshape": (
         view,

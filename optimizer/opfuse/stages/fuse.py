@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD, WIDENINGS
+from opfuse.graph import control_flow
 from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Miss, Work
@@ -56,6 +57,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
     for fusion in FUSIONS if work.opset >= OLDEST else ():
         fusion.run(work)
     work.finish()
+    control_flow.tell(work)
     for op, definition in DEFINITIONS.items():
         nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
         if nodes and definition.unify is not None:

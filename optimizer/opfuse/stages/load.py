@@ -19,6 +19,7 @@ from opfuse.errors import InputError
 from opfuse.graph import external, wellformed
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
+from opfuse.graph.sparse import make_dense
 
 PROTOBUF_LIMIT = 2**31 - 1
 _WEIGHT_BYTES = 4096
@@ -158,8 +159,9 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     notes += wellformed.repair_graph(proto.graph)
     _check_tensors(proto)
     external.check_external_data(proto, base_dir)
+    notes += make_dense(proto.graph)
     _run_checker(proto)
-    return notes + _odd_weights(proto)
+    return notes + _overridable(proto) + _odd_weights(proto)
 
 
 def _check_tensors(proto: ModelProto) -> None:
@@ -227,6 +229,16 @@ def _skeleton(proto: ModelProto) -> ModelProto:
 def _is_small(tensor: TensorProto) -> bool:
     size = byte_size(tensor)
     return not is_external(tensor) and (size is None or size <= _WEIGHT_BYTES)
+
+
+def _overridable(proto: ModelProto) -> list[str]:
+    """A note on inputs that hold a value already; before IR version 4 every weight was one."""
+    given = {value.name for value in proto.graph.input}
+    names = [tensor.name for tensor in proto.graph.initializer if tensor.name in given]
+    if not names or proto.ir_version < 4:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"input {names[0]!r}{more} has a value in the model: a constant from here on"]
 
 
 def _odd_weights(proto: ModelProto) -> list[str]:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from opfuse.graph import edit, folding, microsoft, simplify, weights
+from opfuse.graph import attention_op, edit, folding, microsoft, simplify, weights
 from opfuse.graph.branches import take_branches
 from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
@@ -55,6 +55,7 @@ def normalise(source: Source) -> Normal:
     user = tuple(map(UserNode.of, graph.nodes))
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
+    rules["Attention"] = (attention_op.apart,)
     foreign = microsoft.Microsoft()
     rules |= foreign.rules
     facts = begin(graph)
