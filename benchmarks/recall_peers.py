@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--peers-python", default=sys.executable, help="where the peers live")
     parser.add_argument("--prove", action="store_true", help="let opfuse prove each match too")
+    parser.add_argument("--peers-from", type=Path, help="a result: the peers are not run again")
     args = parser.parse_args()
     models = [path for folder in args.folders for path in sorted(folder.glob("*.onnx"))]
     models = [path for path in models if args.only in path.name]
@@ -117,7 +118,9 @@ def main() -> int:
     if not models:
         parser.error(f"no model there has {args.only!r} in its name")
     tallies = {name: Tally() for name in (OURS, *PEERS)}
-    workers = [peers.Peer(name, args.peers_python) for name in PEERS]
+    if args.peers_from:
+        tallies |= _known(args.peers_from, models)
+    workers = [peers.Peer(name, args.peers_python) for name in PEERS if not args.peers_from]
     for model in models:
         ours(model, tallies[OURS], prove=args.prove)
         for worker in workers:
@@ -128,14 +131,30 @@ def main() -> int:
     return _report(tallies, models, args)
 
 
+def _known(result: Path, models: list[Path]) -> dict[str, Tally]:
+    """The peers' tallies of an earlier result on the same models."""
+    content = json.loads(result.read_text())
+    if content["models"] != len(models) or content["there"] != _there(models):
+        raise SystemExit(f"{result} is about other models")
+    return {
+        name: Tally(told["found"], told["broken"], told["no_cpu_kernel"])
+        for name, told in content["tools"].items()
+        if name != OURS
+    }
+
+
+def _there(models: list[Path]) -> dict[str, int]:
+    truths = [read(path) for path in models]
+    return {kind: sum(truth.counts[kind] for truth in truths) for kind in KINDS}
+
+
 def _said(tallies: dict[str, Tally], stem: str) -> str:
-    said = {**{name: t.broken.get(stem) or t.not_run.get(stem) for name, t in tallies.items()}}
+    said = {name: t.broken.get(stem) or t.not_run.get(stem) for name, t in tallies.items()}
     return "; ".join(f"{name}: {why[:100]}" for name, why in said.items() if why) or "ok"
 
 
 def _report(tallies: dict[str, Tally], models: list[Path], args: argparse.Namespace) -> int:
-    truths = [read(path) for path in models]
-    there = {kind: sum(truth.counts[kind] for truth in truths) for kind in KINDS}
+    there = _there(models)
     header, rows = ("kind", "there", *tallies), table(tallies, there)
     print()
     print_table(header, rows)

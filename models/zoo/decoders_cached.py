@@ -23,7 +23,7 @@ def _step(model: nn.Module, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (out.logits, *grown)
 
 
-def _cached(case: Case, kv_heads: int) -> Case:
+def cached(case: Case, kv_heads: int) -> Case:
     inputs = {
         "input_ids": Input("ids:256", ("batch", 1)),
         "attention_mask": Input("padmask", ("batch", "past+1")),
@@ -41,11 +41,11 @@ def _cached(case: Case, kv_heads: int) -> Case:
 
 
 def qwen3_decode(implementation: str) -> Case:
-    return _cached(decoders.qwen3(implementation), kv_heads=2)
+    return cached(decoders.qwen3(implementation), kv_heads=2)
 
 
 def phi3_decode(implementation: str) -> Case:
-    return _cached(decoders.phi3(implementation), kv_heads=2)
+    return cached(decoders.phi3(implementation), kv_heads=2)
 
 
 def gpt2_decode(implementation: str) -> Case:
@@ -66,4 +66,4 @@ def gpt2_decode(implementation: str) -> Case:
         qkv(LAYERS, "packed", layout="q|k|v"),
         acts=act("gelu_tanh", LAYERS),
     )
-    return _cached(Case(hf.GPT2LMHeadModel(config), {}, content), kv_heads=HEADS)
+    return cached(Case(hf.GPT2LMHeadModel(config), {}, content), kv_heads=HEADS)

@@ -74,3 +74,22 @@ def test_a_constant_scale_of_each_head():
     outcome = attention(text, each=(4, 1, 1))
     assert outcome.counts == {"FlashAttention": 1}
     outcome.same(*SIZES)
+
+
+def test_scores_in_fp32_of_fp16_queries_and_keys():
+    """GPT-J widens q and k, and multiplies the weights with v in fp16."""
+    text = """
+        wide_q = Cast<to=1>(q)
+        wide_k = Cast<to=1>(k)
+        kt = Transpose<perm=[0, 1, 3, 2]>(wide_k)
+        raw = MatMul(wide_q, kt)
+        four = Constant<value_float=4.0>()
+        scores = Div(raw, four)
+        logits = Add(scores, mask)
+        weights = Softmax<axis=-1>(logits)
+        narrow = Cast<to=10>(weights)
+        y = MatMul(narrow, v)
+    """
+    outcome = attention(text, "float[B, 1, Q, K] mask", dtype="float16")
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(*SIZES)

@@ -379,3 +379,20 @@ def test_pairs_that_are_an_axis_of_their_own(parts):
     assert outcome.ops == ["Rope"]
     assert outcome.attribute("Rope", "interleaved") == 1
     outcome.same(*SIZES)
+
+
+def test_halves_that_are_widened_after_they_are_turned():
+    """OLMo 2 in fp16: cos and sin are fp32, and the turned x is cast by itself."""
+    text = """
+        wide = Cast<to=1>(x)
+        turned32 = Cast<to=1>(turned)
+        straight = Mul(wide, cos)
+        across = Mul(turned32, sin)
+        total = Add(straight, across)
+        y = Cast<to=10>(total)
+    """
+    head = TURN.split("straight =")[0]
+    cache = "float[B, 1, S, 6] cos, float[B, 1, S, 6] sin"
+    outcome = rope(HALVES["slices"] + head + text, f"{X}, {cache}", dtype="float16")
+    assert outcome.counts == {"Rope": 1}
+    outcome.same(*SIZES)

@@ -256,3 +256,15 @@ def test_weights_stay_on_disk() -> None:
     facts, y = analyse(imported), imported.tensors()["y"]
     assert len(facts.shape(y) or ()) == 2
     assert facts.value(imported.tensors()["w"]) is None
+
+
+def test_the_last_as_many_as_there_are_is_all() -> None:
+    """A hybrid's convolution layers read ``mask[:, -seq:]``."""
+    facts, tensors = _facts(
+        node("Shape", ["x"], ["length"], start=1),
+        node("Neg", ["length"], ["start"]),
+        node("Slice", ["x", "start", "far", "one"], ["y"]),
+        inputs={"x": "batch seq"},
+        constants={"far": [(1 << 63) - 1], "one": [1]},
+    )
+    assert facts.shape(tensors["y"]) == (BATCH, SEQ)

@@ -241,3 +241,19 @@ def test_dropout_with_its_mask_stays():
     outcome = simplified("y, m = Dropout(x)", outputs="T y, bool m")
     assert outcome.ops == ["Dropout"]
     outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize("reader", ["", "n = Shape(wide)"])
+def test_what_is_widened_turns_before_it_is(reader):
+    text = f"wide = Cast<to=1>(x)\n{reader}\nt = Transpose<perm=[0, 2, 1]>(wide)\ny = Neg(t)"
+    outcome = simplified(text, outputs="float y" + (", int64 n" if reader else ""), dtype="float16")
+    turned = outcome.node("Transpose")
+    assert list(turned.input) == ["x"]
+    outcome.same(*SIZES)
+
+
+def test_what_is_narrowed_turns_behind_it():
+    text = "thin = Cast<to=10>(x)\nt = Transpose<perm=[0, 2, 1]>(thin)\ny = Neg(t)"
+    outcome = simplified(text, outputs="float16 y")
+    assert list(outcome.node("Transpose").input) == ["thin"]
+    outcome.same(*SIZES)

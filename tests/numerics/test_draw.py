@@ -27,3 +27,13 @@ def test_the_first_family_tells_sizes_apart():
     (sizes, single, _), *_ = draw.families([spec(parse("batch"), parse("seq"), parse("past"))])
     assert len(set(sizes.values())) == 3
     assert [single["batch"], single["seq"], single["past"]] == [2, 1, 1]
+
+
+def test_convolutions_get_enough_samples_whichever_axis_they_lie_on():
+    """WavLM has its frames in front, and its bias has sizes that nothing is known of."""
+    frames = parse("samples") // 320 - 1
+    rows, columns = unknown_dim(1), unknown_dim(2)
+    specs = [spec(frames, 4 * parse("batch"), 16), spec(4 * parse("batch"), rows, columns)]
+    runs = [sizes for sizes, _, _ in draw.families(specs)]
+    shapes = [[[evaluate(dim, sizes) for dim in one.shape] for one in specs] for sizes in runs]
+    assert any(a[0] > 1 and b[1:] == [a[0], a[0]] for a, b in shapes)

@@ -44,7 +44,7 @@ def scaled(x: Pattern, name: str) -> Pattern:
     return any_of(op.Mul(x, Const(f"{name}_times")), op.Div(x, Const(f"{name}_over")), x)
 
 
-scores = op.MatMul(scaled(Var("q"), "q"), scaled(Var("kt"), "k"))
+scores = op.MatMul(scaled(maybe_cast(Var("q")), "q"), scaled(maybe_cast(Var("kt")), "k"))
 by_head = op.Mul(scores, Var("by_head"))
 logits = maybe_cast(any_of(scaled(maybe_cast(scores), "scores"), by_head))
 bent = op.Mul(op.Tanh(scaled(logits, "cap")), Const("softcap"))

@@ -226,6 +226,8 @@ def _reversed(dim: Dim, start: Dim, end: Dim, step: int) -> Dim:
 
 def _tail(dim: Dim, start: Dim) -> Dim:
     """How many elements ``start:`` keeps, in one spelling: ``seq - min(1, seq)`` is another."""
+    if start == -dim:
+        return dim  # be it zero, which is the start then
     if at_least(start, 0):
         return maximum(dim - start, 0)
     if at_least(-1, start):

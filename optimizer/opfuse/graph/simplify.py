@@ -200,7 +200,23 @@ def transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
         node.attrs["perm"] = perm
         edit.set_input(node, 0, inner.inputs[0])
         rewriter.changed = True
-    return node.inputs[0] if list(perm) == sorted(perm) else None
+    if list(perm) == sorted(perm):
+        return node.inputs[0]
+    return _before_its_cast(rewriter, node)
+
+
+def _before_its_cast(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Turn what is widened, not what came of it: the two meet behind k in GPT-J's attention."""
+    widened = producer(node.inputs[0])
+    if widened is None or widened.op != "Cast":
+        return None
+    if any(user is not node and user.op != "Shape" for user in node.inputs[0].outputs):
+        return None
+    source, facts = widened.inputs[0], rewriter.facts
+    if (facts.dtype(source), facts.dtype(node.inputs[0])) not in _WIDER:
+        return None
+    turned = rewriter.emit("Transpose", [source], dict(node.attrs), node.outputs[0])
+    return rewriter.emit("Cast", [turned], dict(widened.attrs), node.outputs[0])
 
 
 def flat_transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:

@@ -40,6 +40,7 @@ class Setting:
 
 
 Family = tuple[Sizes, Sizes, Sizes]
+_LENGTHS = (64, 1024, 16384)
 
 
 def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
@@ -64,6 +65,26 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     yield large, large, large
     settled = _settled(specs, large)
     yield settled, settled, settled
+    for longer in _longer([dim for spec in specs for dim in spec.shape or ()], large):
+        yield longer, longer, longer
+
+
+def _longer(dims: Sequence[Dim], sizes: Sizes) -> Iterator[Sizes]:
+    """Yield ``sizes`` with more of what convolutions make shorter, be it the first axis.
+
+    wav2vec 2 makes one frame of 320 samples, and WavLM has the frames in front. Sizes that nothing
+    is known of are as many as the frames.
+    """
+    short = [dim for dim in dims if evaluate(dim, sizes) < 1]
+    named = {name for dim in dims for name in _symbols(dim)}
+    unknown = [name for name in named if name[0] == "?"]
+    for size in _LENGTHS if short else ():
+        longer = {**sizes, **dict.fromkeys((n for dim in short for n in _symbols(dim)), size)}
+        longer |= dict.fromkeys(unknown, 1)
+        frames = max(evaluate(dim, longer) for dim in short)
+        longer |= dict.fromkeys(unknown, frames)
+        if all(evaluate(dim, longer) >= 1 for dim in dims):
+            yield longer
 
 
 def _settled(specs: Sequence[TensorSpec], sizes: Sizes) -> Sizes:
