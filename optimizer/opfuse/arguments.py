@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from opfuse.config import BACKENDS, GPUS, LOWERINGS, Config
+from opfuse.config import BACKENDS, GPUS, LOWERINGS, PRECISIONS, Config
 from opfuse.errors import InputError
 from opfuse.shape_syntax import parse_shapes
 
 _EPILOG = """\
 exit codes:
   0    done
-  1    a check failed: numbers differ
+  1    a check failed: numbers differ, or an engine has another precision than asked for
   2    bad input or usage
   3    a needed component is missing: TensorRT, a GPU, the plugin library
   4    TensorRT refused the network or crashed
@@ -23,17 +23,15 @@ exit codes:
   130  interrupted (Ctrl-C); 143: terminated
 """
 
-_KEEPS_TYPES = "this release keeps the types of the model: export the model in the type you want"
+_CONVERTS = "say which: --precision fp16 or --precision bf16"
 _QUANTISE = (
     "quantisation is part of the model: insert Q/DQ nodes first "
     "(python -m modelopt.onnx.quantization --onnx_path MODEL), then build that file"
 )
 _REFUSED = {
-    "fp16": _KEEPS_TYPES,
-    "bf16": _KEEPS_TYPES,
     "int8": _QUANTISE,
     "fp8": _QUANTISE,
-    "best": _KEEPS_TYPES,
+    "best": _CONVERTS,
 }
 
 
@@ -127,6 +125,7 @@ def _build(commands: argparse._SubParsersAction[Parser]) -> None:
         "layers; auto decides for each (default: auto)",
     )
     _shapes(command, _ENGINE_SHAPES)
+    _precision(command)
     command.add_argument(
         "--timing-cache",
         "--timingCacheFile",
@@ -135,12 +134,7 @@ def _build(commands: argparse._SubParsersAction[Parser]) -> None:
         help="keep TensorRT's kernel timings between builds in FILE (default: none)",
     )
     _library(command, ("--plugins", "--staticPlugins"))
-    command.add_argument(
-        "--no-embed-plugins",
-        dest="embed_plugins",
-        action="store_false",
-        help="leave the plugin library out of the engine; whoever runs it loads the library first",
-    )
+    _embedding(command)
     _proof(command)
     _common(command)
 
@@ -155,6 +149,7 @@ def _fuse(commands: argparse._SubParsersAction[Parser]) -> None:
     _model(command)
     _output(command, "FUSED", "the fused .onnx file to write; MODEL itself is allowed")
     _shapes(command, _CHECKED_SHAPES)
+    _precision(command)
     _proof(command)
     _common(command)
 
@@ -280,6 +275,43 @@ def _shapes(command: Parser, texts: Mapping[str, str]) -> None:
         )
 
 
+def _precision(command: Parser) -> None:
+    group = command.add_argument_group(
+        "precision",
+        "TensorRT computes in the types of the graph. A conversion puts products, attentions, and\n"
+        "what lies between into fp16 or bf16; norms, softmax, and sums compute in fp32 inside\n"
+        "of fused operators, and stay fp32 elsewhere.",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="keep",
+        help="keep every tensor in its type, or convert to fp16 or bf16 (default: keep)",
+    )
+    for name in PRECISIONS[1:]:
+        group.add_argument(
+            f"--{name}",
+            dest="precision",
+            action="store_const",
+            const=name,
+            help=f"the same as --precision {name}",
+        )
+    group.add_argument(
+        "--io-precision",
+        choices=PRECISIONS,
+        default="keep",
+        help="the type of floating-point inputs and outputs; keep leaves theirs (default: keep)",
+    )
+    group.add_argument(
+        "--calibrate",
+        action="append",
+        type=Path,
+        metavar="DATA.npz",
+        help="inputs on which activations are measured, an array for each input of the model, or "
+        "several stacked in front; may be given several times (default: random inputs)",
+    )
+
+
 def _gpu(command: Parser) -> None:
     command.add_argument(
         "--gpu",
@@ -296,6 +328,15 @@ def _library(command: Parser, flags: tuple[str, ...]) -> None:
         type=Path,
         metavar="LIBRARY",
         help="the plugin library (default: the one in the package, or $OPFUSE_PLUGINS)",
+    )
+
+
+def _embedding(command: Parser) -> None:
+    command.add_argument(
+        "--no-embed-plugins",
+        dest="embed_plugins",
+        action="store_false",
+        help="leave the plugin library out of the engine; whoever runs it loads the library first",
     )
 
 
@@ -323,12 +364,6 @@ def _tolerance(command: Parser) -> None:
 
 
 def _common(command: Parser, formats: tuple[str, ...] = (".json", ".txt", ".html")) -> None:
-    command.add_argument(
-        "--precision",
-        default="keep",
-        metavar="keep",
-        help="keep: every tensor stays in its type; this release has no other (default: keep)",
-    )
     for name in _REFUSED:
         command.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     command.add_argument("--stronglyTyped", action="store_true", help=argparse.SUPPRESS)

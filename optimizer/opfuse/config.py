@@ -10,7 +10,7 @@ from pathlib import Path
 from opfuse.errors import InputError
 
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "segmented")
-PRECISIONS = ("keep",)
+PRECISIONS = ("keep", "fp16", "bf16")
 LOWERINGS = ("auto", "leave", "native", "plugin")
 GPUS = ("A100", "H100", "H200", "B200", "L4", "RTX4090", "RTX5090")
 
@@ -26,7 +26,10 @@ class Config:
         model: The ONNX file to read.
         output: The fused ONNX file or the engine to write; None writes nothing.
         backend: Which TensorRT builds the engine; "auto" takes the first that is usable.
-        precision: "keep" leaves every tensor in the type that the model gives it.
+        precision: "keep" leaves every tensor in the type that the model gives it; "fp16" and
+            "bf16" convert what may compute in that type.
+        io_precision: The type of floating-point inputs and outputs; "keep" leaves theirs.
+        calibrate: .npz files of inputs on which activations are measured for the conversion.
         lower: What a fusion becomes in the engine; "auto" decides for each candidate.
         prove: Compare every distinct fusion and the whole model with the original.
         min_shapes: Smallest shape of each dynamic input, by input name.
@@ -52,6 +55,8 @@ class Config:
     output: Path | None = None
     backend: str = "auto"
     precision: str = "keep"
+    io_precision: str = "keep"
+    calibrate: tuple[Path, ...] = ()
     lower: str = "auto"
     prove: bool = True
     min_shapes: Shapes = field(default_factory=dict)
@@ -74,17 +79,34 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
-        object.__setattr__(self, "reports", tuple(Path(path) for path in self.reports))
+        for name in ("reports", "calibrate"):
+            object.__setattr__(self, name, tuple(Path(path) for path in getattr(self, name)))
         _one_of("backend", self.backend, BACKENDS)
         _one_of("lower", self.lower, LOWERINGS)
         _one_of("gpu", self.gpu, GPUS)
-        _check_precision(self.precision)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("io_precision", self.io_precision, PRECISIONS)
+        self._check_conversion()
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)
         _check_positive("iterations", self.iterations)
         _check_positive("warm_up", self.warm_up)
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative", "give 0 or more")
+
+    def _check_conversion(self) -> None:
+        """Refuse what goes with a conversion where none is asked for."""
+        for name, option in (("io_precision", "--io-precision"), ("calibrate", "--calibrate")):
+            if self.precision == "keep" and getattr(self, name) not in ("keep", ()):
+                raise InputError(
+                    f"{name} is given, and no precision to convert to",
+                    f"give --precision fp16 or bf16 with {option}",
+                )
+        if self.io_precision not in ("keep", self.precision):
+            raise InputError(
+                f"io_precision {self.io_precision} is another type than precision {self.precision}",
+                "take keep, or the same type",
+            )
 
     @classmethod
     def option_names(cls) -> frozenset[str]:
@@ -95,14 +117,6 @@ class Config:
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{option} {value!r} is not known", f"use one of {', '.join(choices)}")
-
-
-def _check_precision(value: str) -> None:
-    if value not in PRECISIONS:
-        raise InputError(
-            f"precision {value!r} is not in this release, which keeps the types of the model",
-            "export the model in that type, or leave the option out",
-        )
 
 
 def _check_positive(option: str, value: float | None) -> None:

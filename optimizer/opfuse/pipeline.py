@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ from opfuse.stages.report import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from opfuse.engine.backend import EngineInfo
     from opfuse.explanation.result import Explanation
     from opfuse.graph.match import Match
+    from opfuse.precision.result import Precision
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.bench import Bench
     from opfuse.stages.fuse import Fused
@@ -66,14 +69,17 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         fused, model, proof = _proven(source, config, progress)
     else:
         fused, model = _fused(source, {}, progress)
-    facts = describe(source, model, output)
     built: dict[str, Any] = {}
     if goal == "explain" or any(path.suffix == ".html" for path in config.reports):
         built["explanation"] = _explained(source, fused, config, progress)
+    if config.precision != "keep" and goal != "explain":
+        model, built["precision"] = _converted(source, fused, model, config, progress)
+    facts = describe(source, model, output)
     if goal == "build":
         library = _library(config)
         fused, model, proof = _widened(source, fused, model, proof, library, config, progress)
-        built |= _built(source, fused, model, library, config, progress)
+        accept = _acceptance(built.get("precision"))
+        built |= _built(source, fused, model, library, config, progress, accept)
     elif output is not None:
         with progress.stage("save"):
             from opfuse.stages.save import save
@@ -223,6 +229,21 @@ def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, 
     return fused, model, replace(proof, failed=failed)
 
 
+def _converted(
+    source: Source, fused: Fused, model: ModelProto, config: Config, progress: Progress
+) -> tuple[ModelProto, Precision]:
+    """Converts the fused graph to another precision and compares it with the original."""
+    from opfuse.stages.fuse import export
+    from opfuse.stages.precision import convert, judge
+
+    with progress.stage("precision"):
+        precision = convert(source, fused, model, config, progress)
+        model = export(fused, source)
+        if config.prove:
+            precision = judge(source, fused, model, precision, config, progress)
+    return model, precision
+
+
 def _explained(source: Source, fused: Fused, config: Config, progress: Progress) -> Explanation:
     from opfuse.stages.explain import explain
     from opfuse.stages.shapes import chosen_shapes
@@ -269,6 +290,13 @@ def _widened(
     return (fused, model, proof) if more.failed else (wide, wider, proof)
 
 
+def _acceptance(precision: Precision | None) -> Callable[[EngineInfo], None] | None:
+    """What refuses an engine that is not in the precision that was asked for."""
+    from opfuse.stages.precision import check_engine
+
+    return None if precision is None else partial(check_engine, precision=precision)
+
+
 def _built(
     source: Source,
     fused: Fused,
@@ -276,6 +304,7 @@ def _built(
     library: Library,
     config: Config,
     progress: Progress,
+    accept: Callable[[EngineInfo], None] | None,
 ) -> dict[str, Any]:
     from opfuse.stages.build import build
     from opfuse.stages.lower import lower
@@ -287,7 +316,7 @@ def _built(
             lowering = lower(model, config.lower, library.ops)
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
-            engine = build(model, folder, config, progress, used)
+            engine = build(model, folder, config, progress, used, accept)
     lowering = tuple(
         replace(item, choice="leave", reason=engine.left[item.node])
         if item.node in engine.left

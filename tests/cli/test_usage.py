@@ -91,9 +91,12 @@ def test_spellings_of_trtexec_and_polygraphy(flags):
         (["fuse", "m.onnx", "--onnx", "n.onnx", "-o", "f"], "twice"),
         (["build", "m.onnx", "-o", "e", "--backend", "cpu"], "'cpu'"),
         (["build", "m.onnx", "-o", "e", "--back", "tensorrt"], "--back"),
-        (["build", "m.onnx", "-o", "e", "--fp16"], "--fp16"),
+        (["build", "m.onnx", "-o", "e", "--best"], "--precision fp16 or"),
+        (["build", "m.onnx", "-o", "e", "--precision", "fp8"], "'fp8'"),
+        (["build", "m.onnx", "-o", "e", "--io-precision", "fp16"], "no precision to convert to"),
+        (["build", "m.onnx", "-o", "e", "--calibrate", "x.npz"], "no precision to convert to"),
+        (["build", "m.onnx", "-o", "e", "--fp16", "--io-precision", "bf16"], "another type"),
         (["build", "m.onnx", "-o", "e", "--int8"], "Q/DQ"),
-        (["build", "m.onnx", "-o", "e", "--precision", "fp16"], "keeps the types"),
         (["build", "m.onnx", "-o", "e", "--time-limit", "-1"], "above zero"),
         (["build", "m.onnx", "-o", "e", "--rtol", "nan"], "above zero"),
         (["build", "m.onnx", "-o", "e", "--time-limit", "inf"], "finite"),
@@ -121,9 +124,33 @@ def test_shapes_of_two_inputs_given_by_two_options():
 
 
 def test_refused_options_raise_from_the_library_too():
-    args = parser().parse_args(["fuse", "m", "-o", "f", "--bf16"])
-    with pytest.raises(InputError, match="--bf16"):
+    args = parser().parse_args(["fuse", "m", "-o", "f", "--best"])
+    with pytest.raises(InputError, match="--best"):
         config_of(args)
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        ([], "keep"),
+        (["--fp16"], "fp16"),
+        (["--bf16"], "bf16"),
+        (["--precision", "bf16"], "bf16"),
+        (["--precision=keep"], "keep"),
+    ],
+    ids=str,
+)
+def test_spellings_of_a_precision(options, precision):
+    for command in ("build", "fuse"):
+        config = config_of(parser().parse_args([command, "m", "-o", "f", *options]))
+        assert config.precision == precision
+
+
+def test_options_of_a_conversion():
+    line = "fuse m -o f --fp16 --io-precision fp16 --calibrate a.npz --calibrate b.npz"
+    config = config_of(parser().parse_args(line.split()))
+    assert config.io_precision == "fp16"
+    assert [str(path) for path in config.calibrate] == ["a.npz", "b.npz"]
 
 
 @pytest.mark.parametrize("command", ["", "build", "fuse", "explain", "verify", "plugins"])

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import weights
-from opfuse.graph.weights import ConcatValues, raw_blocks
+from opfuse.graph.weights import CastValues, ConcatValues, pieces, raw_blocks
 
 DTYPES = (np.float32, np.float16, np.int8, np.int64)
 
@@ -135,3 +135,21 @@ def test_an_empty_tensor(tmp_path):
     array = np.zeros((0, 4), np.float32)
     tensor = external(numpy_helper.from_array(array, "w"), tmp_path, "w.bin", 0)
     assert b"".join(raw_blocks(tensor, tmp_path)) == b""
+
+
+@pytest.mark.parametrize("place", ["inline", "in a file", "joined"])
+@pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_cast_weight_is_streamed_as_it_is_loaded(place, element, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PIECE", 40)  # several pieces, the last one short
+    array = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+    source = constant(array, tmp_path if place == "in a file" else None, 3)
+    if place == "joined":
+        halves = [constant(part, tmp_path, 1) for part in (array[:, :3], array[:, 3:])]
+        source = gs.Constant("joined", ConcatValues(tuple(halves), 1, tmp_path))
+    cast = CastValues(source, element, tmp_path)
+    want = array.astype(onnx.helper.tensor_dtype_to_np_dtype(element))
+    assert (cast.load() == want).all()
+    assert b"".join(cast.blocks()) == want.tobytes()
+    assert (cast.nbytes, list(cast.shape)) == (want.nbytes, [5, 7])
+    assert (np.concatenate(list(pieces(source, tmp_path))) == array.ravel()).all()
+    assert (weights.load(gs.Constant("c", cast), tmp_path) == want).all()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from opfuse.engine.layers import Layer
 from opfuse.engine.profile import Range
 from opfuse.errors import EngineError
 
@@ -54,9 +55,11 @@ class EngineInfo:
 
     ``layers`` counts the layers of the built engine, ``layer_types`` counts them by TensorRT's
     type name, ``plugin_layers`` those that run a plugin by op name, ``dtypes`` the outputs of all
-    layers by data type. ``read_from`` says where these come from: the engine inspector, the
-    builder's own listing where no GPU can load the engine, or the parsed network. ``left`` maps the
-    plugin nodes that the backend gave back to TensorRT to the reason.
+    layers by data type. ``products`` counts matrix products, convolutions, and attentions by the
+    type that they compute in, ``fp32_products`` are those in fp32. ``read_from`` says where these
+    come from: the engine inspector, the builder's own listing where no GPU can load the engine, or
+    the parsed network. ``left`` maps the plugin nodes that the backend gave back to TensorRT to the
+    reason.
     """
 
     backend: str
@@ -71,6 +74,8 @@ class EngineInfo:
     dtypes: dict[str, int]
     io: tuple[TensorInfo, ...]
     read_from: str
+    products: dict[str, int] = field(default_factory=dict)
+    fp32_products: tuple[Layer, ...] = ()
     notes: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
 

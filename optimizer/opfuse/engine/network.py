@@ -126,7 +126,17 @@ def build(api: ModuleType, name: str, request: Request) -> EngineInfo:
         io=tuple(_tensors(network, request)),
         read_from=read_from,
         notes=(*notes, *_merged_plugins(plugins, counted)),
+        **_products(found, plugins),
     )
+
+
+def _products(found: list[layers.Layer], plugins: dict[str, str]) -> dict[str, Any]:
+    """What the engine's information says of its products."""
+    products = layers.products(found, plugins)
+    return {
+        "products": {dtype: len(items) for dtype, items in products.items()},
+        "fp32_products": tuple(products.get("fp32", ())),
+    }
 
 
 _MONITOR_METHODS = ("phase_start", "step_complete", "phase_finish")

@@ -77,6 +77,11 @@ def _body(uses: Uses) -> str:
 
 
 DEFINITION = Definition(
-    "AddLayerNorm", ("x", "residual", "gamma", "beta"), ("y", "sum"), ("epsilon",), _body
+    "AddLayerNorm",
+    ("x", "residual", "gamma", "beta"),
+    ("y", "sum"),
+    ("epsilon",),
+    _body,
+    in_fp32=("gamma", "beta"),
 )
 FUSION = Fusion("AddLayerNorm", ("Cast", "LayerNormalization"), y, _build)

@@ -25,5 +25,12 @@ def _body(uses: Uses) -> str:
     return f"sum = Add(x, residual)\n{rms_norm.statements(uses.opset, 'sum')}"
 
 
-DEFINITION = Definition("AddRmsNorm", ("x", "residual", "gamma"), ("y", "sum"), ("epsilon",), _body)
+DEFINITION = Definition(
+    "AddRmsNorm",
+    ("x", "residual", "gamma"),
+    ("y", "sum"),
+    ("epsilon",),
+    _body,
+    in_fp32=("gamma",),
+)
 FUSION = Fusion("AddRmsNorm", ("RmsNorm",), y, _build, domain="opfuse")

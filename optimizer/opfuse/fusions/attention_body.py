@@ -20,7 +20,7 @@ def _body(uses: Uses) -> str:
     if uses.any("softcap"):
         parts.append(_softcap())
     if uses.inputs > MASK:
-        parts.append("typed = CastLike(capped, mask)\nmasked = Add(typed, mask)")
+        parts.append(add_mask("capped"))
     else:
         parts.append("masked = Identity(capped)")
     parts.append(causal() if uses.any("causal") else "logits = Identity(masked)")
@@ -29,6 +29,17 @@ def _body(uses: Uses) -> str:
     parts.append("kept_v = CastLike(kept, values)\ny = MatMul(kept_v, values)")
     text = "\n".join(parts)
     return text if uses.any("softcap") else text.replace("capped", "scores")
+
+
+def add_mask(scores: str) -> str:
+    """Return what makes fp32 ``masked`` of ``scores`` and the mask.
+
+    The sum is in the mask's type, in which its finite fill absorbs the scores of a hidden row.
+    """
+    return f"""
+        typed = CastLike({scores}, mask)
+        added = Add(typed, mask)
+        masked = Cast<to: int = 1>(added)"""
 
 
 def _repeat(uses: Uses) -> str:
@@ -57,14 +68,18 @@ def _repeat(uses: Uses) -> str:
 
 
 def _scores() -> str:
-    """The scale is not rounded to q's type: a rounded one shifts every score of a row alike."""
+    """The scale is not rounded to q's type: a rounded one shifts every score of a row alike.
+
+    Only the product itself is in q's type; what follows it up to the weights is fp32.
+    """
     return """
         scale = Constant<value_float: float = @scale>()
         q_wide = Cast<to: int = 1>(q)
         q_product = Mul(q_wide, scale)
         q_scaled = CastLike(q_product, q)
         keys_t = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
-        scores = MatMul(q_scaled, keys_t)"""
+        product = MatMul(q_scaled, keys_t)
+        scores = Cast<to: int = 1>(product)"""
 
 
 def _softcap() -> str:
@@ -151,4 +166,5 @@ DEFINITION = Definition(
     ("num_heads", "kv_num_heads", "scale", "causal", "softcap", "nan_guard", "layout"),
     _body,
     _unify,
+    in_fp32=("mask",),
 )

@@ -69,7 +69,13 @@ def _packed(found: Found) -> gs.Node | None:
 def _body(uses: Uses) -> str:
     split = "" if uses.inputs > 1 else halves(uses.opset, "first", "second", "gate")
     gate, up = ("gate", "up") if uses.inputs > 1 else ("first", "second")
-    return f"{split}\n{active(uses, gate)}\ny = Mul(active, {up})"
+    return f"""
+        {split}
+        gate_wide = Cast<to: int = 1>({gate})
+        up_wide = Cast<to: int = 1>({up})
+        {active(uses, "gate_wide")}
+        product = Mul(active, up_wide)
+        y = CastLike(product, gate)"""
 
 
 def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], _: Facts) -> None:

@@ -43,8 +43,14 @@ def _build(found: Found) -> Replacement:
 
 
 def _body(uses: Uses) -> str:
-    total = "total = Add(product, bias)" if uses.inputs > 2 else "total = Identity(product)"
-    return f"product = MatMul(x, weight)\n{total}\n{active(uses, 'total')}\ny = Identity(active)"
+    """The epilogue is computed in fp32 and rounded once, as the product's accumulator is kept."""
+    bias = "bias_wide = Cast<to: int = 1>(bias)\ntotal = Add(wide, bias_wide)"
+    return f"""
+        product = MatMul(x, weight)
+        wide = Cast<to: int = 1>(product)
+        {bias if uses.inputs > 2 else "total = Identity(wide)"}
+        {active(uses, "total")}
+        y = CastLike(active, x)"""
 
 
 def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:

@@ -129,7 +129,12 @@ def _body(uses: Uses) -> str:
 
 
 DEFINITION = Definition(
-    "GroupNormSilu", ("x", "gamma", "beta"), ("y",), ("num_groups", "epsilon"), _body
+    "GroupNormSilu",
+    ("x", "gamma", "beta"),
+    ("y",),
+    ("num_groups", "epsilon"),
+    _body,
+    in_fp32=("gamma", "beta"),
 )
 FUSION = Fusion(
     "GroupNormSilu",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention import scaled
-from opfuse.fusions.attention_body import causal, unify_masks
+from opfuse.fusions.attention_body import add_mask, causal, unify_masks
 from opfuse.fusions.attention_operands import mask_of
 from opfuse.fusions.guards import floating, known_casts, last_axis
 from opfuse.graph.definition import Definition, Uses
@@ -102,12 +102,11 @@ def _scale(found: Found) -> float:
 
 
 def _body(uses: Uses) -> str:
-    masked = "typed = CastLike(scaled, mask)\nmasked = Add(typed, mask)"
     return f"""
-        scale32 = Constant<value_float: float = @scale>()
-        scale = CastLike(scale32, scores)
-        scaled = Mul(scores, scale)
-        {masked if uses.inputs > MASK else "masked = Identity(scaled)"}
+        scale = Constant<value_float: float = @scale>()
+        wide = Cast<to: int = 1>(scores)
+        scaled = Mul(wide, scale)
+        {add_mask("scaled") if uses.inputs > MASK else "masked = Identity(scaled)"}
         {causal() if uses.any("causal") else "logits = Identity(masked)"}
         weights = Softmax<axis: int = -1>(logits)
         y = CastLike(weights, scores)"""
@@ -118,6 +117,6 @@ def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
 
 
 DEFINITION = Definition(
-    "MaskedSoftmax", ("scores", "mask"), ("y",), ("scale", "causal"), _body, _unify
+    "MaskedSoftmax", ("scores", "mask"), ("y",), ("scale", "causal"), _body, _unify, ("mask",)
 )
 FUSION = Fusion("MaskedSoftmax", ("Cast", "Softmax"), y, _build)

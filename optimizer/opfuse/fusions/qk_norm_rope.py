@@ -306,5 +306,6 @@ DEFINITION = Definition(
     ("q", "k", "v"),
     (*_ALIKE, "num_heads", "kv_num_heads", "norm", "bias", "epsilon"),
     _body,
+    in_fp32=("cos", "sin", "q_gamma", "k_gamma", "bias"),
 )
 FUSION = _QkNormRope()

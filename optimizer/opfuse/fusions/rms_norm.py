@@ -69,5 +69,5 @@ def statements(opset: int, source: str) -> str:
         y = CastLike(scaled, x)"""
 
 
-DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), _body)
+DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), _body, in_fp32=("gamma",))
 FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, _build, near=4)

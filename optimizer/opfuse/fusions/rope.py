@@ -102,8 +102,10 @@ def _check_pairs(found: Found, shape: Shape, size: int) -> None:
 
 def _body(uses: Uses) -> str:
     return f"""
-        wide = CastLike(x, cos)
-        {rotation(uses, "total", "wide", "cos", "sin")}
+        wide = Cast<to: int = 1>(x)
+        cos_wide = Cast<to: int = 1>(cos)
+        sin_wide = Cast<to: int = 1>(sin)
+        {rotation(uses, "total", "wide", "cos_wide", "sin_wide")}
         y = CastLike(total, x)"""
 
 
@@ -162,5 +164,6 @@ DEFINITION = Definition(
     ("y",),
     ("interleaved", "rotary_dim", "num_heads", "head_size"),
     _body,
+    in_fp32=("cos", "sin"),
 )
 FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)

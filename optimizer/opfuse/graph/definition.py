@@ -74,6 +74,8 @@ class Definition:
         attributes: Every attribute that a node may carry.
         body: Statements of the ONNX text format (onnx/docs/Syntax.md).
         unify: Makes the nodes of a model alike, where they may differ in their inputs.
+        in_fp32: Inputs that may be fp32 beside an x in fp16 or bf16: weights of norms, angles,
+            masks. There are few of them, and what is computed from them is computed in fp32.
     """
 
     op: str
@@ -82,6 +84,7 @@ class Definition:
     attributes: tuple[str, ...]
     body: Callable[[Uses], str]
     unify: Callable[[gs.Graph, Sequence[gs.Node], Facts], None] | None = None
+    in_fp32: tuple[str, ...] = ()
 
     def function(self, uses: Uses) -> onnx.FunctionProto:
         """Return the function that all of ``uses`` call."""

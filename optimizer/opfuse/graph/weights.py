@@ -19,6 +19,10 @@ PIECE = 16 << 20  # bytes
 class DerivedValues(LazyValues):  # type: ignore[misc]  # gs has no types
     """A weight that is computed from others when it is written, and not kept."""
 
+    # What it is computed from: constants whose values may lie in files of ``base_dir``.
+    parts: tuple[gs.Constant, ...]
+    base_dir: Path
+
     def blocks(self) -> Iterator[bytes]:
         """Yield the raw little-endian row-major bytes in pieces of at most 16 MiB."""
         raise AssertionError("every kind of derived weight has its own")
@@ -66,6 +70,55 @@ class ConcatValues(DerivedValues):
                     _forget_pages(view)
 
 
+class CastValues(DerivedValues):
+    """A weight in another floating-point type than it is kept in, not yet written anywhere.
+
+    Attributes:
+        parts: The one constant that it is made of.
+        element: The ``onnx.TensorProto`` element type that it is written in.
+        base_dir: The folder that external files are relative to.
+    """
+
+    def __init__(self, part: gs.Constant, element: int, base_dir: Path) -> None:
+        self.parts = (part,)
+        self.element = element
+        self.base_dir = base_dir
+        self.shape = list(part.shape)
+        self.dtype = gs_dtype(element)
+        self.nbytes = prod(self.shape) * get_itemsize(element)
+        self.tensor = onnx.TensorProto(
+            data_type=element, dims=self.shape, data_location=onnx.TensorProto.EXTERNAL
+        )
+
+    def load(self) -> np.ndarray:
+        """Return the whole weight as an array."""
+        values = load(self.parts[0], self.base_dir)
+        return values.astype(onnx.helper.tensor_dtype_to_np_dtype(self.element))
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the raw row-major bytes in pieces of at most 16 MiB."""
+        target = onnx.helper.tensor_dtype_to_np_dtype(self.element)
+        for values in pieces(self.parts[0], self.base_dir):
+            yield values.astype(target).tobytes()
+
+
+def pieces(constant: gs.Constant, base_dir: Path) -> Iterator[np.ndarray]:
+    """Yield the values of ``constant`` flat, in pieces of at most 16 MiB."""
+    source = onnx.helper.tensor_dtype_to_np_dtype(onnx_dtype(constant))
+    values = constant._values
+    if isinstance(values, DerivedValues):
+        blocks: Iterator[bytes] = values.blocks()
+    elif isinstance(values, LazyValues):
+        blocks = raw_blocks(values.tensor, base_dir)
+    else:
+        flat = np.ascontiguousarray(values).reshape(-1)
+        step = max(1, PIECE // max(1, flat.itemsize))
+        yield from (flat[start : start + step] for start in range(0, flat.size, step))
+        return
+    for block in blocks:
+        yield np.frombuffer(block, source)
+
+
 def onnx_dtype(tensor: gs.Tensor) -> int:
     """Return the ``onnx.TensorProto`` element type of a tensor whose dtype is known."""
     dtype = tensor.dtype
@@ -84,7 +137,7 @@ def gs_dtype(dtype: int) -> object:
 def load(constant: gs.Constant, base_dir: Path) -> np.ndarray:
     """Return the values of ``constant``, from its external file where they lie there."""
     values = constant._values
-    if isinstance(values, ConcatValues):
+    if isinstance(values, (ConcatValues, CastValues)):
         return values.load()
     if isinstance(values, LazyValues):
         return onnx.numpy_helper.to_array(values.tensor, str(base_dir))
@@ -95,7 +148,7 @@ def memory(constant: gs.Constant, base_dir: Path) -> np.ndarray:
     """Return the raw bytes of ``constant`` as a flat uint8 array, mapped where they are a file."""
     values = constant._values
     if isinstance(values, LazyValues) and is_external(values.tensor):
-        if isinstance(values, ConcatValues):
+        if isinstance(values, (ConcatValues, CastValues)):
             return np.frombuffer(values.load().tobytes(), np.uint8)
         return map_external(values.tensor, base_dir)
     array = load(constant, base_dir)

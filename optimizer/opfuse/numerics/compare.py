@@ -35,6 +35,7 @@ class Difference:
     ``max_rel`` is the largest absolute error over the root mean square of its row (the last
     axis). The rms rather than the maximum, because one outlier in a row would excuse everything
     beside it; rows rather than the whole, because norms and attention scale each row by itself.
+    ``rms`` is the root mean square of all errors over that of the reference.
     ``reason`` is set where no number can say it: shape, type, or place of NaN and infinity.
     """
 
@@ -42,6 +43,7 @@ class Difference:
     max_rel: float = 0.0
     cosine: float = 1.0
     reason: str = ""
+    rms: float = 0.0
 
     def within(self, tolerance: float) -> bool:
         """Whether this is a rounding difference."""
@@ -88,7 +90,9 @@ def distance(reference: Array, other: Array) -> Difference:
     relative = error / _scale(a, finite)
     norms = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     cosine = float((a * b).sum()) / norms if norms > 0 else float(not error.any())
-    return Difference(float(error.max()), float(relative.max()), min(cosine, 1.0))
+    total = float(np.square(error).sum())
+    rms = math.sqrt(total / float((a * a).sum())) if norms > 0 else math.sqrt(total)
+    return Difference(float(error.max()), float(relative.max()), min(cosine, 1.0), rms=rms)
 
 
 def is_float(array: Array) -> bool:
@@ -143,4 +147,4 @@ def _share(flags: Array) -> str:
 
 
 def _apart(reason: str) -> Difference:
-    return Difference(math.inf, math.inf, 0.0, reason)
+    return Difference(math.inf, math.inf, 0.0, reason, math.inf)

@@ -145,6 +145,8 @@ def of_constant(constant: gs.Constant, base_dir: Path) -> Stored:
     if isinstance(values, weights.ConcatValues):
         parts = tuple(of_constant(part, values.base_dir) for part in values.parts)
         return Joined(parts, values.axis)
+    if isinstance(values, weights.CastValues):
+        return Converted(of_constant(values.parts[0], values.base_dir), values.element)
     if isinstance(values, LazyValues):
         return of_tensor(values.tensor, base_dir)
     return InMemory(weights.load(constant, base_dir))

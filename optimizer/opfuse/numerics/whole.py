@@ -24,6 +24,7 @@ from opfuse.numerics.compare import (
     tolerance,
 )
 from opfuse.numerics.retype import convert, retype
+from opfuse.numerics.rounding import cast_types, rounding
 from opfuse.numerics.session import CannotRun
 from opfuse.numerics.settle import settle
 from opfuse.numerics.stored import Converted, Stored
@@ -42,11 +43,13 @@ class Subject:
         path: The file of its protobuf message; values in external files stay there.
         base_dir: What external files are relative to.
         merged: Weights that exist in no file yet, by name.
+        rounds: Run it in fp32, and round behind every operator in half precision.
     """
 
     path: Path
     base_dir: Path
     merged: Mapping[str, Stored]
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,15 @@ def compare_models(
     rtol: float | None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     limit: int = LIMIT,
+    samples: Sequence[Mapping[str, Array]] = (),
 ) -> Comparison:
-    """Run both models on inputs made for the first, in ``shapes`` where they are given.
+    """Run both models on ``samples``, or on inputs made for the first, in ``shapes`` if given.
 
-    Small models run a second time, with all sizes 1.
+    Without samples small models run a second time, with all sizes 1.
     """
     try:
         first = Loaded(original, limit)
-        runs = first.run_somehow(seed, shapes or {})
+        runs = first.run_on(samples) if samples else first.run_somehow(seed, shapes or {})
     except (CannotRun, ValueError) as reason:
         return Comparison({}, 0.0, not_run=str(reason))
     child.emit({"model": "fused", "text": "the fused model"})
@@ -171,11 +175,15 @@ class Loaded:
         weights = _weights(model, subject)
         self.elements = {value.element for value in weights.values()} | _graph_types(model.graph)
         # onnxruntime has no bfloat16 kernels for the CPU; float32 has the same range.
-        self._narrow = HALVES if wide else frozenset({TensorProto.BFLOAT16})
-        if not self._narrow.isdisjoint(self.elements):
-            model = retype(model, self._narrow, TensorProto.FLOAT)
+        self._narrow = HALVES if wide or subject.rounds else frozenset({TensorProto.BFLOAT16})
+        if not self._narrow.isdisjoint(self.elements | cast_types(model)):
+            if subject.rounds:
+                model = rounding(model)
+            else:
+                model = retype(model, self._narrow, TensorProto.FLOAT)
             weights = {name: self._widened(value) for name, value in weights.items()}
         self.graph = model.graph
+        self.outputs = [info.name for info in model.graph.output]
         self.small = sum(value.nbytes for value in weights.values()) <= _SMALL
         self._runner = Chunked(model, weights, limit)
 
@@ -189,6 +197,10 @@ class Loaded:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name."""
         return self._runner.run(feeds)
+
+    def run_on(self, samples: Sequence[Mapping[str, Array]]) -> list[Run]:
+        """Run with every one of ``samples``."""
+        return [(feeds, self.run(feeds)) for feeds in samples]
 
     def run_somehow(self, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Run]:
         """Run with the first sizes that the model takes, and with all sizes 1 if it is small."""

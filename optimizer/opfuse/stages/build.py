@@ -39,6 +39,7 @@ def build(
     config: Config,
     progress: Progress,
     plugin_library: Path | None = None,
+    accept: Callable[[EngineInfo], None] | None = None,
 ) -> EngineInfo:
     """Build the engine and write it to ``config.output``.
 
@@ -49,6 +50,7 @@ def build(
         config: Backend, shapes, output, time limit, and what to do with the plugin library.
         progress: Told about TensorRT's phases.
         plugin_library: The library to load; None where the model has no plugin node.
+        accept: Raises where the engine is not what was asked for; nothing is written then.
 
     Raises:
         InputError: The shapes do not fit the model, or the output cannot be written.
@@ -71,6 +73,8 @@ def build(
             timing_cache=cache,
         )
         info = _within_limits(model, config, _single(choice.backend, request, config, progress))
+        if accept is not None:
+            accept(info)
         notes = [*info.notes, *_without_cache(config, choice.backend)]
         if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
             notes.append(_publish_beside(plugin_library, config.output))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from opfuse.explanation.result import Explanation
     from opfuse.numerics.whole import Comparison
+    from opfuse.precision.result import Precision
     from opfuse.stages.load import Source
 
 SCHEMA = 1
@@ -39,6 +40,7 @@ class Report:
         lowering: For each fusion what it became in the engine; empty without an engine.
         engine: Facts read back from the built engine; None without an engine.
         timings: Seconds of each stage.
+        precision: The conversion to another type; None where none was asked for.
         explanation: Anchors, savings, and layers; None where nobody asked for them.
     """
 
@@ -51,15 +53,18 @@ class Report:
     engine: Any = None
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     explanation: Explanation | None = None
+    precision: Precision | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report in the stable schema that the JSON file has."""
+        converted = {} if self.precision is None else self.precision.as_dict()
         explained = {} if self.explanation is None else self.explanation.as_dict()
         return {
             "schema": SCHEMA,
             "model": plain(self.model),
             "fusions": {kind: self._fusion(kind) for kind in self._all_kinds()},
             "proof": _proof(self.proof),
+            **({"precision": plain(converted)} if converted else {}),
             "lowering": plain(self.lowering),
             "engine": plain(self.engine),
             "timings_s": {name: round(seconds, 4) for name, seconds in self.timings.items()},

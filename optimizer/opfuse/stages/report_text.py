@@ -65,6 +65,10 @@ def _parts(report: Report, every_candidate: bool) -> Iterator[RenderableType]:
         yield _nearly(report, None if every_candidate else _MOST_NEARLY)
     facts = report.as_dict()
     yield _proof(facts["proof"])
+    if report.precision is not None:
+        from opfuse.stages.precision_text import parts as precision_parts
+
+        yield from precision_parts(facts["precision"])
     if report.engine is not None:
         yield from _engine(facts)
     yield _timings(report)
@@ -140,7 +144,7 @@ def _engine(facts: dict[str, Any]) -> Iterator[RenderableType]:
     table.add_column("fact")
     table.add_column("value", overflow="fold")
     for name, value in engine.items():
-        if name not in ("io", "notes", "sha256", "left"):
+        if name not in ("io", "notes", "sha256", "left", "fp32_products"):
             table.add_row(clean(name.replace("_", " ")), clean(_shown(value)) or "none")
     for tensor in engine["io"]:
         table.add_row(clean(tensor["mode"]), clean(_tensor(tensor)))

@@ -22,7 +22,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, translated, write_atomically
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
-from opfuse.graph.weights import ConcatValues, raw_blocks
+from opfuse.graph.weights import DerivedValues, raw_blocks
 
 INLINE_LIMIT = 1 << 30
 _SMALLEST_EXTERNAL = 1024
@@ -76,13 +76,13 @@ def save(graph: gs.Graph, model: ModelProto, base_dir: Path, output: Path) -> No
             (output.parent / name).unlink()
 
 
-def _merged(graph: gs.Graph) -> Iterator[tuple[str, ConcatValues]]:
+def _merged(graph: gs.Graph) -> Iterator[tuple[str, DerivedValues]]:
     for name, tensor in graph.tensors().items():
-        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, ConcatValues):
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, DerivedValues):
             yield name, tensor._values
 
 
-def _fits_inline(model: ModelProto, merged: Mapping[str, ConcatValues]) -> bool:
+def _fits_inline(model: ModelProto, merged: Mapping[str, DerivedValues]) -> bool:
     """Whether all is small and nothing lay in a data file before."""
     total = 0
     for tensor in all_tensors(model):
@@ -92,10 +92,10 @@ def _fits_inline(model: ModelProto, merged: Mapping[str, ConcatValues]) -> bool:
     return total < INLINE_LIMIT and not any(map(_reads_file, merged.values()))
 
 
-def _reads_file(values: ConcatValues) -> bool:
+def _reads_file(values: DerivedValues) -> bool:
     for part in values.parts:
         inner = part._values
-        if isinstance(inner, ConcatValues):
+        if isinstance(inner, DerivedValues):
             if _reads_file(inner):
                 return True
         elif isinstance(inner, LazyValues) and is_external(inner.tensor):
@@ -104,7 +104,7 @@ def _reads_file(values: ConcatValues) -> bool:
 
 
 def _weights(
-    model: ModelProto, merged: Mapping[str, ConcatValues], base_dir: Path
+    model: ModelProto, merged: Mapping[str, DerivedValues], base_dir: Path
 ) -> Iterator[_Weight]:
     """Every tensor whose bytes can go to a file of their own."""
     for tensor in all_tensors(model):

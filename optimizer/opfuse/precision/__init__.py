@@ -1,0 +1,1 @@
+"""Which operators compute in fp16 or bf16, and where the few Casts between them stand."""

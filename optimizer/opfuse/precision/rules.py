@@ -1,0 +1,63 @@
+"""Which standard operators compute in the low type, in fp32, or as their neighbours do."""
+
+from __future__ import annotations
+
+# What an engine's time goes to; products accumulate in fp32 whatever their inputs are.
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"})
+
+_GROWS = "its result grows or shrinks much faster than its input"
+_SUMS = "adds up long rows"
+_SCALE = "scales of a quantisation are fp32"
+_STEPS = "its errors add up over the steps"
+
+IN_FP32 = {
+    **dict.fromkeys(("Exp", "Log", "Pow", "Softplus", "Sinh", "Cosh", "Tan"), _GROWS),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "exponentials and their sum"),
+    **dict.fromkeys(("Sin", "Cos", "Asin", "Acos", "Atan"), "angles"),
+    **dict.fromkeys(("Asinh", "Acosh", "Atanh"), _GROWS),
+    **dict.fromkeys(("CumSum", "LRN", "LpNormalization", "LpPool", "GlobalLpPool"), _SUMS),
+    **dict.fromkeys(("InstanceNormalization", "MeanVarianceNormalization"), _SUMS),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _SCALE),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _STEPS),
+    **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "a loss"),
+    "GridSample": "its coordinates choose what is read",
+    "RoiAlign": "its coordinates choose what is read",
+    "Range": "counts",
+}
+"""By operator, why it is in fp32 wherever it stands."""
+
+REDUCTIONS = frozenset(
+    {"ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum"}
+    | {"ReduceLogSumExp", "ReduceSumSquare"}
+)
+LONG = 256  # terms from which on a reduction is long, and where their number is not known
+SUMS = _SUMS
+
+ELEMENTWISE = frozenset(
+    {"Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}
+    | {"LeakyRelu", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "PRelu", "Reciprocal", "Relu"}
+    | {"Selu", "Sigmoid", "Sign", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh"}
+    | {"ThresholdedRelu", "Where", "Shrink"}
+)
+MOVES = frozenset(
+    {"Cast", "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Dropout", "Expand"}
+    | {"Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape"}
+    | {"ReverseSequence", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split"}
+    | {"Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze"}
+)
+# Their sums are short, or accumulate in fp32 inside of the one operator.
+_INSIDE = frozenset(
+    {"AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalMaxPool"}
+    | {"GroupNormalization", "LayerNormalization", "MaxPool", "RMSNormalization", "ReduceMax"}
+    | {"ReduceMin", "Resize", "RotaryEmbedding", "TopK", "Upsample", "OneHot"}
+)
+_COMPARES = frozenset(
+    {"ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+)
+_ROUNDS = frozenset({"Ceil", "Floor", "Mod", "Round"})
+
+EITHER = ELEMENTWISE | MOVES | _INSIDE | _COMPARES | _ROUNDS
+"""Operators that compute as their neighbours do, so that no Cast stands around them."""
+
+EXACT = frozenset({"Sin", "Cos", "Tan", "Range", "CumSum"}) | _ROUNDS
+"""Operators that ask for more digits than the low type has: what leads up to them is fp32."""

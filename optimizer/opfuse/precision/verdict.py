@@ -1,0 +1,141 @@
+"""Which precision the rules, the weights, and the measured ranges ask of each node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import onnx_graphsurgeon as gs
+from onnx import FunctionProto
+
+from opfuse.graph import edit
+from opfuse.graph.bodies import INNER
+from opfuse.graph.facts import Facts
+from opfuse.graph.pattern import OPFUSE
+from opfuse.precision import rules
+from opfuse.precision.constants import LIMITS, Weights
+from opfuse.precision.signature import Signature
+from opfuse.precision.types import FLOATS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is asked of a node.
+
+    ``low`` is True or False where it has to be in the low type or in fp32, None where it goes with
+    its neighbours. ``reason`` says why it is in fp32; ``kept`` whether that is worth telling.
+    """
+
+    low: bool | None
+    reason: str = ""
+    kept: bool = False
+
+
+_EITHER = Verdict(None)
+_LOW = Verdict(True)
+
+
+class Judge:
+    """Judges the nodes of one graph."""
+
+    def __init__(
+        self,
+        low: int,
+        facts: Facts,
+        weights: Weights,
+        ranges: Mapping[str, float],
+        exact: Mapping[int, str],
+        functions: Mapping[str, FunctionProto],
+    ) -> None:
+        """Take what is known; ``ranges`` are largest magnitudes by name of the tensor."""
+        self._low, self._facts, self._weights = low, facts, weights
+        self._ranges, self._exact, self._limits = ranges, exact, LIMITS[low]
+        self._products = {
+            name
+            for name, function in functions.items()
+            if any(node.op_type in rules.PRODUCTS for node in function.node)
+        }
+
+    def of(self, node: gs.Node, signature: Signature) -> Verdict:
+        """Return the verdict on ``node``."""
+        if not signature.free:
+            told = bool(signature.fixed) and bool(FLOATS & {*signature.types, *signature.results})
+            return Verdict(False, signature.fixed, kept=told)
+        own = {signature.types[i] for i in signature.main}
+        own |= {signature.results[i] for i in signature.outputs}
+        if own == {self._low}:
+            return _EITHER if node.op in rules.MOVES and edit.is_standard(node) else _LOW
+        if id(node) in self._exact:
+            return Verdict(False, self._exact[id(node)], kept=node.op in rules.IN_FP32)
+        reason = self._out_of_range(node, signature) or self._quantised(node)
+        return Verdict(False, reason, kept=True) if reason else self._by_rule(node)
+
+    def _by_rule(self, node: gs.Node) -> Verdict:
+        if not edit.is_standard(node):
+            return _LOW if node.op in self._products and node.domain == OPFUSE else _EITHER
+        if node.op in rules.PRODUCTS:
+            return _LOW
+        if node.op == "Pow" and self._is_mild(node):
+            return _EITHER
+        if node.op in rules.IN_FP32:
+            return Verdict(False, rules.IN_FP32[node.op], kept=True)
+        if node.op in rules.REDUCTIONS:
+            return Verdict(False, rules.SUMS, kept=True) if self._is_long(node) else _EITHER
+        if node.op in rules.EITHER:
+            return _EITHER
+        return Verdict(False, "there is no rule for this operator", kept=True)
+
+    def _out_of_range(self, node: gs.Node, signature: Signature) -> str:
+        """Say which weight or activation the low type does not hold."""
+        inputs = [node.inputs[index] for index in sorted(signature.main)]
+        for tensor in inputs:
+            if isinstance(tensor, gs.Constant):
+                reason = self._weights.refusal(tensor)
+                if reason:
+                    return reason
+        value = node.attrs.get("value")
+        if node.op == "ConstantOfShape" and isinstance(value, gs.Constant):
+            reason = self._weights.refusal(value)
+            if reason:
+                return reason
+        names = [tensor.name for tensor in inputs if not isinstance(tensor, gs.Constant)]
+        names += [node.outputs[index].name for index in sorted(signature.outputs)]
+        names += [f"{node.name}{INNER}{name}" for name in signature.rounded]
+        return next(filter(None, (self._exceeds(node, name) for name in names)), "")
+
+    def _exceeds(self, node: gs.Node, name: str) -> str:
+        largest = self._ranges.get(name, 0.0)
+        shown = name.replace(INNER, "'s ")
+        if node.op == "Cast" and largest > self._limits.count:
+            return f"{shown} counts to {largest:g}"
+        if largest > self._limits.margin:
+            return f"{shown} reaches {largest:.3g}, the margin is {self._limits.margin:g}"
+        if 0 < largest < self._limits.smallest:
+            return f"{shown} stays below {largest:.2g}, which is no normal number there"
+        return ""
+
+    def _quantised(self, node: gs.Node) -> str:
+        if node.op not in rules.PRODUCTS:
+            return ""
+        sources = filter(None, map(edit.producer, node.inputs))
+        quantised = any(source.op == "DequantizeLinear" for source in sources)
+        return "computes with quantised values" if quantised else ""
+
+    def _is_mild(self, node: gs.Node) -> bool:
+        """Whether a power is a root, a square, or a cube; the ranges see whether it overflows."""
+        value = self._facts.value(node.inputs[1])
+        return value is not None and all(item in (0.5, 1, 2, 3) for item in value.ravel())
+
+    def _is_long(self, node: gs.Node) -> bool:
+        """Whether a reduction adds up many values, or nobody knows how many."""
+        shape = self._facts.shape(node.inputs[0])
+        axes = node.attrs.get("axes")
+        if axes is None and len(node.inputs) > 1:
+            value = self._facts.value(node.inputs[1])
+            axes = None if value is None else value.ravel().tolist()
+        if shape is None or not all(isinstance(axis, int) for axis in axes or ()):
+            return True
+        sizes = [shape[axis] for axis in axes] if axes else list(shape)
+        known = [size for size in sizes if isinstance(size, int)]
+        return len(known) < len(sizes) or prod(known) > rules.LONG
