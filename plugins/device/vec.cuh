@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "parameter.h"
 
@@ -15,6 +16,17 @@ struct alignas(sizeof(T) * kSize) Vec {
 };
 
 inline constexpr int kVecBytes = 16;
+
+template <class A, class B>
+struct Pair {
+    A first;
+    B second;
+};
+
+template <class A, class B>
+__device__ Pair<A, B> pair(A const& first, B const& second) {
+    return {first, second};
+}
 
 // The `index`-th vector of `data`, which is aligned to the vector's size.
 template <int kSize, class T>
@@ -96,9 +108,55 @@ __device__ Vec<float, kSize> load_parameter(Parameter parameter, int64_t index) 
     return out;
 }
 
+// Elements [first, first + kSize) of data[0, count), all of which exist, at any alignment: aligned
+// 16-byte loads and shifts where those stay inside of `data`, single loads elsewhere.
+template <int kSize, class T>
+__device__ Vec<float, kSize> load_anywhere(T const* data, int64_t first, int64_t count) {
+    constexpr int kBytes = kSize * sizeof(T), kWords = kBytes / 4, kRead = kWords + 4;
+    Vec<float, kSize> out;
+    auto const begin = reinterpret_cast<uintptr_t>(data + first);
+    uintptr_t const floor = begin / kVecBytes * kVecBytes;
+    if (floor < reinterpret_cast<uintptr_t>(data) ||
+        floor + kBytes + kVecBytes > reinterpret_cast<uintptr_t>(data + count)) {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) out.at[i] = to_float(data[first + i]);
+        return out;
+    }
+    uint32_t word[kRead];
+#pragma unroll
+    for (int i = 0; i < kRead; i += 4) {
+        uint4 const part = reinterpret_cast<uint4 const*>(floor)[i / 4];
+        word[i] = part.x, word[i + 1] = part.y, word[i + 2] = part.z, word[i + 3] = part.w;
+    }
+    auto const shift = static_cast<unsigned>(begin - floor);
+    if (shift & 8)
+#pragma unroll
+        for (int i = 0; i + 2 < kRead; ++i) word[i] = word[i + 2];
+    if (shift & 4)
+#pragma unroll
+        for (int i = 0; i + 3 < kRead; ++i) word[i] = word[i + 1];
+    if (shift & 2)
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) word[i] = __funnelshift_r(word[i], word[i + 1], 16);
+    T item[kSize];
+    memcpy(item, word, kBytes);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) out.at[i] = to_float(item[i]);
+    return out;
+}
+
 template <class... Pointers>
 bool aligned(Pointers const*... data) {
     return ((reinterpret_cast<uintptr_t>(data) % kVecBytes == 0) && ...);
+}
+
+// All the same number of bytes past a multiple of 16.
+template <class... Pointers>
+bool congruent(void const* first, Pointers const*... rest) {
+    auto const past = [](void const* data) {
+        return reinterpret_cast<uintptr_t>(data) % kVecBytes;
+    };
+    return ((past(rest) == past(first)) && ...);
 }
 
 }  // namespace opfuse::device
