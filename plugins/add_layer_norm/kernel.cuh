@@ -17,6 +17,9 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::Team team;
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
+        auto const gammas =
+            tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
+        auto const betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
         auto const read = [&](auto at) {
             return device::pair(row.load(x, at), row.load(residual, at));
         };
@@ -32,7 +35,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
         if (parameters.bias.data) {
             auto const with_bias = [&](auto at, auto const& terms) {
-                return add(at, terms, row.parameter(parameters.bias, at));
+                return add(at, terms, row.parameter(parameters.bias, at).floats());
             };
             tile.fill(read, with_bias, publish);
         } else {
@@ -41,13 +44,11 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             };
             tile.fill(read, without, publish);
         }
-        auto const gammas =
-            tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
-        auto const betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
         float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
         auto const square = [mean](float a) { return (a - mean) * (a - mean); };
         float const scale = rsqrtf(team.sum(tile.sum(square)) / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& g, auto const& b) {
+        auto const finish = [&](auto at, auto item, auto const& scales, auto const& shifts) {
+            auto const g = scales.floats(), b = shifts.floats();
 #pragma unroll
             for (int i = 0; i < at.kSize; ++i) {
                 float const normal = (device::to_float(item.at[i]) - mean) * scale;

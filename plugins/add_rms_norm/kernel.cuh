@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::Team team;
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
+        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         auto const read = [&](auto at) {
             return device::pair(row.load(x, at), row.load(residual, at));
         };
@@ -28,10 +29,10 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             return item;
         };
         tile.fill(read, add, [&](auto at, auto const& item) { row.store(sum, at, item); });
-        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& g) {
+        auto const finish = [&](auto at, auto item, auto const& weights) {
+            auto const g = weights.floats();
 #pragma unroll
             for (int i = 0; i < at.kSize; ++i)
                 item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);

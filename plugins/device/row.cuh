@@ -1,6 +1,7 @@
 // A row of [rows, cols] tensors: where its 16-byte vectors lie, and a tile that is read once.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "launch.cuh"
@@ -59,23 +60,32 @@ class Row {
     }
     template <int kSize>
     __device__ void store(T* tensor, Span<kSize> at, Vec<T, kSize> const& item) const {
-        *reinterpret_cast<Vec<T, kSize>*>(tensor + start_ + at.column) = item;
+        device::store(tensor + start_ + at.column, 0, item);
     }
 
     // A part of a [cols] parameter, which is aligned where the row is not shifted.
     template <int kSize>
-    __device__ Vec<float, kSize> parameter(Parameter data, Span<kSize> at) const {
-        if constexpr (!Shape::kShifted || kSize == 1)
-            return load_parameter<T, kSize>(data, at.column / kSize);
-        else if (data.is_float)
-            return load_anywhere<kSize>(static_cast<float const*>(data.data), at.column, cols_);
-        else
-            return load_anywhere<kSize>(static_cast<T const*>(data.data), at.column, cols_);
+    __device__ Raw<T, kSize> parameter(Parameter data, Span<kSize> at) const {
+        if constexpr (!Shape::kShifted || kSize == 1) {
+            return load_raw<T, kSize>(data, at.column / kSize);
+        } else {
+            Raw<T, kSize> raw{{}, data.is_float};
+            if (data.is_float) {
+                auto const* from = static_cast<float const*>(data.data);
+                auto const part = load_anywhere<kSize>(from, at.column, cols_);
+                memcpy(raw.word, &part, sizeof(part));
+            } else {
+                auto const* from = static_cast<T const*>(data.data);
+                auto const part = load_anywhere<kSize>(from, at.column, cols_);
+                memcpy(raw.word, &part, sizeof(part));
+            }
+            return raw;
+        }
     }
 
     __device__ void prefetch(T const* tensor, int slot) const {
-        constexpr int kLine = 128 / sizeof(T);  // elements of a cache line
-        if (slot < slots_ && slot % (kLine / kVec) == 0)
+        constexpr int kSector = 32 / sizeof(T);  // elements of what L2 fetches
+        if (slot < slots_ && slot % (kSector / kVec) == 0)
             device::prefetch(tensor + start_ + span(slot).column);
     }
 
@@ -209,6 +219,20 @@ class RowTile {
         }
         if constexpr (Shape::kShifted)
             if (has_edge_) use(edge_at_, edge_, beside.at_edge(edge_at_)...);
+    }
+
+    // Puts `change(element)` in the place of each element; false where the tile is not in registers
+    // and stays as it is.
+    template <class Change>
+    __device__ bool replace(Change change) {
+        if constexpr (kItems > 0) {
+#pragma unroll
+            for (Item& item : kept_)
+#pragma unroll
+                for (Element& element : item.at) element = change(element);
+            if constexpr (Shape::kShifted) edge_.at[0] = change(edge_.at[0]);
+        }
+        return kItems > 0;
     }
 
     // This thread's sum of `term(element)`.

@@ -12,7 +12,7 @@ namespace opfuse {
 // ---- kernels
 
 inline constexpr int kThreads = 256;  // of a block
-inline constexpr int kLine = 128;     // bytes of a cache line
+inline constexpr int kSector = 32;    // bytes that L2 fetches
 // Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
 inline constexpr int kFewVectors = 1024;
 
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
         }
     };
     device::let_next_start();
-    if (device::tuning::kPrefetch && threadIdx.x * kVec * sizeof(T) % kLine == 0)
+    if (device::tuning::kPrefetch && threadIdx.x * kVec * sizeof(T) % kSector == 0)
         for_each(blockIdx.x, [&](int, int64_t row, int64_t v) {
             device::prefetch(gate + row * stride + v * kVec);
             device::prefetch(up + row * stride + v * kVec);

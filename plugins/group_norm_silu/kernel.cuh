@@ -35,10 +35,6 @@ __device__ Start start_of(Affine<T> const& affine, int column) {
     return {channel, (channel + 1) * affine.spatial - column, affine.of(channel)};
 }
 
-struct Normal {
-    float mean, scale;
-};
-
 template <class T, int kSize>
 __device__ device::Vec<T, kSize> finish(device::Vec<T, kSize> item, Start start,
                                         Affine<T> const& affine, Normal normal) {
@@ -75,10 +71,10 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     auto const body = [&](device::Row<T, Shape> const& row, int64_t index) {
         auto const read = [&](auto at) { return row.load(x, at); };
         auto tile = device::make_tile<T>(team, row, read);
-        tile.fill(read);
         Affine<T> const affine{gamma, beta, index % num_groups * channels, spatial};
         auto const starts =
             tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
+        tile.fill(read);
         float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
         auto const square = [mean](float a) { return (a - mean) * (a - mean); };
         Normal const normal{mean, rsqrtf(team.sum(tile.sum(square)) / cols + epsilon)};
@@ -120,7 +116,7 @@ __device__ void for_each_tile(device::Team const& team, device::Row<T, Shape> co
 }
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(device::tuning::kLanesOfPart, 3)
+__global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::kBlocksOfPart)
     part_moments_kernel(Moments* moments,  // [rows, parts]
                         T const* x,        // [rows, cols]
                         int64_t rows, int cols, int parts) {
@@ -149,28 +145,40 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, 3)
     }
 }
 
-// Mean and 1 / sqrt(variance + epsilon) of a row, from its parts.
-template <class Row>
-__device__ Normal merge(device::Team& team, Row const& row, Moments const* moments, int cols,
-                        int parts, int step, float epsilon) {
-    float total = 0.f, squares = 0.f;
-    for (int i = threadIdx.x; i < parts; i += blockDim.x)
-        total += moments[i].mean * Part(row, i, parts, step).columns;
-    float const mean = team.sum(total) / cols;
-    for (int i = threadIdx.x; i < parts; i += blockDim.x) {
-        float const apart = moments[i].mean - mean;
-        squares += moments[i].squares + apart * apart * Part(row, i, parts, step).columns;
+// One block a row.
+template <class T, class Shape>
+__global__ void __launch_bounds__(device::tuning::kLanesOfPart)
+    merge_parts_kernel(Normal* normals,         // [rows]
+                       Moments const* moments,  // [rows, parts]
+                       T const* x,              // [rows, cols]
+                       int64_t rows, int cols, int parts, float epsilon) {
+    device::Team team;
+    device::let_next_start();
+    device::wait_for_previous();
+    int const step = blockDim.x * Shape::kItems;
+    for (int64_t index = blockIdx.x; index < rows; index += gridDim.x) {
+        device::Row<T, Shape> const row(x, index, rows, cols);
+        Moments const* own = moments + index * parts;
+        float total = 0.f, squares = 0.f;
+        for (int i = threadIdx.x; i < parts; i += blockDim.x)
+            total += own[i].mean * Part(row, i, parts, step).columns;
+        float const mean = team.sum(total) / cols;
+        for (int i = threadIdx.x; i < parts; i += blockDim.x) {
+            float const apart = own[i].mean - mean;
+            squares += own[i].squares + apart * apart * Part(row, i, parts, step).columns;
+        }
+        squares = team.sum(squares);
+        if (threadIdx.x == 0) normals[index] = {mean, rsqrtf(squares / cols + epsilon)};
     }
-    return {mean, rsqrtf(team.sum(squares) / cols + epsilon)};
 }
 
 // Starts with the parts that were read last: they are in L2 still.
 template <class T, class Shape>
-__global__ void __launch_bounds__(device::tuning::kLanesOfPart, 3)
-    finish_parts_kernel(T* y, T const* x,        // [rows, cols]
-                        Moments const* moments,  // [rows, parts]
+__global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::kBlocksOfPart)
+    finish_parts_kernel(T* y, T const* x,       // [rows, cols]
+                        Normal const* normals,  // [rows]
                         device::Parameter gamma, device::Parameter beta, int num_groups,
-                        int channels, int spatial, int64_t rows, int parts, float epsilon) {
+                        int channels, int spatial, int64_t rows, int parts) {
     int const cols = channels * spatial, step = blockDim.x * Shape::kItems;
     device::Team team;
     device::let_next_start();
@@ -180,14 +188,12 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, 3)
         device::Row<T, Shape> const row(x, index, rows, cols);
         Part const part(row, static_cast<int>(own - index * parts), parts, step);
         Affine<T> const affine{gamma, beta, index % num_groups * channels, spatial};
+        Normal const normal = normals[index];
         auto const read = [&](auto at) { return row.load(x, at); };
-        Normal normal{};
-        auto const write = [&](auto& tile, int before, int) {
-            tile.fill(read);
+        auto const write = [&](auto& tile, int, int) {
             auto const starts =
                 tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
-            if (before == 0)
-                normal = merge(team, row, moments + index * parts, cols, parts, step, epsilon);
+            tile.fill(read);
             auto const store = [&](auto at, auto const& item, Start const& start) {
                 row.store(y, at, finish(item, start, affine, normal));
             };
@@ -204,20 +210,22 @@ cudaError_t launch_parts(T* y, T const* x,  // [rows, cols]
                          device::Parameter gamma, device::Parameter beta, Groups const& groups,
                          float epsilon, void* workspace, device::Machine const& machine,
                          cudaStream_t stream) {
+    if (!workspace) return cudaErrorInvalidValue;
+    int const parts = static_cast<int>(parts_of(groups)), cols = static_cast<int>(groups.cols());
     auto* const moments = static_cast<Moments*>(workspace);
-    if (!moments) return cudaErrorInvalidValue;
-    int const parts = static_cast<int>(parts_of(groups));
-    device::Grid grid;
-    grid.blocks = groups.rows * parts;
-    grid.threads = dim3(device::tuning::kLanesOfPart);
-    cudaError_t const status =
-        device::launch(part_moments_kernel<T, Shape>, machine, grid, stream, moments, x,
-                       groups.rows, static_cast<int>(groups.cols()), parts);
+    auto* const normals = reinterpret_cast<Normal*>(moments + groups.rows * parts);
+    device::Grid grid{.blocks = groups.rows * parts, .threads = dim3(device::tuning::kLanesOfPart)};
+    cudaError_t status = device::launch(part_moments_kernel<T, Shape>, machine, grid, stream,
+                                        moments, x, groups.rows, cols, parts);
     if (status != cudaSuccess) return status;
-    return device::launch(finish_parts_kernel<T, Shape>, machine, grid, stream, y, x, moments,
+    device::Grid const one_a_row{.blocks = groups.rows, .threads = grid.threads};
+    status = device::launch(merge_parts_kernel<T, Shape>, machine, one_a_row, stream, normals,
+                            moments, x, groups.rows, cols, parts, epsilon);
+    if (status != cudaSuccess) return status;
+    return device::launch(finish_parts_kernel<T, Shape>, machine, grid, stream, y, x, normals,
                           gamma, beta, static_cast<int>(groups.num_groups),
                           static_cast<int>(groups.channels), static_cast<int>(groups.spatial),
-                          groups.rows, parts, epsilon);
+                          groups.rows, parts);
 }
 
 template <class T>
@@ -236,8 +244,8 @@ cudaError_t group_norm_silu(T* y, T const* x,                     // [rows, cols
                     static_cast<int>(groups.num_groups), static_cast<int>(groups.channels),
                     static_cast<int>(groups.spatial), groups.rows, epsilon);
             } else {
-                constexpr int kItems =
-                    Shape::kVec > 1 ? device::tuning::kItemsOfOne : device::tuning::kScalarItems;
+                constexpr int kItems = Shape::kVec > 1 ? device::tuning::kItemsOfPart
+                                                       : device::tuning::kScalarItems;
                 using Registers = device::RowShape<Shape::kVec, Shape::kShifted, kItems>;
                 return launch_parts<T, Registers>(y, x, gamma, beta, groups, epsilon, workspace,
                                                   machine, stream);

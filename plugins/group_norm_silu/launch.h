@@ -24,14 +24,19 @@ struct Moments {
     float mean, squares;  // sum of squared differences from that mean
 };
 
+// Of a group: the mean, and 1 / sqrt(variance + epsilon).
+struct Normal {
+    float mean, scale;
+};
+
 // Parts of a group that is too large for one cluster; each has at least 8192 elements, so that the
-// statistics are a thousandth of the tensor's bytes, and one block reads those of a group quickly.
+// statistics are a thousandth of the tensor's bytes.
 inline int64_t parts_of(Groups const& groups) {
-    return std::clamp<int64_t>((groups.cols() + 8191) / 8192, 1, 256);
+    return std::clamp<int64_t>((groups.cols() + 8191) / 8192, 1, 1024);
 }
 
 inline size_t workspace_bytes(Groups const& groups) {
-    return sizeof(Moments) * groups.rows * parts_of(groups);
+    return groups.rows * (parts_of(groups) * sizeof(Moments) + sizeof(Normal));
 }
 
 // `workspace`: workspace_bytes(groups), aligned to 8.

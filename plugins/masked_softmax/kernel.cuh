@@ -53,18 +53,19 @@ __global__ void __launch_bounds__(Shape::kLanes)
         auto const read = [&](auto at) {
             return at.column < visible ? row.load(scores, at) : device::Vec<T, at.kSize>{};
         };
-        auto const mask_at = [&](auto at) { return row.parameter(added, at); };
         auto const logits = [&](auto at, auto const& item, auto const& masks) {
             device::Vec<float, at.kSize> out;
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i) {
-                float const logit = fmaf(device::to_float(item.at[i]), scale, masks.at[i]);
-                out.at[i] = at.column + i < visible ? logit : negative_infinity();
-            }
+            for (int i = 0; i < at.kSize; ++i)
+                out.at[i] = fmaf(device::to_float(item.at[i]), scale, masks.at[i]);
+            if (at.column + at.kSize > visible)
+#pragma unroll
+                for (int i = 0; i < at.kSize; ++i)
+                    if (at.column + i >= visible) out.at[i] = negative_infinity();
             return out;
         };
         auto const with_mask = [&](auto at, auto const& item) {
-            return logits(at, item, mask_at(at));
+            return logits(at, item, row.parameter(added, at).floats());
         };
         auto const without = [&](auto at, auto const& item) {
             device::Vec<float, at.kSize> same;
@@ -88,12 +89,14 @@ __global__ void __launch_bounds__(Shape::kLanes)
         });
         highest = team.maximum(highest);
         auto const weight = [&](float logit) { return __expf(logit - highest); };
-        float const share = 1.f / team.sum(tile.sum(weight));
+        bool const weighed = tile.replace(weight);
+        auto const weight_of = [&](float kept) { return weighed ? kept : weight(kept); };
+        float const share = 1.f / team.sum(tile.sum(weight_of));
         tile.for_each([&](auto at, auto const& item) {
             device::Vec<T, at.kSize> out;
 #pragma unroll
             for (int i = 0; i < at.kSize; ++i)
-                out.at[i] = device::from_float<T>(weight(item.at[i]) * share);
+                out.at[i] = device::from_float<T>(weight_of(item.at[i]) * share);
             row.store(probabilities, at, out);
         });
     };

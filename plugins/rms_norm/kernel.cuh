@@ -16,11 +16,12 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto const read = [&](auto at) { return row.load(x, at); };
         auto tile = device::make_tile<T>(team, row, read);
-        tile.fill(read);
         auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
+        tile.fill(read);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& g) {
+        auto const finish = [&](auto at, auto item, auto const& weights) {
+            auto const g = weights.floats();
 #pragma unroll
             for (int i = 0; i < at.kSize; ++i)
                 item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
