@@ -167,3 +167,39 @@ CASES = [
     *_softmax_cases(),
     *_image_cases(),
 ]
+
+# ---- the grid of the plots: our kernels alone
+
+GRID_ROWS = (1, 16, 256, 4096, 65536)
+GRID_COLS = (128, 1024, 4096, 16384, 65536)
+GRID_ELEMENTS = 1 << 27  # of a row op's tensor
+
+
+def grid_cases() -> list[tuple[int, int, Case]]:
+    """(rows, columns, case) of each op.
+
+    Rows are groups for GroupNormSilu, and positions for the RoPE ops, whose columns are heads of
+    128 elements.
+    """
+    return [
+        (rows, cols, case)
+        for rows in GRID_ROWS
+        for cols in GRID_COLS
+        if rows * cols <= GRID_ELEMENTS
+        for case in _grid_of(rows, cols)
+    ]
+
+
+def _grid_of(rows: int, cols: int) -> list[Case]:
+    x, heads, groups = (rows, cols), cols // 128, (1, rows, cols)
+    split, packed, angles = (1, heads, rows, 128), (1, rows, 3 * cols), (rows, 128)
+    norm = {"num_groups": rows}
+    rotation = {"num_heads": heads, "kv_num_heads": heads, "norm": 1}
+    weights = (angles, angles, (128,), (128,))
+    return [
+        *_row_cases(rows, cols),
+        Case("MaskedSoftmax", x, (x,), (x,), causal_softmax, {"scale": 0.125}),
+        Case("GroupNormSilu", x, (groups, (rows,), (rows,)), (groups,), group_norm_silu, norm),
+        Case("Rope", x, (split, angles, angles), (split,), rope),
+        Case("QkNormRope", x, (packed, *weights), (split,) * 3, qk_norm_rope, rotation),
+    ]

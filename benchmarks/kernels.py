@@ -22,7 +22,7 @@ import torch
 import triton
 
 from benchmarks import measure
-from benchmarks.kernel_cases import CASES, Case
+from benchmarks.kernel_cases import CASES, Case, grid_cases
 from opfuse.runtime import abi, library
 
 DTYPE, ONNX_TYPE = torch.float16, 10
@@ -172,6 +172,15 @@ def measure_case(bench: Bench, peers: bool) -> dict[str, float | str]:
     return row
 
 
+def measure_grid(handle: object, timer: Timer, cache_bytes: int) -> list[dict]:
+    """Our kernels alone over rows x columns, for the plots."""
+    return [
+        {"op": case.op, "rows": rows, "cols": cols, "bytes": bench.bytes, "us": bench.opfuse()}
+        for rows, cols, case in grid_cases()
+        for bench in (Bench(case, handle, timer, cache_bytes),)
+    ]
+
+
 def environment() -> dict[str, object]:
     """What the figures hang on besides the machine."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -214,8 +223,8 @@ def main() -> None:
     parser.add_argument("--compile-only", help="PART/PARTS of the cases, and nothing else")
     parser.add_argument("--processes", type=int, default=12, help="that compile (default 12)")
     parser.add_argument("--no-peers", action="store_true", help="our kernels alone")
+    parser.add_argument("--grid", action="store_true", help="also rows x columns, for the plots")
     parser.add_argument("--only", default="", help="cases whose name has this text")
-    parser.add_argument("--except", dest="without", default="-", help="cases to leave out")
     options = parser.parse_args()
     if options.compile_only:
         return compile_some(*map(int, options.compile_only.split("/")))
@@ -230,10 +239,12 @@ def main() -> None:
     rows = [
         measure_case(Bench(case, handle, timer, cache), not options.no_peers)
         for case in CASES
-        if options.only in case.name and options.without not in case.name
+        if options.only in case.name
     ]
     show(rows, copy, empty)
     figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
+    if options.grid:
+        figures["grid"] = measure_grid(handle, timer, cache)
     print(measure.write("kernels", figures))
 
 
