@@ -50,6 +50,14 @@ class Case:
         size = "x".join(map(str, self.shape))
         return f"{self.op} {size} {self.note}".strip()
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns: what is reduced together, and the rest."""
+        count = _elements(self.shape)
+        groups = self.attributes.get("num_groups")
+        rows = self.shape[0] * int(groups) if groups else count // self.shape[-1]
+        return rows, count // rows
+
     def bytes(self, element: int) -> int:
         """What has to be moved at least: inputs read once, outputs written once."""
         read = sum(map(_elements, self.inputs[: self.rotated])) * self.read
@@ -175,14 +183,10 @@ GRID_COLS = (128, 1024, 4096, 16384, 65536)
 GRID_ELEMENTS = 1 << 27  # of a row op's tensor
 
 
-def grid_cases() -> list[tuple[int, int, Case]]:
-    """(rows, columns, case) of each op.
-
-    Rows are groups for GroupNormSilu, and positions for the RoPE ops, whose columns are heads of
-    128 elements.
-    """
+def grid_cases() -> list[Case]:
+    """Each op over rows and columns; those of the RoPE ops are positions and heads of 128."""
     return [
-        (rows, cols, case)
+        case
         for rows in GRID_ROWS
         for cols in GRID_COLS
         if rows * cols <= GRID_ELEMENTS
@@ -199,7 +203,7 @@ def _grid_of(rows: int, cols: int) -> list[Case]:
     return [
         *_row_cases(rows, cols),
         Case("MaskedSoftmax", x, (x,), (x,), causal_softmax, {"scale": 0.125}),
-        Case("GroupNormSilu", x, (groups, (rows,), (rows,)), (groups,), group_norm_silu, norm),
+        Case("GroupNormSilu", groups, (groups, (rows,), (rows,)), (groups,), group_norm_silu, norm),
         Case("Rope", x, (split, angles, angles), (split,), rope),
         Case("QkNormRope", x, (packed, *weights), (split,) * 3, qk_norm_rope, rotation),
     ]

@@ -1,7 +1,7 @@
 """Draws docs/kernels.svg: what each kernel reaches of the copy bandwidth, over rows x columns.
 
-Run it from the repository root with the JSON of ``python -m benchmarks.kernels --grid``:
-``python docs/draw_kernels.py benchmarks/results/kernels-DATE.json``.
+Run it from the repository root with the JSON of ``python -m benchmarks.kernels``, best with
+``--grid``: ``python docs/draw_kernels.py benchmarks/results/kernels-DATE.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ACROSS = 4
 
 def share(cell: dict, copy: float) -> float:
     """Bytes that have to be moved over the time taken, as a part of the copy bandwidth."""
-    return cell["bytes"] / (cell["us"] * 1e-6) / copy
+    return cell["bytes"] / (cell["opfuse_us"] * 1e-6) / copy
 
 
 def colour(part: float) -> str:
@@ -57,7 +57,7 @@ def panel(op: str, cells: list[dict], copy: float, x: float, y: float) -> str:
 def main(path: Path) -> None:
     """Writes the picture."""
     figures = json.loads(path.read_text())
-    grid, copy = figures["grid"], figures["copy_bytes_per_s"]
+    grid, copy = figures.get("grid", figures["rows"]), figures["copy_bytes_per_s"]
     ops = list(dict.fromkeys(cell["op"] for cell in grid))
     wide = LEFT + CELL[0] * len({cell["cols"] for cell in grid}) + 16
     high = TOP + CELL[1] * len({cell["rows"] for cell in grid}) + 22

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
         auto const betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
         auto const read = [&](auto at) {
-            return device::pair(row.load(x, at), row.load(residual, at));
+            return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         // In fp32 with one rounding.
         auto const add = [&](auto at, auto terms, auto const& bias) {

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
         auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         auto const read = [&](auto at) {
-            return device::pair(row.load(x, at), row.load(residual, at));
+            return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         auto const add = [&](auto at, auto terms) {
             auto& [item, other] = terms;

@@ -14,7 +14,7 @@ enum class Access {
     kScalar,
 };
 
-// `rows_at`: tensors of [rows, cols]; `parameters_aligned`: so are the [cols] ones.
+// Of tensors of [rows, cols]; `parameters_aligned`: those of [cols] are.
 template <class T, class... Tensors>
 Access access_of(int64_t cols, bool parameters_aligned, T const* first, Tensors const*... rest) {
     if (aligned(first, rest...) && parameters_aligned && cols * sizeof(T) % kVecBytes == 0)
@@ -57,13 +57,10 @@ inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int le
     return plan;
 }
 
-// Calls `run(RowShape, Machine, Grid)`.  `Element` is what a tile keeps of a T.
+// Calls `run(RowShape, Machine, Grid)`.  `Element` is what a tile keeps of a T; kMostItems is one
+// of tuning::kItemsOf....
 template <class Element, class T, int kMostItems, class Run>
 cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
-#ifdef OPFUSE_ONLY_HALF
-    if constexpr (!std::is_same_v<T, __half>) return cudaErrorNotSupported;
-    else {
-#endif
     constexpr int kVec = kVecBytes / sizeof(T);
     if (rows < 0 || cols < 0 || cols > std::numeric_limits<int32_t>::max() - 64)
         return cudaErrorInvalidValue;
@@ -77,8 +74,6 @@ cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
         if (plan.items == 2) return run(RowShape<kSize, kShifted, 2>{}, machine, plan.grid);
         if constexpr (kMostItems >= 4)
             if (plan.items == 4) return run(RowShape<kSize, kShifted, 4>{}, machine, plan.grid);
-        if constexpr (kMostItems >= 8)
-            if (plan.items == 8) return run(RowShape<kSize, kShifted, 8>{}, machine, plan.grid);
         return run(RowShape<kSize, kShifted, 0>{}, machine, plan.grid);
     };
     switch (access) {
@@ -91,9 +86,6 @@ cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
                                    kScalarItems, 1, sizeof(Vec<Element, 1>));
     if (plan.items > 0) return run(RowShape<1, false, kScalarItems>{}, machine, plan.grid);
     return run(RowShape<1, false, 0>{}, machine, plan.grid);
-#ifdef OPFUSE_ONLY_HALF
-    }
-#endif
 }
 
 }  // namespace opfuse::device

@@ -18,7 +18,7 @@ struct RowShape {
     static constexpr int kVec = kVecSize;
     static constexpr bool kShifted = kIsShifted;
     static constexpr int kItems = kItemCount;
-    static constexpr int kLanes = tuning::most_lanes(kItemCount);  // threads of a block at most
+    static constexpr int kLanes = tuning::most_lanes(kItemCount);     // threads of a block at most
     static constexpr int kBlocks = tuning::least_blocks(kItemCount);  // of a multiprocessor
     // Weights are loaded beside the tile, ahead of what is computed of it.
     static constexpr bool kEarly = kItemCount == 1;
@@ -148,11 +148,7 @@ class RowTile {
     using Item = Vec<Element, kVec>;
 
     __device__ RowTile(Team const& team, Row<T, Shape> const& row, Again again, int first, int last)
-        : row_(row),
-          again_(again),
-          first_(first + team.lane()),
-          last_(last),
-          lanes_(team.lanes()) {
+        : row_(row), again_(again), first_(first + team.lane()), last_(last), lanes_(team.lanes()) {
         extern __shared__ uint4 memory[];
         shared_ = reinterpret_cast<Item*>(memory) + threadIdx.x;
         if constexpr (kItems == 0)

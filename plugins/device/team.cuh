@@ -47,10 +47,10 @@ struct Mailbox {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&state)));
     }
     __device__ void expect(int bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                         shared_address(&state)),
-                     "r"(bytes)
-                     : "memory");
+        asm volatile(
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state)),
+            "r"(bytes)
+            : "memory");
     }
     // Writes `value` to where `own` is in block `rank`, and tells that block's mailbox.
     __device__ void send(float* own, int rank, float value) {

@@ -17,16 +17,11 @@ struct alignas(sizeof(T) * kSize) Vec {
 
 inline constexpr int kVecBytes = 16;
 
-template <class A, class B>
-struct Pair {
-    A first;
-    B second;
+// Two addends, loaded before either is used.
+template <class Item>
+struct Terms {
+    Item first, second;
 };
-
-template <class A, class B>
-__device__ Pair<A, B> pair(A const& first, B const& second) {
-    return {first, second};
-}
 
 // The `index`-th vector of `data`, which is aligned to the vector's size.
 template <int kSize, class T>

@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kThreads)
     auto const for_each = [&](int64_t tile, auto use) {
         int64_t const tile_row = tiles_per_row == 1 ? tile : tile / tiles_per_row;
         int64_t const row = tile_row * blockDim.y + threadIdx.y;
-        int64_t const first =
-            (tile - tile_row * tiles_per_row) * blockDim.x * kItems + threadIdx.x;
+        int64_t const first = (tile - tile_row * tiles_per_row) * blockDim.x * kItems + threadIdx.x;
 #pragma unroll
         for (int k = 0; k < kItems; ++k) {
             int64_t const v = first + k * static_cast<int64_t>(blockDim.x);

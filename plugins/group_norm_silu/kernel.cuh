@@ -239,13 +239,13 @@ cudaError_t group_norm_silu(T* y, T const* x,                     // [rows, cols
         groups.rows, groups.cols(), access,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             if constexpr (Shape::kItems > 0) {
-                return device::launch(
-                    group_norm_silu_kernel<T, Shape>, machine, grid, stream, y, x, gamma, beta,
-                    static_cast<int>(groups.num_groups), static_cast<int>(groups.channels),
-                    static_cast<int>(groups.spatial), groups.rows, epsilon);
+                return device::launch(group_norm_silu_kernel<T, Shape>, machine, grid, stream, y, x,
+                                      gamma, beta, static_cast<int>(groups.num_groups),
+                                      static_cast<int>(groups.channels),
+                                      static_cast<int>(groups.spatial), groups.rows, epsilon);
             } else {
-                constexpr int kItems = Shape::kVec > 1 ? device::tuning::kItemsOfPart
-                                                       : device::tuning::kScalarItems;
+                constexpr int kItems =
+                    Shape::kVec > 1 ? device::tuning::kItemsOfPart : device::tuning::kScalarItems;
                 using Registers = device::RowShape<Shape::kVec, Shape::kShifted, kItems>;
                 return launch_parts<T, Registers>(y, x, gamma, beta, groups, epsilon, workspace,
                                                   machine, stream);

@@ -35,8 +35,8 @@ struct GroupNormSilu {
         Dim const channels = in[0].dims[1];
         if (channels.known() && channels.value % num_groups != 0)
             throw std::invalid_argument(std::to_string(channels.value) +
-                                        " channels do not divide by " +
-                                        std::to_string(num_groups) + " groups");
+                                        " channels do not divide by " + std::to_string(num_groups) +
+                                        " groups");
         need_elements("gamma", in[1], channels);
         need_elements("beta", in[2], channels);
         out[0] = in[0];

@@ -1,6 +1,7 @@
+#include "../core/op.h"
+
 #include <algorithm>
 
-#include "../core/op.h"
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
 #include "launch.h"
