@@ -66,12 +66,14 @@ NORM_AND_SOFTMAX = """
 def test_softmax_and_group_norm_become_plugin_layers(cli, tmp_path, rtx, library, dtype):
     inputs = "T[B, 6, H, W] x, T[B, 2, S, 4] q, T[B, 2, 4, L] k, bool[B, 1, 1, L] keep"
     weights = {"gamma": (6,), "beta": (6,)}
-    made = model(NORM_AND_SOFTMAX, inputs, "T y, T active", weights, dtype, opset=21)
+    outputs = "T[B, 2, S, L] y, T[B, 6, H, W] active"
+    made = model(NORM_AND_SOFTMAX, inputs, outputs, weights, dtype, opset=21)
     onnx.save(made, tmp_path / "m.onnx")
-    line = ["build", tmp_path / "m.onnx", "-o", tmp_path / "m.engine", "--json", "--no-prove"]
-    result = cli(*line, "--backend", "tensorrt-rtx")
+    report = tmp_path / "r.json"
+    line = ["build", tmp_path / "m.onnx", "-o", tmp_path / "m.engine", "--report", report]
+    result = cli(*line, "--backend", "tensorrt-rtx", "--no-prove")
     assert result.code == 0, result.err
-    engine = json.loads(result.out)["engine"]
+    engine = json.loads(report.read_text())["engine"]
     assert engine["plugin_layers"] == {"GroupNormSilu": 1, "MaskedSoftmax": 1}
 
 
