@@ -59,8 +59,10 @@ def main(path: Path) -> None:
     figures = json.loads(path.read_text())
     grid, copy = figures.get("grid", figures["rows"]), figures["copy_bytes_per_s"]
     ops = list(dict.fromkeys(cell["op"] for cell in grid))
-    wide = LEFT + CELL[0] * len({cell["cols"] for cell in grid}) + 16
-    high = TOP + CELL[1] * len({cell["rows"] for cell in grid}) + 22
+    columns = {op: {cell["cols"] for cell in grid if cell["op"] == op} for op in ops}
+    wide = LEFT + CELL[0] * max(map(len, columns.values())) + 16
+    lines = {op: {cell["rows"] for cell in grid if cell["op"] == op} for op in ops}
+    high = TOP + CELL[1] * max(map(len, lines.values())) + 22
     width, height = wide * ACROSS, 30 + high * -(-len(ops) // ACROSS)
     title = (
         f"Share of the copy bandwidth ({copy / 1e9:.0f} GB/s), {figures['dtype']}, "
