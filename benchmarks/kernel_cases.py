@@ -117,6 +117,27 @@ def group_norm_silu(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) ->
     return functional.silu(functional.group_norm(x, 32, gamma, beta, EPSILON))
 
 
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The halves of a head turned against each other, as Llama."""
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat((-high, low), -1) * sin
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    q_gamma: torch.Tensor,
+    k_gamma: torch.Tensor,
+) -> Tensors:
+    """32 query heads and 8 of keys and of values, apart, each key and query normed, as Qwen3."""
+    size = q_gamma.shape[0]
+    heads = [part * size for part in (32, 8, 8)]
+    q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in qkv.split(heads, -1))
+    q, k = rms_norm(q, q_gamma), rms_norm(k, k_gamma)
+    return rope(q, cos, sin).contiguous(), rope(k, cos, sin).contiguous(), v.contiguous()
+
+
 # ---- the table
 
 ROWS = (
@@ -170,10 +191,26 @@ def _image_cases() -> list[Case]:
     ]
 
 
+def _rope_cases(batch: int, length: int) -> list[Case]:
+    x, angles, packed = (batch, 32, length, 128), (length, 128), (batch, length, 48 * 128)
+    apart = (x, (batch, 8, length, 128), (batch, 8, length, 128))
+    heads = {"num_heads": 32, "kv_num_heads": 8, "norm": 1, "epsilon": EPSILON}
+    weights = (angles, angles, (128,), (128,))
+    return [
+        Case("Rope", x, (x, angles, angles), (x,), rope),
+        Case("QkNormRope", packed, (packed, *weights), apart, qk_norm_rope, heads),
+    ]
+
+
 CASES = [
     *(case for rows, cols in ROWS for case in _row_cases(rows, cols)),
     *_softmax_cases(),
     *_image_cases(),
+    *(
+        case
+        for batch, length in ((4, 4096), (1, 2048), (64, 1))
+        for case in _rope_cases(batch, length)
+    ),
 ]
 
 # ---- the grid of the plots: our kernels alone

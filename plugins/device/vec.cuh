@@ -95,6 +95,7 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
 // costs less than twice the kernels.
 template <class T, int kSize>
 struct Raw {
+    static_assert(kSize == 1 || kSize * sizeof(T) == kVecBytes);
     static constexpr int kWords = (kSize * sizeof(float) + 3) / 4;
 
     __device__ Vec<float, kSize> floats() const {
