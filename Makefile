@@ -10,7 +10,7 @@ ENGINE ?= out/$(basename $(notdir $(MODEL))).engine
 SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins cmake build_backend -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help engine test test-gpu check format fuzz bench wheel clean
+.PHONY: help engine test test-gpu check format fuzz bench bench-gpu wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -45,6 +45,9 @@ fuzz: $(VENV)/installed-test  ## fuse random spellings and broken blocks for MIN
 bench: $(VENV)/installed-test  ## time `opfuse fuse` on 32 and 128 layers; measure its memory at 3 GB
 	$(BIN)/python -m benchmarks.fuse_speed
 	$(BIN)/python -m benchmarks.memory
+
+bench-gpu: $(VENV)/installed-test  ## time every kernel; needs an NVIDIA GPU, torch, and triton
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=optimizer:. python3 -m benchmarks.kernels --grid
 
 wheel:  ## build the wheel into dist/, with the plugin library in it
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

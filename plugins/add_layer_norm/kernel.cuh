@@ -1,64 +1,64 @@
 // sum = x + residual (+ bias), rounded to T; y = (sum - mean) * rsqrt(variance + epsilon) * gamma +
 // beta, with the variance taken around the mean, not as E[x^2] - E[x]^2.  Pure CUDA.
 #pragma once
-#include "../device/reduce.cuh"
-#include "../device/row.cuh"
+#include "../device/plan.cuh"
 #include "launch.h"
 
 namespace opfuse {
 
 // ---- kernels
 
-// Vector v of the row: x + residual (+ bias), in fp32 with one rounding.
-template <class T, int kVec>
-__device__ device::Vec<T, kVec> add_vector(T const* x, T const* residual, device::Parameter bias,
-                                           int v) {
-    auto const a = device::load<kVec>(x, v);
-    auto const b = device::load<kVec>(residual, v);
-    device::Vec<float, kVec> total;
-    if (bias.data) {
-        total = device::load_parameter<T, kVec>(bias, v);
-    } else {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) total.at[i] = 0.f;
-    }
-    device::Vec<T, kVec> out;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i)
-        out.at[i] = device::from_float<T>(device::to_float(a.at[i]) + device::to_float(b.at[i]) +
-                                          total.at[i]);
-    return out;
-}
-
-template <class T, int kVec, int kItems>
-__global__ void __launch_bounds__(device::kMaxLanes)
+template <class T, class Shape>
+__global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     add_layer_norm_kernel(T* y, T* sum,                   // [rows, cols]
                           T const* x, T const* residual,  // [rows, cols]
                           AddLayerNormParameters parameters, int64_t rows, int cols,
                           float epsilon) {
-    using device::Vec;
-    device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
-        int64_t const start = row * cols;
-        device::RowTile<T, kVec, kItems> tile(sum + start, vectors);
-        tile.fill([&](int v) {
-            auto const item = add_vector<T, kVec>(x + start, residual + start, parameters.bias, v);
-            device::store(sum + start, v, item);
-            return item;
-        });
-        float const mean = device::row_sum(tile.sum([](float a) { return a; })) / cols;
-        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        float const scale = rsqrtf(device::row_sum(tile.sum(square)) / cols + epsilon);
-        tile.for_each([&](int v, Vec<T, kVec> item) {
-            auto const g = device::load_parameter<T, kVec>(parameters.gamma, v);
-            auto const b = device::load_parameter<T, kVec>(parameters.beta, v);
+    device::Team team;
+    auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
+        auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
+        auto const gammas =
+            tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
+        auto const betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
+        auto const read = [&](auto at) {
+            return device::Terms{row.load(x, at), row.load(residual, at)};
+        };
+        // In fp32 with one rounding.
+        auto const add = [&](auto at, auto terms, auto const& bias) {
+            auto& [item, other] = terms;
 #pragma unroll
-            for (int i = 0; i < kVec; ++i) {
+            for (int i = 0; i < at.kSize; ++i)
+                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) +
+                                                   device::to_float(other.at[i]) + bias.at[i]);
+            return item;
+        };
+        auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
+        if (parameters.bias.data) {
+            auto const with_bias = [&](auto at, auto const& terms) {
+                return add(at, terms, row.parameter(parameters.bias, at).floats());
+            };
+            tile.fill(read, with_bias, publish);
+        } else {
+            auto const without = [&](auto at, auto const& terms) {
+                return add(at, terms, device::Vec<float, at.kSize>{});
+            };
+            tile.fill(read, without, publish);
+        }
+        float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
+        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
+        float const scale = rsqrtf(team.sum(tile.sum(square)) / cols + epsilon);
+        auto const finish = [&](auto at, auto item, auto const& scales, auto const& shifts) {
+            auto const g = scales.floats(), b = shifts.floats();
+#pragma unroll
+            for (int i = 0; i < at.kSize; ++i) {
                 float const normal = (device::to_float(item.at[i]) - mean) * scale;
                 item.at[i] = device::from_float<T>(normal * g.at[i] + b.at[i]);
             }
-            device::store(y + start, v, item);
-        });
-    });
+            row.store(y, at, item);
+        };
+        tile.for_each(finish, gammas, betas);
+    };
+    device::for_each_row<Shape>(team, rows, cols, body, x, residual);
 }
 
 // ---- launchers
@@ -68,14 +68,14 @@ cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
                            T const* x, T const* residual,  // [rows, cols]
                            AddLayerNormParameters parameters, int64_t rows, int64_t cols,
                            float epsilon, cudaStream_t stream) {
-    bool const vectors =
-        device::aligned(y, sum, x, residual) &&
+    bool const aligned =
         device::aligned(parameters.gamma.data, parameters.beta.data, parameters.bias.data);
-    return device::with_row_shape<T>(
-        rows, cols, vectors, stream, [&](auto shape, cudaLaunchConfig_t config) {
-            auto const kernel = add_layer_norm_kernel<T, shape.kVec, shape.kItems>;
-            return cudaLaunchKernelEx(&config, kernel, y, sum, x, residual, parameters, rows,
-                                      static_cast<int>(cols), epsilon);
+    auto const access = device::access_of(cols, aligned, x, residual, y, sum);
+    return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
+        rows, cols, access,
+        [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
+            return device::launch(add_layer_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
+                                  residual, parameters, rows, static_cast<int>(cols), epsilon);
         });
 }
 

@@ -1,43 +1,46 @@
 // sum = x + residual, rounded to T; y = sum * rsqrt(mean(sum^2) + epsilon) * gamma.  Pure CUDA.
 #pragma once
-#include "../device/reduce.cuh"
-#include "../device/row.cuh"
+#include "../device/plan.cuh"
 #include "launch.h"
 
 namespace opfuse {
 
 // ---- kernels
 
-template <class T, int kVec, int kItems>
-__global__ void __launch_bounds__(device::kMaxLanes)
+template <class T, class Shape>
+__global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
                         T const* x, T const* residual,  // [rows, cols]
                         device::Parameter gamma,        // [cols]
                         int64_t rows, int cols, float epsilon) {
-    using device::Vec;
-    device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
-        int64_t const start = row * cols;
-        device::RowTile<T, kVec, kItems> tile(sum + start, vectors);
-        tile.fill([&](int v) {
-            auto item = device::load<kVec>(x + start, v);
-            auto const other = device::load<kVec>(residual + start, v);
+    device::Team team;
+    auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
+        auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
+        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
+        auto const read = [&](auto at) {
+            return device::Terms{row.load(x, at), row.load(residual, at)};
+        };
+        auto const add = [&](auto at, auto terms) {
+            auto& [item, other] = terms;
 #pragma unroll
-            for (int i = 0; i < kVec; ++i)
+            for (int i = 0; i < at.kSize; ++i)
                 item.at[i] = device::from_float<T>(device::to_float(item.at[i]) +
                                                    device::to_float(other.at[i]));
-            device::store(sum + start, v, item);
             return item;
-        });
-        float const squares = device::row_sum(tile.sum([](float a) { return a * a; }));
+        };
+        tile.fill(read, add, [&](auto at, auto const& item) { row.store(sum, at, item); });
+        float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares / cols + epsilon);
-        tile.for_each([&](int v, Vec<T, kVec> item) {
-            auto const g = device::load_parameter<T, kVec>(gamma, v);
+        auto const finish = [&](auto at, auto item, auto const& weights) {
+            auto const g = weights.floats();
 #pragma unroll
-            for (int i = 0; i < kVec; ++i)
+            for (int i = 0; i < at.kSize; ++i)
                 item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
-            device::store(y + start, v, item);
-        });
-    });
+            row.store(y, at, item);
+        };
+        tile.for_each(finish, gammas);
+    };
+    device::for_each_row<Shape>(team, rows, cols, body, x, residual);
 }
 
 // ---- launchers
@@ -47,12 +50,12 @@ cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          T const* x, T const* residual,  // [rows, cols]
                          device::Parameter gamma,        // [cols]
                          int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
-    bool const vectors = device::aligned(y, sum, x, residual, gamma.data);
-    return device::with_row_shape<T>(
-        rows, cols, vectors, stream, [&](auto shape, cudaLaunchConfig_t config) {
-            auto const kernel = add_rms_norm_kernel<T, shape.kVec, shape.kItems>;
-            return cudaLaunchKernelEx(&config, kernel, y, sum, x, residual, gamma, rows,
-                                      static_cast<int>(cols), epsilon);
+    auto const access = device::access_of(cols, device::aligned(gamma.data), x, residual, y, sum);
+    return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
+        rows, cols, access,
+        [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
+            return device::launch(add_rms_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
+                                  residual, gamma, rows, static_cast<int>(cols), epsilon);
         });
 }
 

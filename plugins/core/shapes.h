@@ -30,18 +30,22 @@ inline void need_last_axis(Shape const& x) {
     if (x.rank < 1) throw std::invalid_argument("x is a scalar, need at least one axis");
 }
 
-// A parameter holds one value a column; leading axes of size 1 do not matter.
-inline void need_columns(char const* name, Shape const& parameter, Shape const& x) {
-    need_last_axis(x);
-    Dim const cols = x.dims[x.rank - 1];
+// A parameter holds `count` values; axes of size 1 do not matter.
+inline void need_elements(char const* name, Shape const& parameter, Dim count) {
     int64_t volume = 1;
     for (Dim const dim : parameter.span()) {
         if (!dim.known()) return;
         volume *= dim.value;
     }
-    if (cols.known() && volume != cols.value)
+    if (count.known() && volume != count.value)
         throw std::invalid_argument(std::string(name) + " has " + std::to_string(volume) +
-                                    " elements, need " + std::to_string(cols.value));
+                                    " elements, need " + std::to_string(count.value));
+}
+
+// A parameter holds one value a column.
+inline void need_columns(char const* name, Shape const& parameter, Shape const& x) {
+    need_last_axis(x);
+    need_elements(name, parameter, x.dims[x.rank - 1]);
 }
 
 // How many elements of a head turn: all, or `rotary_dim` of `head_size`.

@@ -1,131 +1,288 @@
-// Kernels over rows: who works on what, and a row that is read once and kept in registers.
+// A row of [rows, cols] tensors: where its 16-byte vectors lie, and a tile that is read once.
 #pragma once
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <cstring>
+#include <utility>
 
+#include "launch.cuh"
+#include "team.cuh"
 #include "vec.cuh"
 
 namespace opfuse::device {
 
-// One thread's part of a row: vectors threadIdx.x, threadIdx.x + blockDim.x, ...
-// kItems > 0: at most kItems of them, kept in registers.  kItems == 0: any number, read again from
-// `row` (mostly from L2) each time; the same thread has read or written them before.
-template <class T, int kVec, int kItems>
-class RowTile {
+// How a kernel walks along a row.  kVec: elements of a slot, 16 bytes or one element.  kShifted:
+// rows may start anywhere, and the elements ahead of the first whole slot and behind the last go
+// one by one.  kItems: slots that a thread keeps in registers; 0: any number, in shared memory.
+template <int kVecSize, bool kIsShifted, int kItemCount>
+struct RowShape {
+    static constexpr int kVec = kVecSize;
+    static constexpr bool kShifted = kIsShifted;
+    static constexpr int kItems = kItemCount;
+    static constexpr int kLanes = tuning::most_lanes(kItemCount);     // threads of a block at most
+    static constexpr int kBlocks = tuning::least_blocks(kItemCount);  // of a multiprocessor
+    // Weights are loaded beside the tile, ahead of what is computed of it.
+    static constexpr bool kEarly = kItemCount == 1;
+};
+
+// Columns [column, column + kSize) of a row; aligned in memory where kSize > 1.
+template <int kCount>
+struct Span {
+    static constexpr int kSize = kCount;
+    int column;
+};
+
+// A row as one thread sees it.  All tensors of its layout are congruent modulo 16 bytes.
+template <class T, class Shape>
+class Row {
   public:
-    using Item = Vec<T, kVec>;
+    static constexpr int kVec = Shape::kVec;
 
-    // `vectors` is 0 for the threads of a row past the end.
-    __device__ RowTile(T const* row, int vectors) : row_(row), vectors_(vectors) {}
+    // A row past the end is empty.
+    __device__ Row(T const* like, int64_t row, int64_t rows, int cols)
+        : start_(row * cols), cols_(cols) {
+        if constexpr (Shape::kShifted) {
+            auto const past = reinterpret_cast<uintptr_t>(like + start_) / sizeof(T) % kVec;
+            head_ = min(static_cast<int>((kVec - past) % kVec), cols);
+        }
+        slots_ = (cols - head_) / kVec;
+        if (row >= rows) cols_ = head_ = slots_ = 0;
+    }
 
-    // `make(v)` gives vector v of the row; it may store it to `row` on the way.
-    template <class Make>
-    __device__ void fill(Make make) {
-        if constexpr (kItems > 0) {
-#pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (index(i) < vectors_) kept_[i] = make(index(i));
+    __device__ int slots() const { return slots_; }
+    __device__ Span<kVec> span(int slot) const { return {head_ + slot * kVec}; }
+    // How many elements are in no slot, and the i-th of them.
+    __device__ int edges() const { return Shape::kShifted ? cols_ - slots_ * kVec : 0; }
+    __device__ Span<1> edge(int i) const { return {i < head_ ? i : i + slots_ * kVec}; }
+
+    template <int kSize>
+    __device__ Vec<T, kSize> load(T const* tensor, Span<kSize> at) const {
+        return *reinterpret_cast<Vec<T, kSize> const*>(tensor + start_ + at.column);
+    }
+    template <int kSize>
+    __device__ void store(T* tensor, Span<kSize> at, Vec<T, kSize> const& item) const {
+        device::store(tensor + start_ + at.column, 0, item);
+    }
+
+    // A part of a [cols] parameter, which is aligned where the row is not shifted.
+    template <int kSize>
+    __device__ Raw<T, kSize> parameter(Parameter data, Span<kSize> at) const {
+        if constexpr (!Shape::kShifted || kSize == 1) {
+            return load_raw<T, kSize>(data, at.column / kSize);
         } else {
-            for (int v = threadIdx.x; v < vectors_; v += blockDim.x) make(v);
+            Raw<T, kSize> raw{{}, data.is_float};
+            if (data.is_float) {
+                auto const* from = static_cast<float const*>(data.data);
+                auto const part = load_anywhere<kSize>(from, at.column, cols_);
+                memcpy(raw.word, &part, sizeof(part));
+            } else {
+                auto const* from = static_cast<T const*>(data.data);
+                auto const part = load_anywhere<kSize>(from, at.column, cols_);
+                memcpy(raw.word, &part, sizeof(part));
+            }
+            return raw;
         }
     }
 
-    // `use(v, item)` for each vector.
-    template <class Use>
-    __device__ void for_each(Use use) const {
+    __device__ void prefetch(T const* tensor, int slot) const {
+        constexpr int kSector = 32 / sizeof(T);  // elements of what L2 fetches
+        if (slot < slots_ && slot % (kSector / kVec) == 0)
+            device::prefetch(tensor + start_ + span(slot).column);
+    }
+
+  private:
+    int64_t start_;
+    int cols_, slots_, head_ = 0;
+};
+
+// The same value, which the compiler cannot know: it converts a tile anew in each pass instead of
+// keeping every element as fp32 between them, twice the registers.
+template <class T, int kSize>
+__device__ Vec<T, kSize> opaque(Vec<T, kSize> item) {
+    if constexpr (sizeof(item) % 4 == 0 && sizeof(T) < 4) {
+        uint32_t word[sizeof(item) / 4];
+        memcpy(word, &item, sizeof(item));
+#pragma unroll
+        for (uint32_t& part : word) asm volatile("" : "+r"(part));
+        memcpy(&item, word, sizeof(item));
+    }
+    return item;
+}
+
+__device__ inline int dynamic_shared_bytes() {
+    int bytes;
+    asm("mov.u32 %0, %dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
+
+// What `make(span)` gives for each slot of a tile: from the start where kEarly, else when asked.
+template <class Shape, bool kEarly, class Make>
+struct Beside {
+    using Item = decltype(std::declval<Make>()(Span<Shape::kVec>{}));
+    using Edge = decltype(std::declval<Make>()(Span<1>{}));
+
+    __device__ auto at(int i, Span<Shape::kVec> span) const {
+        if constexpr (kEarly)
+            return kept[i];
+        else
+            return make(span);
+    }
+    __device__ auto at_edge(Span<1> span) const {
+        if constexpr (kEarly)
+            return edge;
+        else
+            return make(span);
+    }
+
+    Make make;
+    Item kept[kEarly ? Shape::kItems : 1];
+    Edge edge;
+};
+
+// One thread's slots of a row, or of its slots [first, last): every lanes-th of its team; and one
+// of the row's edges, with its first slots.  Where registers (kItems > 0) or shared memory
+// (kItems == 0) hold them, they are made once; `again(span)` makes the others anew each time.
+template <class Element, class T, class Shape, class Again>
+class RowTile {
+  public:
+    static constexpr int kVec = Shape::kVec, kItems = Shape::kItems;
+    using Item = Vec<Element, kVec>;
+
+    __device__ RowTile(Team const& team, Row<T, Shape> const& row, Again again, int first, int last)
+        : row_(row), again_(again), first_(first + team.lane()), last_(last), lanes_(team.lanes()) {
+        extern __shared__ uint4 memory[];
+        shared_ = reinterpret_cast<Item*>(memory) + threadIdx.x;
+        if constexpr (kItems == 0)
+            room_ = dynamic_shared_bytes() / static_cast<int>(sizeof(Item) * blockDim.x);
+        has_edge_ = Shape::kShifted && first == 0 && team.lane() < row.edges();
+        if (has_edge_) edge_at_ = row.edge(team.lane());
+    }
+
+    // Makes every slot: all `load(span)` ahead of the first `make(span, loaded)`, and all of those
+    // ahead of the first `publish(span, item)`.
+    template <class Load, class Make, class Publish>
+    __device__ void fill(Load load, Make make, Publish publish) {
+        if constexpr (Shape::kShifted)
+            if (has_edge_) edge_ = make(edge_at_, load(edge_at_));
+        if constexpr (kItems > 0) {
+            decltype(load(Span<kVec>{})) loaded[kItems];
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (has(i)) loaded[i] = load(span(i));
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (has(i)) kept_[i] = make(span(i), loaded[i]);
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (has(i)) publish(span(i), kept_[i]);
+        } else {
+            for (int i = 0; has(i); ++i) {
+                Item const item = make(span(i), load(span(i)));
+                publish(span(i), item);
+                if (i < room_) shared_[i * blockDim.x] = item;
+            }
+        }
+        if constexpr (Shape::kShifted)
+            if (has_edge_) publish(edge_at_, edge_);
+    }
+    template <class Load>
+    __device__ void fill(Load load) {
+        fill(load, [](auto, auto const& item) { return item; }, [](auto, auto const&) {});
+    }
+
+    template <bool kEarly = Shape::kEarly, class Make>
+    __device__ Beside<Shape, kEarly, Make> beside(Make make) const {
+        Beside<Shape, kEarly, Make> made{make, {}, {}};
+        if constexpr (kEarly) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (has(i)) made.kept[i] = make(span(i));
+            if (Shape::kShifted && has_edge_) made.edge = make(edge_at_);
+        }
+        return made;
+    }
+
+    // `use(span, item, beside...)` for each slot and the edge.
+    template <class Use, class... Sides>
+    __device__ void for_each(Use use, Sides const&... beside) const {
         if constexpr (kItems > 0) {
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
-                if (index(i) < vectors_) use(index(i), kept_[i]);
+                if (has(i)) use(span(i), opaque(kept_[i]), beside.at(i, span(i))...);
         } else {
-            for (int v = threadIdx.x; v < vectors_; v += blockDim.x) use(v, load<kVec>(row_, v));
+            for (int i = 0; has(i); ++i)
+                use(span(i), i < room_ ? shared_[i * blockDim.x] : again_(span(i)),
+                    beside.at(i, span(i))...);
         }
+        if constexpr (Shape::kShifted)
+            if (has_edge_) use(edge_at_, edge_, beside.at_edge(edge_at_)...);
+    }
+
+    // Puts `change(element)` in the place of each element; false where the tile is not in registers
+    // and stays as it is.
+    template <class Change>
+    __device__ bool replace(Change change) {
+        if constexpr (kItems > 0) {
+#pragma unroll
+            for (Item& item : kept_)
+#pragma unroll
+                for (Element& element : item.at) element = change(element);
+            if constexpr (Shape::kShifted) edge_.at[0] = change(edge_.at[0]);
+        }
+        return kItems > 0;
     }
 
     // This thread's sum of `term(element)`.
     template <class Term>
     __device__ float sum(Term term) const {
         float total = 0.f;
-        for_each([&](int, Item const& item) {
+        for_each([&](auto at, auto const& item) {
 #pragma unroll
-            for (int i = 0; i < kVec; ++i) total += term(to_float(item.at[i]));
+            for (int i = 0; i < at.kSize; ++i) total += term(to_float(item.at[i]));
         });
         return total;
     }
 
   private:
-    __device__ static int index(int i) { return threadIdx.x + i * blockDim.x; }
+    __device__ bool has(int i) const { return first_ + i * lanes_ < last_; }
+    __device__ Span<kVec> span(int i) const { return row_.span(first_ + i * lanes_); }
 
-    T const* row_;
-    int vectors_;
+    Row<T, Shape> const& row_;
+    Again again_;
+    int first_, last_, lanes_, room_ = 0;
+    bool has_edge_ = false;
+    Span<1> edge_at_{0};
+    Vec<Element, 1> edge_;
+    Item* shared_;
     Item kept_[kItems > 0 ? kItems : 1];
 };
 
-// `body(row, vectors)` for each row of this thread; the loop is uniform within a block, so that
-// `body` may synchronise, and `vectors` is 0 where the row is past the end.
-template <class Body>
-__device__ void for_each_row(int64_t rows, int vectors, Body body) {
-    int64_t const stride = static_cast<int64_t>(gridDim.x) * blockDim.y;
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < rows;
-         first += stride) {
-        int64_t const row = first + threadIdx.y;
-        body(row, row < rows ? vectors : 0);
-    }
+template <class Element, class T, class Shape, class Again>
+__device__ RowTile<Element, T, Shape, Again> make_tile(Team const& team, Row<T, Shape> const& row,
+                                                       Again again) {
+    return {team, row, again, 0, row.slots()};
 }
 
-template <int kVecSize, int kItemCount>
-struct RowShape {
-    static constexpr int kVec = kVecSize;
-    static constexpr int kItems = kItemCount;
-};
-
-inline constexpr int kMaxLanes = 512;       // threads on one row: 128 registers each
-inline constexpr int kThreadsOfRows = 128;  // threads of a block that holds several rows
-
-// Grid and block for rows of `vectors` vectors, with about `items` vectors a thread.
-inline cudaLaunchConfig_t plan_rows(int64_t rows, int vectors, int items, cudaStream_t stream) {
-    int const wanted = (vectors + items - 1) / items;
-    int lanes = 1;
-    while (lanes < wanted && lanes < 32) lanes *= 2;
-    if (wanted > 32) lanes = std::min((wanted + 31) / 32 * 32, kMaxLanes);
-    int const rows_per_block = std::max(1, lanes <= 32 ? kThreadsOfRows / lanes : 1);
-    int64_t const blocks = (rows + rows_per_block - 1) / rows_per_block;
-    cudaLaunchConfig_t config{};
-    config.gridDim =
-        dim3(static_cast<unsigned>(std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max())));
-    config.blockDim = dim3(lanes, rows_per_block);
-    config.stream = stream;
-    return config;
-}
-
-// Calls `launch(RowShape, config)` with the vector width and the register tile that suit the row.
-// `vectors_allowed`: all pointers are 16-byte aligned.
-template <class T, class Launch>
-cudaError_t with_row_shape(int64_t rows, int64_t cols, bool vectors_allowed, cudaStream_t stream,
-                           Launch launch) {
-    constexpr int kVec = kVecBytes / sizeof(T);
-    constexpr int kItems = 4;      // 16 registers with vectors, whatever T is
-    constexpr int kLongItems = 8;  // 32 registers, 32768 columns of fp16; 16 items spill
-    constexpr int kScalarItems = 8;
-    if (rows < 0 || cols < 0 || cols > std::numeric_limits<int32_t>::max())
-        return cudaErrorInvalidValue;
-    if (rows == 0 || cols == 0) return cudaSuccess;
-    auto const run = [&]<int kSize, int kCount>(RowShape<kSize, kCount> shape) {
-        int const vectors = static_cast<int>(cols / kSize);
-        // Rows too long for the registers fill the largest block anyway.
-        return launch(shape, plan_rows(rows, vectors, kCount > 0 ? kCount : kLongItems, stream));
-    };
-    if (vectors_allowed && cols % kVec == 0) {
-        int64_t const vectors = cols / kVec;
-        if (vectors <= kItems * kMaxLanes) return run(RowShape<kVec, kItems>{});
-        if (vectors <= kLongItems * kMaxLanes) return run(RowShape<kVec, kLongItems>{});
-        return run(RowShape<kVec, 0>{});
+// What `body(row, index)` does for each row of this thread, in the order that early launches need:
+// fetch the first row of `inputs` into L2, wait, work.  The loop is uniform within a cluster, so
+// that `body` may synchronise; rows past the end are empty.
+template <class Shape, class T, class Body, class... Inputs>
+__device__ void for_each_row(Team& team, int64_t rows, int cols, Body body, T const* like,
+                             Inputs const*... inputs) {
+    int64_t const teams = gridDim.x / team.blocks();
+    int64_t first = static_cast<int64_t>(blockIdx.x / team.blocks()) * blockDim.y;
+    let_next_start();
+    if constexpr (tuning::kPrefetch && Shape::kItems > 0) {
+        Row<T, Shape> const row(like, first + threadIdx.y, rows, cols);
+#pragma unroll
+        for (int i = 0; i < Shape::kItems; ++i) {
+            row.prefetch(like, team.lane() + i * team.lanes());
+            (row.prefetch(inputs, team.lane() + i * team.lanes()), ...);
+        }
     }
-    return cols <= kScalarItems * kMaxLanes ? run(RowShape<1, kScalarItems>{})
-                                            : run(RowShape<1, 0>{});
+    wait_for_previous();
+    for (; first < rows; first += teams * blockDim.y)
+        body(Row<T, Shape>(like, first + threadIdx.y, rows, cols), first + threadIdx.y);
+    team.leave();
 }
 
 }  // namespace opfuse::device

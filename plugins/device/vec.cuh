@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "parameter.h"
 
@@ -16,15 +17,29 @@ struct alignas(sizeof(T) * kSize) Vec {
 
 inline constexpr int kVecBytes = 16;
 
+// Two addends, loaded before either is used.
+template <class Item>
+struct Terms {
+    Item first, second;
+};
+
 // The `index`-th vector of `data`, which is aligned to the vector's size.
 template <int kSize, class T>
 __device__ Vec<T, kSize> load(T const* data, int64_t index) {
     return reinterpret_cast<Vec<T, kSize> const*>(data)[index];
 }
 
+// The `index`-th vector of `data`.  One store, said outright: nvcc splits the copy of a struct into
+// stores of its members where it loses sight of the alignment.
 template <class T, int kSize>
 __device__ void store(T* data, int64_t index, Vec<T, kSize> const& value) {
-    reinterpret_cast<Vec<T, kSize>*>(data)[index] = value;
+    if constexpr (sizeof(value) == sizeof(uint4)) {
+        uint4 words;
+        memcpy(&words, &value, sizeof(words));
+        reinterpret_cast<uint4*>(data)[index] = words;
+    } else {
+        reinterpret_cast<Vec<T, kSize>*>(data)[index] = value;
+    }
 }
 
 // What an op reads and writes in all, in bytes, from which on L2 (50 MB on H100) keeps too little
@@ -75,30 +90,103 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
     return __float2bfloat16_rn(value);
 }
 
-// The branch on is_float is the same for the whole grid, and costs less than twice the kernels.
+// kSize elements of a parameter as they lie in memory, T or float: loads without a branch, so that
+// several are in flight, and conversion later.  `is_float` is the same for the whole grid, and
+// costs less than twice the kernels.
+template <class T, int kSize>
+struct Raw {
+    static_assert(kSize == 1 || kSize * sizeof(T) == kVecBytes);
+    static constexpr int kWords = (kSize * sizeof(float) + 3) / 4;
+
+    __device__ Vec<float, kSize> floats() const {
+        Vec<float, kSize> out;
+        if (is_float) {
+            memcpy(&out, word, sizeof(out));
+        } else {
+            T item[kSize];
+            memcpy(item, word, sizeof(item));
+#pragma unroll
+            for (int i = 0; i < kSize; ++i) out.at[i] = to_float(item[i]);
+        }
+        return out;
+    }
+
+    uint32_t word[kWords];
+    bool is_float;
+};
+
+// The `index`-th vector of `parameter`, which is aligned to 16 bytes or, for kSize 1, to elements.
+template <class T, int kSize>
+__device__ Raw<T, kSize> load_raw(Parameter parameter, int64_t index) {
+    Raw<T, kSize> raw{{}, parameter.is_float};
+    if constexpr (kSize == 1) {
+        if (parameter.is_float || sizeof(T) == 4)
+            raw.word[0] = static_cast<uint32_t const*>(parameter.data)[index];
+        else
+            raw.word[0] = static_cast<uint16_t const*>(parameter.data)[index];
+    } else {
+        int const bytes = kSize * (parameter.is_float ? sizeof(float) : sizeof(T));
+        auto const* data = static_cast<char const*>(parameter.data) + index * bytes;
+#pragma unroll
+        for (int i = 0; i < Raw<T, kSize>::kWords; i += 4) {
+            if (i > 0 && !parameter.is_float) break;
+            uint4 const part = reinterpret_cast<uint4 const*>(data)[i / 4];
+            raw.word[i] = part.x, raw.word[i + 1] = part.y;
+            raw.word[i + 2] = part.z, raw.word[i + 3] = part.w;
+        }
+    }
+    return raw;
+}
+
 template <class T, int kSize>
 __device__ Vec<float, kSize> load_parameter(Parameter parameter, int64_t index) {
-    Vec<float, kSize> out;
-    if (parameter.is_float) {
-        constexpr int kStep = kSize < 4 ? kSize : 4;  // floats in one 16-byte load
-        auto const* data = static_cast<float const*>(parameter.data);
+    return load_raw<T, kSize>(parameter, index).floats();
+}
+
+// Elements [first, first + kSize) of data[0, count), all of which exist, at any alignment: aligned
+// 16-byte loads and shifts where those stay inside of `data`, single loads elsewhere.
+template <int kSize, class T>
+__device__ Vec<T, kSize> load_anywhere(T const* data, int64_t first, int64_t count) {
+    constexpr int kBytes = kSize * sizeof(T), kWords = kBytes / 4, kRead = kWords + 4;
+    Vec<T, kSize> out;
+    auto const shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(data + first) % kVecBytes);
+    int64_t const floor = first * sizeof(T) - shift;  // bytes from `data`
+    if (floor < 0 || floor + kBytes + kVecBytes > count * static_cast<int64_t>(sizeof(T))) {
 #pragma unroll
-        for (int i = 0; i < kSize; i += kStep) {
-            auto const part = load<kStep>(data, (index * kSize + i) / kStep);
-#pragma unroll
-            for (int k = 0; k < kStep; ++k) out.at[i + k] = part.at[k];
-        }
-    } else {
-        auto const part = load<kSize>(static_cast<T const*>(parameter.data), index);
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) out.at[i] = to_float(part.at[i]);
+        for (int i = 0; i < kSize; ++i) out.at[i] = data[first + i];
+        return out;
     }
+    auto const* blocks =
+        reinterpret_cast<uint4 const*>(reinterpret_cast<char const*>(data) + floor);
+    uint32_t word[kRead];
+#pragma unroll
+    for (int i = 0; i < kRead; i += 4) {
+        uint4 const part = blocks[i / 4];
+        word[i] = part.x, word[i + 1] = part.y, word[i + 2] = part.z, word[i + 3] = part.w;
+    }
+#pragma unroll
+    for (int i = 0; i + 2 < kRead; ++i) word[i] = shift & 8 ? word[i + 2] : word[i];
+#pragma unroll
+    for (int i = 0; i + 3 < kRead; ++i) word[i] = shift & 4 ? word[i + 1] : word[i];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+        word[i] = __funnelshift_r(word[i], word[i + 1], shift & 2 ? 16 : 0);
+    memcpy(&out, word, kBytes);
     return out;
 }
 
 template <class... Pointers>
 bool aligned(Pointers const*... data) {
     return ((reinterpret_cast<uintptr_t>(data) % kVecBytes == 0) && ...);
+}
+
+// All the same number of bytes past a multiple of 16.
+template <class... Pointers>
+bool congruent(void const* first, Pointers const*... rest) {
+    auto const past = [](void const* data) {
+        return reinterpret_cast<uintptr_t>(data) % kVecBytes;
+    };
+    return ((past(rest) == past(first)) && ...);
 }
 
 }  // namespace opfuse::device

@@ -1,10 +1,8 @@
 // y = activation(gate) * up, elementwise; gate and up may be the halves of one packed tensor.
 #pragma once
-#include <cuda_runtime.h>
-
 #include <algorithm>
-#include <limits>
 
+#include "../device/launch.cuh"
 #include "../device/math.cuh"
 #include "../device/vec.cuh"
 #include "launch.h"
@@ -14,6 +12,9 @@ namespace opfuse {
 // ---- kernels
 
 inline constexpr int kThreads = 256;  // of a block
+inline constexpr int kSector = 32;    // bytes that L2 fetches
+// Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
+inline constexpr int kFewVectors = 1024;
 
 // Blocks tile [rows, cols] by blockDim.y rows and blockDim.x * kItems vectors, numbered row-major.
 template <class T, Activation kActivation, int kVec, int kItems>
@@ -23,52 +24,71 @@ __global__ void __launch_bounds__(kThreads)
                      int64_t stride,                 // elements between their rows
                      int64_t rows, int64_t vectors,  // cols = vectors * kVec
                      int64_t tiles_per_row, int64_t tiles) {
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        int64_t const row = tile / tiles_per_row * blockDim.y + threadIdx.y;
-        if (row >= rows) continue;
-        int64_t const first = tile % tiles_per_row * blockDim.x * kItems + threadIdx.x;
+    // `use(k, row, vector)` for this thread's vectors of a tile.
+    auto const for_each = [&](int64_t tile, auto use) {
+        int64_t const tile_row = tiles_per_row == 1 ? tile : tile / tiles_per_row;
+        int64_t const row = tile_row * blockDim.y + threadIdx.y;
+        int64_t const first = (tile - tile_row * tiles_per_row) * blockDim.x * kItems + threadIdx.x;
 #pragma unroll
         for (int k = 0; k < kItems; ++k) {
             int64_t const v = first + k * static_cast<int64_t>(blockDim.x);
-            if (v >= vectors) break;
-            auto item = device::load<kVec>(gate + row * stride, v);
-            auto const factor = device::load<kVec>(up + row * stride, v);
+            if (row < rows && v < vectors) use(k, row, v);
+        }
+    };
+    device::let_next_start();
+    if (device::tuning::kPrefetch && threadIdx.x * kVec * sizeof(T) % kSector == 0)
+        for_each(blockIdx.x, [&](int, int64_t row, int64_t v) {
+            device::prefetch(gate + row * stride + v * kVec);
+            device::prefetch(up + row * stride + v * kVec);
+        });
+    device::wait_for_previous();
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        device::Vec<T, kVec> gates[kItems], ups[kItems];
+        for_each(tile, [&](int k, int64_t row, int64_t v) {
+            gates[k] = device::load<kVec>(gate + row * stride, v);
+            ups[k] = device::load<kVec>(up + row * stride, v);
+        });
+        for_each(tile, [&](int k, int64_t row, int64_t v) {
+            auto item = gates[k];
 #pragma unroll
             for (int i = 0; i < kVec; ++i)
                 item.at[i] = device::from_float<T>(
                     device::activate<kActivation>(device::to_float(item.at[i])) *
-                    device::to_float(factor.at[i]));
+                    device::to_float(ups[k].at[i]));
             device::store(y + row * vectors * kVec, v, item);
-        }
+        });
     }
 }
 
 // ---- launchers
 
-template <class T, Activation kActivation, int kVec>
+template <class T, Activation kActivation, int kVec, int kItems>
 cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
-                             int64_t cols, cudaStream_t stream) {
-    constexpr int kItems = 2;
+                             int64_t cols, device::Machine const& machine, cudaStream_t stream) {
     int64_t const vectors = cols / kVec;
     int lanes = 1;
     while (lanes < kThreads && lanes * kItems < vectors) lanes *= 2;
     int const rows_per_block = kThreads / lanes;
     int64_t const tiles_per_row = (vectors + lanes * kItems - 1) / (lanes * kItems);
     int64_t const tiles = (rows + rows_per_block - 1) / rows_per_block * tiles_per_row;
-    cudaLaunchConfig_t config{};
-    config.gridDim =
-        dim3(static_cast<unsigned>(std::min<int64_t>(tiles, std::numeric_limits<int32_t>::max())));
-    config.blockDim = dim3(lanes, rows_per_block);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, gated_act_kernel<T, kActivation, kVec, kItems>, y, gate, up,
-                              stride, rows, vectors, tiles_per_row, tiles);
+    device::Grid grid;
+    grid.blocks = tiles;
+    grid.threads = dim3(lanes, rows_per_block);
+    return device::launch(gated_act_kernel<T, kActivation, kVec, kItems>, machine, grid, stream, y,
+                          gate, up, stride, rows, vectors, tiles_per_row, tiles);
 }
 
 template <class T, int kVec>
 cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
                              int64_t cols, Activation activation, cudaStream_t stream) {
+    device::Machine machine;
+    cudaError_t const status = device::current_machine(machine);
+    if (status != cudaSuccess) return status;
+    bool const few = rows * cols / kVec <= int64_t{machine.multiprocessors} * kFewVectors;
     auto const launch = [&]<Activation kActivation>() {
-        return launch_gated_act<T, kActivation, kVec>(y, gate, up, stride, rows, cols, stream);
+        auto const with = few ? launch_gated_act<T, kActivation, kVec, 1>
+                              : launch_gated_act<T, kActivation, kVec, 2>;
+        return with(y, gate, up, stride, rows, cols, machine, stream);
     };
     switch (activation) {
     case Activation::kSilu: return launch.template operator()<Activation::kSilu>();

@@ -1,34 +1,35 @@
-// y = x * rsqrt(mean(x^2) + epsilon) * gamma over each row.  Pure CUDA.
+// y = x * rsqrt(mean(x^2) + epsilon) * gamma over the last axis, in fp32.  Pure CUDA.
 #pragma once
-#include "../device/reduce.cuh"
-#include "../device/row.cuh"
+#include "../device/plan.cuh"
 #include "launch.h"
 
 namespace opfuse {
 
 // ---- kernels
 
-template <class T, int kVec, int kItems>
-__global__ void __launch_bounds__(device::kMaxLanes)
+template <class T, class Shape>
+__global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     rms_norm_kernel(T* y, T const* x,         // [rows, cols]
                     device::Parameter gamma,  // [cols]
                     int64_t rows, int cols, float epsilon) {
-    using device::Vec;
-    device::for_each_row(rows, cols / kVec, [&](int64_t row, int vectors) {
-        T const* from = x + row * cols;
-        T* to = y + row * cols;
-        device::RowTile<T, kVec, kItems> tile(from, vectors);
-        tile.fill([&](int v) { return device::load<kVec>(from, v); });
-        float const squares = device::row_sum(tile.sum([](float a) { return a * a; }));
+    device::Team team;
+    auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
+        auto const read = [&](auto at) { return row.load(x, at); };
+        auto tile = device::make_tile<T>(team, row, read);
+        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
+        tile.fill(read);
+        float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares / cols + epsilon);
-        tile.for_each([&](int v, Vec<T, kVec> item) {
-            auto const g = device::load_parameter<T, kVec>(gamma, v);
+        auto const finish = [&](auto at, auto item, auto const& weights) {
+            auto const g = weights.floats();
 #pragma unroll
-            for (int i = 0; i < kVec; ++i)
+            for (int i = 0; i < at.kSize; ++i)
                 item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
-            device::store(to, v, item);
-        });
-    });
+            row.store(y, at, item);
+        };
+        tile.for_each(finish, gammas);
+    };
+    device::for_each_row<Shape>(team, rows, cols, body, x);
 }
 
 // ---- launchers
@@ -37,12 +38,12 @@ template <class T>
 cudaError_t rms_norm(T* y, T const* x,         // [rows, cols]
                      device::Parameter gamma,  // [cols]
                      int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
-    bool const vectors = device::aligned(y, x, gamma.data);
-    return device::with_row_shape<T>(
-        rows, cols, vectors, stream, [&](auto shape, cudaLaunchConfig_t config) {
-            auto const kernel = rms_norm_kernel<T, shape.kVec, shape.kItems>;
-            return cudaLaunchKernelEx(&config, kernel, y, x, gamma, rows, static_cast<int>(cols),
-                                      epsilon);
+    auto const access = device::access_of(cols, device::aligned(gamma.data), x, y);
+    return device::with_row_shape<T, T, device::tuning::kItemsOfOne>(
+        rows, cols, access,
+        [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
+            return device::launch(rms_norm_kernel<T, Shape>, machine, grid, stream, y, x, gamma,
+                                  rows, static_cast<int>(cols), epsilon);
         });
 }
 

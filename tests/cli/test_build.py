@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from opfuse.errors import MissingComponent
 from opfuse.runtime.library import find
+from tests.small import model
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 PLUGIN_OPS = {"AddRmsNorm": 4, "GatedAct": 2, "QkNormRope": 2, "RmsNorm": 1}
@@ -47,6 +49,32 @@ def test_an_engine_with_plugin_layers(cli, tmp_path, rtx, library):
     assert (fused["QkNormRope"], fused["Rope"], fused["qkv_merge"]) == (2, 4, 2)
     assert report["proof"]["failed"] == 0
     assert json.loads((tmp_path / "r.json").read_text()) == report
+
+
+NORM_AND_SOFTMAX = """
+    normed = GroupNormalization<num_groups=2, epsilon=1.0e-3>(x, gamma, beta)
+    open = Sigmoid(normed)
+    active = Mul(normed, open)
+    scores = MatMul(q, k)
+    scaled = Mul(scores, 0.5)
+    logits = Where(keep, scaled, -inf)
+    y = Softmax<axis=-1>(logits)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
+def test_softmax_and_group_norm_become_plugin_layers(cli, tmp_path, rtx, library, dtype):
+    inputs = "T[B, 6, H, W] x, T[B, 2, S, 4] q, T[B, 2, 4, L] k, bool[B, 1, 1, L] keep"
+    weights = {"gamma": (6,), "beta": (6,)}
+    outputs = "T[B, 2, S, L] y, T[B, 6, H, W] active"
+    made = model(NORM_AND_SOFTMAX, inputs, outputs, weights, dtype, opset=21)
+    onnx.save(made, tmp_path / "m.onnx")
+    report = tmp_path / "r.json"
+    line = ["build", tmp_path / "m.onnx", "-o", tmp_path / "m.engine", "--report", report]
+    result = cli(*line, "--backend", "tensorrt-rtx", "--no-prove")
+    assert result.code == 0, result.err
+    engine = json.loads(report.read_text())["engine"]
+    assert engine["plugin_layers"] == {"GroupNormSilu": 1, "MaskedSoftmax": 1}
 
 
 def test_the_library_beside_the_engine(cli, tmp_path, rtx, library):

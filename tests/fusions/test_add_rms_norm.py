@@ -50,6 +50,22 @@ def test_fp16_reads_the_rounded_sum():
     outcome.same(*SIZES)
 
 
+def test_the_one_that_gemma_adds_to_its_weight_is_a_constant():
+    """So the plugin needs no form of its own for 1 + w."""
+    text = ISLAND.replace(
+        """narrow = Cast<to=10>(unit)
+    y = Mul(gamma, narrow)""",
+        """one = Constant<value_float=1.0>()
+    gamma32 = Cast<to=1>(gamma)
+    gamma1 = Add(gamma32, one)
+    scaled = Mul(unit, gamma1)
+    y = Cast<to=10>(scaled)""",
+    )
+    outcome = add_rms_norm("sum = Add(x, residual)" + text, dtype="float16")
+    assert outcome.ops == ["AddRmsNorm"]
+    outcome.same(*SIZES)
+
+
 def test_the_sum_feeds_the_next_block():
     outcome = add_rms_norm("sum = Add(x, residual)" + NORM + "z = Add(sum, y)", outputs="T z")
     assert outcome.ops == ["AddRmsNorm", "Add"]

@@ -66,7 +66,10 @@ class Runner:
         """Launches on torch's current stream."""
         with abi.Plugin(self.library, op, attributes) as plugin:
             stream = torch.cuda.current_stream().cuda_stream
-            plugin.enqueue(_tensors(inputs), _tensors(outputs), stream)
+            size = plugin.workspace_size(_tensors(inputs))
+            workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")  # NaN
+            address = workspace.data_ptr() if size else 0
+            plugin.enqueue(_tensors(inputs), _tensors(outputs), stream, address)
 
     def compare(
         self, what: str, found: torch.Tensor, expected: torch.Tensor, noise: float = FP32_ERROR

@@ -33,6 +33,32 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def masked_softmax(
+    scores: torch.Tensor, mask: torch.Tensor | None, scale: float, causal: bool
+) -> torch.Tensor:
+    """[..., queries, keys] in float64; ``mask`` broadcasts, and may be in another type."""
+    logits = scores.double() * scale
+    if mask is not None:
+        logits = logits + mask.double()
+    if causal:
+        queries, keys = scores.shape[-2:]
+        visible = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
+        logits = logits.where(visible.tril(keys - queries), -math.inf)
+    return logits.softmax(-1)
+
+
+def group_norm_silu(
+    x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, groups: int, epsilon: float
+) -> torch.Tensor:
+    """[batch, channels, ...], [channels], [channels] -> [batch, channels, ...] in float64."""
+    split = x.double().reshape(x.shape[0], groups, -1)
+    centred = split - split.mean(-1, keepdim=True)
+    unit = centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    column = (1, -1) + (1,) * (x.dim() - 2)
+    y = unit.reshape(x.shape) * gamma.double().view(column) + beta.double().view(column)
+    return y * torch.sigmoid(y)
+
+
 def rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
 ) -> torch.Tensor:

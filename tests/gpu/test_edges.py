@@ -26,6 +26,7 @@ def test_zero_rows(runner: Runner, dtype: torch.dtype, shape: tuple[int, ...]) -
     runner("AddRmsNorm", EPSILON, [x, x, gamma], [x.clone(), x.clone()])
     runner("AddLayerNorm", EPSILON, [x, x, gamma, gamma], [x.clone(), x.clone()])
     runner("GatedAct", {}, [x, x], [x.clone()])
+    runner("MaskedSoftmax", {}, [x, x], [x.clone()])
     torch.cuda.synchronize()
     assert x.numel() == 0
 
@@ -85,10 +86,18 @@ def test_graph_capture_and_replay(runner: Runner) -> None:
     gamma, beta = (torch.randn(1000, device="cuda") for _ in range(2))
     y, total, z = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     half = torch.empty(64, 500, device="cuda", dtype=torch.float16)
+    large = torch.empty(1, 1000, 64000, device="cuda", dtype=torch.float16)
+    image = torch.empty_like(large)
 
     def layer() -> None:
         runner("AddLayerNorm", EPSILON, [x, residual, gamma, beta], [y, total])
         runner("RmsNorm", EPSILON, [y, gamma], [z])
+        runner("MaskedSoftmax", {"causal": 1}, [z, y], [total])
+        runner("AddRmsNorm", EPSILON, [total, z, gamma], [y, z])
+        large.view(1000, 64, 1000)[:] = y
+        runner("GroupNormSilu", {"num_groups": 2}, [large, gamma, beta], [image])
+        runner("GroupNormSilu", {"num_groups": 250}, [image, gamma, beta], [large])
+        z.copy_(large.view(1000, 64, 1000)[999])
         runner("GatedAct", {"activation": "gelu"}, [z], [half])
 
     layer()
@@ -103,6 +112,57 @@ def test_graph_capture_and_replay(runner: Runner) -> None:
     half.fill_(NAN)
     layer()
     assert torch.equal(half, replayed)
+
+
+def chain(runner: Runner, x: torch.Tensor, rounds: int) -> torch.Tensor:
+    """Short kernels that each read what the one before has written, and write what it has read."""
+    cols = x.shape[1]
+    gamma = torch.ones(cols, device="cuda")
+    a, b, c = x.clone(), x.clone(), x.clone()
+    for _ in range(rounds):
+        runner("AddRmsNorm", EPSILON, [a, x, gamma], [b, c])
+        runner("GatedAct", {}, [b, c], [a])
+        runner("MaskedSoftmax", {"scale": 0.5}, [a, b], [c])
+        runner("AddLayerNorm", EPSILON, [c, b, gamma, gamma], [a, b])
+        runner("RmsNorm", EPSILON, [a, gamma], [a])  # in place
+        runner("GroupNormSilu", {}, [a[None], gamma[: a.shape[0]], gamma[: a.shape[0]]], [c[None]])
+        runner("AddRmsNorm", EPSILON, [c, a, gamma], [a, b])
+    return a
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (64, 4096), (700, 4095), (3, 70000), (9, 33)])
+def test_early_launches_keep_their_order(runner: Runner, shape: tuple[int, int]) -> None:
+    """Kernels that may start before the last has ended give what they give one by one."""
+    x = torch.randn(shape, device="cuda").half()
+    found = chain(runner, x, 20)
+    slow = Serial(runner)
+    assert torch.equal(found, chain(slow, x, 20))
+
+
+class Serial:
+    """Waits for each kernel."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def __call__(self, *call: object) -> None:
+        torch.cuda.synchronize()
+        self.runner(*call)
+        torch.cuda.synchronize()
+
+
+def test_two_streams_at_once(runner: Runner) -> None:
+    """Instances hold no state: two streams that run together do not disturb each other."""
+    inputs = [torch.randn(513, 4096, device="cuda").half() for _ in range(2)]
+    alone = [chain(runner, x, 5) for x in inputs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in inputs]
+    together: list[torch.Tensor] = []
+    for stream, x in zip(streams, inputs, strict=True):
+        with torch.cuda.stream(stream):
+            together.append(chain(runner, x, 5))
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, alone, together))
 
 
 @pytest.mark.parametrize("cols", [1, 4096])
@@ -124,7 +184,7 @@ def test_more_than_2_to_the_31_elements(runner: Runner, cols: int) -> None:
 def test_memory_is_exact(runner: Runner) -> None:
     """Buffers without guards, for compute-sanitizer: every path, at and around its limits."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for cols in (1, 7, 33, 256, 1000, 1024, 4096, 8193, 40000):
+        for cols in (1, 7, 33, 256, 1000, 1024, 4095, 4096, 8193, 40000):
             for rows in (1, 5):
                 buffers = Buffers(guard=0)
                 x = buffers.place(torch.randn(rows, cols, device="cuda").to(dtype))
@@ -134,6 +194,10 @@ def test_memory_is_exact(runner: Runner) -> None:
                 runner("AddRmsNorm", EPSILON, [x, x, gamma], [y, total])
                 runner("AddLayerNorm", EPSILON, [x, x, gamma, gamma, gamma], [y, total])
                 runner("GatedAct", {}, [x, x], [y])
+                runner("MaskedSoftmax", {"causal": rows == 1}, [x, x], [y])
+                runner("MaskedSoftmax", {}, [x, gamma], [y])
+                weight = buffers.place(torch.ones(rows, device="cuda"))
+                runner("GroupNormSilu", {}, [x[None], weight, weight], [total[None]])
                 assert y.isfinite().all()
 
 

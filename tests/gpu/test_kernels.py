@@ -8,13 +8,15 @@ from tests.gpu.harness import Buffers, Runner, torch
 from tests.gpu.reference import activate, layer_norm, rms_norm
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Both sides of each switch: one lane, one warp, several warps, registers, streaming; odd ones too.
+# Both sides of each switch: one lane, one warp, several warps, a cluster, shared memory, and more
+# than that holds; odd ones too.
 COLS = [
     1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 64, 100, 127, 128, 255, 256, 512, 768, 1000, 1023, 1024,
     1025, 2048, 2056, 3072, 4096, 4097, 5120, 8191, 8192, 8193, 11008, 16384, 16388, 32768, 32776,
-    65536, 65537,
+    65535, 65536, 65537, 131073, 300000, 1000003,
 ]  # fmt: skip
-ROWS = [1, 2, 3, 5, 33, 130]
+ROWS = [1, 2, 3, 5, 33, 130, 700]
+MOST = 16_000_000  # elements of a test's tensor
 EPSILON = 1e-5
 
 
@@ -23,6 +25,10 @@ def random(
 ) -> torch.Tensor:
     values = torch.randn(shape, generator=generator, device="cuda") + offset
     return values.to(dtype)
+
+
+def rows_of(cols: int) -> list[int]:
+    return [rows for rows in ROWS if rows * cols <= MOST]
 
 
 def layouts(dtype: torch.dtype) -> list[tuple[int, torch.dtype]]:
@@ -35,7 +41,7 @@ def layouts(dtype: torch.dtype) -> list[tuple[int, torch.dtype]]:
 def test_rms_norm(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int
 ) -> None:
-    for rows in ROWS:
+    for rows in rows_of(cols):
         for offset, parameter in layouts(dtype):
             buffers = Buffers(offset)
             x = buffers.place(random(generator, (rows, cols), dtype))
@@ -51,7 +57,7 @@ def test_rms_norm(
 def test_add_rms_norm(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int
 ) -> None:
-    for rows in ROWS:
+    for rows in rows_of(cols):
         for offset, parameter in layouts(dtype):
             buffers = Buffers(offset)
             x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
@@ -69,7 +75,7 @@ def test_add_rms_norm(
 def test_add_layer_norm(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int, with_bias: bool
 ) -> None:
-    for rows in ROWS:
+    for rows in rows_of(cols):
         for offset, parameter in layouts(dtype):
             buffers = Buffers(offset)
             x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
@@ -94,7 +100,7 @@ def test_add_layer_norm(
 def test_gated_act(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int, activation: str
 ) -> None:
-    for rows in ROWS:
+    for rows in rows_of(cols):
         for offset in (0, 1):
             for packed in (False, True):
                 buffers = Buffers(offset)

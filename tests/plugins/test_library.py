@@ -26,6 +26,8 @@ HEADS = dict.fromkeys(("num_heads", "kv_num_heads", "norm", "bias"), "INT")
 EXPECTED = {
     "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT"}),
     "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT"}),
+    "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),
+    "MaskedSoftmax": ((1, 2), 1, {"scale": "FLOAT", "causal": "INT"}),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
     "QkNormRope": ((3, 6), 3, ROTATION | HEADS | {"epsilon": "FLOAT"}),
     "RmsNorm": ((2, 2), 1, {"epsilon": "FLOAT"}),

@@ -1,0 +1,246 @@
+"""Times every kernel beside torch, torch.compile, and an empty launch, on one GPU in one run.
+
+``python -m benchmarks.kernels`` prints a table and writes ``results/kernels-<date>.json``. Each
+figure is the median of several replays of a CUDA graph of at least 20 launches, divided by their
+number. Launches take turns with sets of tensors that together are larger than the L2 cache, or
+have a set each, and L2 holds other data when a replay begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+import triton
+
+from benchmarks import measure
+from benchmarks.kernel_cases import CASES, Case, grid_cases
+from opfuse.runtime import abi, library
+
+DTYPE, ONNX_TYPE = torch.float16, 10
+LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
+REPLAYS = 7
+PEERS = ("flashinfer", "liger_kernel")
+Launch = Callable[[int], object]
+
+
+@triton.jit
+def _empty():
+    pass  # what a launch costs that does nothing
+
+
+@dataclass
+class Timer:
+    """Times launches; ``other`` is memory that fills the L2 cache."""
+
+    other: torch.Tensor
+
+    def microseconds(self, launch: Launch, launches: int) -> float:
+        """The time of one of ``launches`` launches; ``launch(i)`` is the i-th."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for index in range(3):
+                launch(index)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = [launch(index) for index in range(launches)]
+        times = []
+        for _ in range(REPLAYS + 1):
+            self.other.sum()  # read, not written: nothing has to be written back later
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / launches)
+        del kept
+        return median(times[1:])
+
+
+@dataclass
+class Bench:
+    """One case with its tensors: ``sets`` of them, so that no launch finds its own in L2."""
+
+    case: Case
+    handle: object
+    timer: Timer
+    cache_bytes: int
+
+    def __post_init__(self) -> None:
+        self.bytes = self.case.bytes(DTYPE.itemsize)
+        self.launches = LAUNCHES if self.bytes > FEW_BYTES else MANY_LAUNCHES
+        self.sets = min(self.launches, math.ceil(3 * self.cache_bytes / self.bytes) + 1)
+        split = self.case.rotated
+        self.weights = [_random(shape) for shape in self.case.inputs[split:]]
+        self.inputs = [
+            [*map(_random, self.case.inputs[:split]), *self.weights] for _ in range(self.sets)
+        ]
+
+    def opfuse(self) -> float:
+        """Our kernel, over the C ABI."""
+        case = self.case
+        outputs = [
+            [torch.empty(shape, dtype=DTYPE, device="cuda") for shape in case.outputs]
+            for _ in range(self.sets)
+        ]
+        calls = [(_tensors(i), _tensors(o)) for i, o in zip(self.inputs, outputs, strict=True)]
+        with abi.Plugin(self.handle, case.op, case.attributes) as plugin:
+            size = plugin.workspace_size(calls[0][0])
+            workspace = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
+
+            def launch(index: int) -> None:
+                stream = torch.cuda.current_stream().cuda_stream
+                given, made = calls[index % self.sets]
+                plugin.enqueue(given, made, stream, workspace.data_ptr())
+
+            return self.timer.microseconds(launch, self.launches)
+
+    def torch(self, function: Callable[..., object]) -> float:
+        """A torch function; outputs live until their set comes again, as ours do."""
+        outputs: dict[int, object] = {}
+
+        def launch(index: int) -> None:
+            outputs[index % self.sets] = function(*self.inputs[index % self.sets])
+
+        return self.timer.microseconds(launch, self.launches)
+
+
+def _random(shape: Sequence[int]) -> torch.Tensor:
+    return torch.randn(shape, dtype=DTYPE, device="cuda")
+
+
+def _tensors(tensors: Sequence[torch.Tensor]) -> list[abi.Tensor]:
+    return [abi.Tensor(ONNX_TYPE, tuple(t.shape), t.data_ptr()) for t in tensors]
+
+
+def compiled(case: Case) -> Callable[..., object]:
+    """The case's function by inductor; the graph around the launches is ours."""
+    torch._dynamo.reset()
+    return torch.compile(
+        case.torch, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
+    )
+
+
+def compile_some(part: int, parts: int) -> None:
+    """Compiles every ``parts``-th case into inductor's cache, from ``part`` on."""
+    for case in CASES[part::parts]:
+        inputs = [_random(shape) for shape in case.inputs]
+        compiled(case)(*inputs)
+        torch.cuda.synchronize()
+
+
+def compile_all(parts: int) -> None:
+    """Fills inductor's cache by several processes, for one alone takes minutes."""
+    command = [sys.executable, "-m", "benchmarks.kernels", "--compile-only"]
+    running = [subprocess.Popen([*command, f"{part}/{parts}"]) for part in range(parts)]
+    for process in running:
+        if process.wait():
+            raise SystemExit(f"a compiling process ended with {process.returncode}")
+
+
+def copy_bandwidth(timer: Timer) -> float:
+    """Bytes a second, read and written, of the fastest device-to-device copy."""
+    rates = []
+    for megabytes in (48, 128, 256):
+        count = megabytes << 19
+        pairs = [[_random((count,)) for _ in range(2)] for _ in range(4)]
+
+        def copy(index: int, pairs: list[list[torch.Tensor]] = pairs) -> None:
+            pairs[index % 4][0].copy_(pairs[index % 4][1])
+
+        rates.append(4 * count / timer.microseconds(copy, LAUNCHES) * 1e6)
+    return max(rates)
+
+
+def measure_case(bench: Bench, peers: bool) -> dict:
+    """All figures of one case, in microseconds."""
+    case = bench.case
+    rows, cols = case.matrix
+    row = {"case": case.name, "op": case.op, "shape": list(case.shape), "rows": rows, "cols": cols}
+    row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+    if peers:
+        row["eager_us"] = bench.torch(case.torch)
+        row["compile_us"] = bench.torch(compiled(case))
+        row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
+    return row
+
+
+def environment() -> dict[str, object]:
+    """What the figures hang on besides the machine."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "commit": os.environ.get("OPFUSE_COMMIT", ""),
+        "not_run": [name for name in PEERS if find_spec(name) is None],
+    }
+
+
+def show(rows: Sequence[dict], copy: float, empty: float) -> None:
+    """The table: times, our share of the copy bandwidth, and our speed over the peers'."""
+
+    def cells(row: dict) -> list[str]:
+        ours = row["opfuse_us"]
+        share = row["bytes"] / ours / copy * 1e8
+        peers = [row.get("eager_us"), row.get("compile_us")]
+        return [
+            row["case"], f"{ours:.2f}", f"{row['bytes'] / 1e6:.1f}", f"{share:.0f}%",
+            *(f"{peer:.2f}" if peer else "-" for peer in peers),
+            *(f"{peer / ours:.2f}" if peer else "-" for peer in peers), f"{ours / empty:.2f}",
+        ]  # fmt: skip
+
+    print(f"copy {copy / 1e9:.0f} GB/s, empty launch {empty:.2f} us")
+    header = [
+        "case", "us", "MB", "of copy", "eager us", "compile us", "eager/us", "compile/us", "/empty",
+    ]  # fmt: skip
+    measure.print_table(header, map(cells, rows))
+
+
+def main() -> None:
+    """Compiles, measures, prints, and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile-only", help="PART/PARTS of the cases, and nothing else")
+    parser.add_argument("--processes", type=int, default=12, help="that compile (default 12)")
+    parser.add_argument("--no-peers", action="store_true", help="our kernels alone")
+    parser.add_argument("--grid", action="store_true", help="also rows x columns, for the plots")
+    parser.add_argument("--only", default="", help="cases whose name has this text")
+    options = parser.parse_args()
+    if options.compile_only:
+        return compile_some(*map(int, options.compile_only.split("/")))
+    if not options.no_peers:
+        compile_all(options.processes)
+    torch._inductor.config.autotune_local_cache = False  # tuned while others ran: tune again
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    timer = Timer(torch.ones(cache, device="cuda"))
+    handle = abi.load(library.find())
+    copy = copy_bandwidth(timer)
+    empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+    rows = [
+        measure_case(Bench(case, handle, timer, cache), not options.no_peers)
+        for case in CASES
+        if options.only in case.name
+    ]
+    show(rows, copy, empty)
+    figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
+    if options.grid:
+        cells = (Bench(case, handle, timer, cache) for case in grid_cases())
+        figures["grid"] = [measure_case(cell, False) for cell in cells]
+    print(measure.write("kernels", figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+// Launches that may start before the kernel ahead of them has ended, in clusters where asked.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "tuning.h"
+
+namespace opfuse::device {
+
+// ---- in kernels
+
+// Programmatic dependent launch: blocks of this grid may be resident before the previous grid has
+// ended.  Nothing that it may have written is read, and nothing that it may read is written, ahead
+// of this call; it returns once the previous grid has ended and its writes are visible.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next grid may take the room that this one leaves; its own wait keeps the order.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Asks for the line at `address` to be in L2.  Allowed ahead of wait_for_previous: L2 is where all
+// multiprocessors meet, so that what is written later replaces what was fetched early.
+__device__ inline void prefetch(void const* address) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
+// ---- on the host
+
+// What the current device and the code compiled for it can do.
+struct Machine {
+    int capability = 0;       // 90 for sm_90: the lesser of the device's and the kernels'
+    int multiprocessors = 0;  //
+    int shared_bytes = 0;     // of a block, at most
+
+    bool has_clusters() const { return capability >= 90; }
+};
+
+template <int = 0>
+__global__ void probe_kernel() {}
+
+inline cudaError_t query_machine(int device, Machine& machine) {
+    int major = 0, minor = 0;
+    cudaFuncAttributes probe{};
+    cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&machine.multiprocessors, cudaDevAttrMultiProcessorCount,
+                                        device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&machine.shared_bytes,
+                                        cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess) status = cudaFuncGetAttributes(&probe, probe_kernel<>);
+    // PTX of an older architecture lacks wait_for_previous, whatever device it is compiled for.
+    machine.capability = std::min(10 * major + minor, probe.ptxVersion);
+    return status;
+}
+
+// The current device's, asked for once a thread.
+inline cudaError_t current_machine(Machine& machine) {
+    thread_local int known = -1;
+    thread_local Machine kept;
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess && device != known) {
+        status = query_machine(device, kept);
+        if (status == cudaSuccess) known = device;
+    }
+    machine = kept;
+    return status;
+}
+
+struct Grid {
+    int64_t blocks = 0;
+    dim3 threads{1};
+    int cluster = 1;  // blocks of a cluster
+    size_t shared_bytes = 0;
+};
+
+// Kernels walk over what is left where there is more than `blocks`.
+inline unsigned grid_size(Grid const& grid) {
+    int64_t const most = std::numeric_limits<int32_t>::max() / grid.cluster * grid.cluster;
+    return static_cast<unsigned>(std::min<int64_t>(grid.blocks, most));
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), Machine const& machine, Grid const& grid,
+                   cudaStream_t stream, Arguments... arguments) {
+    if (grid.shared_bytes > 0) {
+        cudaError_t const status =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes));
+        if (status != cudaSuccess) return status;
+    }
+    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(grid_size(grid));
+    config.blockDim = grid.threads;
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    if (machine.capability >= 90) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (grid.cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    }
+    return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace opfuse::device

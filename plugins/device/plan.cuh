@@ -1,0 +1,91 @@
+// Picks the row shape and the grid for [rows, cols]: the host's side of row.cuh.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "row.cuh"
+
+namespace opfuse::device {
+
+enum class Access {
+    kAligned,  // every row of every tensor starts at a multiple of 16 bytes
+    kShifted,  // the tensors are congruent: what is aligned in one is aligned in all
+    kScalar,
+};
+
+// Of tensors of [rows, cols]; `parameters_aligned`: those of [cols] are.
+template <class T, class... Tensors>
+Access access_of(int64_t cols, bool parameters_aligned, T const* first, Tensors const*... rest) {
+    if (aligned(first, rest...) && parameters_aligned && cols * sizeof(T) % kVecBytes == 0)
+        return Access::kAligned;
+    return congruent(first, rest...) ? Access::kShifted : Access::kScalar;
+}
+
+inline constexpr int kReservedShared = 8192;  // bytes: what kernels declare, and the system's
+
+struct RowPlan {
+    int items = 0;  // 0: in shared memory
+    Grid grid;
+};
+
+// Few rows spread over as many threads as can be resident; many rows keep more slots a thread.
+// `slots` is the most that a row may have, `least_lanes` what its edges need.
+inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int least_items,
+                         int most_items, int least_lanes, size_t item_bytes) {
+    using namespace tuning;
+    int const most_blocks = machine.has_clusters() ? kMaxCluster : 1;
+    int64_t const resident = int64_t{kFewThreads} * machine.multiprocessors;
+    int items = least_items, blocks = 1;
+    auto const reach = [&] { return int64_t{items} * most_lanes(items) * blocks; };
+    while (items < most_items && (rows * slots > items * resident || reach() < slots)) items *= 2;
+    while (blocks < most_blocks && reach() < slots) blocks *= 2;
+    RowPlan plan{reach() >= slots ? items : 0, {}};
+    int const most = most_lanes(plan.items);
+    int const wanted = std::max((slots + items * blocks - 1) / (items * blocks), least_lanes);
+    int lanes = 1;
+    while (lanes < wanted && lanes < 32) lanes *= 2;
+    if (wanted > 32 || blocks > 1) lanes = std::min((wanted + 31) / 32 * 32, most);
+    int const height = lanes <= 32 && blocks == 1 ? kThreadsOfRows / lanes : 1;
+    plan.grid.blocks = (rows + height - 1) / height * blocks;
+    plan.grid.threads = dim3(lanes, height);
+    plan.grid.cluster = blocks;
+    if (plan.items == 0) {
+        size_t const bytes = (slots / blocks / lanes + 1) * item_bytes * lanes;
+        plan.grid.shared_bytes = std::min<size_t>(bytes, machine.shared_bytes - kReservedShared);
+    }
+    return plan;
+}
+
+// Calls `run(RowShape, Machine, Grid)`.  `Element` is what a tile keeps of a T; kMostItems is one
+// of tuning::kItemsOf....
+template <class Element, class T, int kMostItems, class Run>
+cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
+    constexpr int kVec = kVecBytes / sizeof(T);
+    if (rows < 0 || cols < 0 || cols > std::numeric_limits<int32_t>::max() - 64)
+        return cudaErrorInvalidValue;
+    if (rows == 0 || cols == 0) return cudaSuccess;
+    Machine machine;
+    if (cudaError_t const status = current_machine(machine); status != cudaSuccess) return status;
+    auto const with_items = [&]<int kSize, bool kShifted>(RowShape<kSize, kShifted, 0>) {
+        RowPlan const plan = plan_rows(machine, rows, static_cast<int>(cols / kSize), 1, kMostItems,
+                                       kShifted ? 2 * kSize - 2 : 1, sizeof(Vec<Element, kSize>));
+        if (plan.items == 1) return run(RowShape<kSize, kShifted, 1>{}, machine, plan.grid);
+        if (plan.items == 2) return run(RowShape<kSize, kShifted, 2>{}, machine, plan.grid);
+        if constexpr (kMostItems >= 4)
+            if (plan.items == 4) return run(RowShape<kSize, kShifted, 4>{}, machine, plan.grid);
+        return run(RowShape<kSize, kShifted, 0>{}, machine, plan.grid);
+    };
+    switch (access) {
+    case Access::kAligned: return with_items(RowShape<kVec, false, 0>{});
+    case Access::kShifted: return with_items(RowShape<kVec, true, 0>{});
+    case Access::kScalar: break;
+    }
+    using tuning::kScalarItems;
+    RowPlan const plan = plan_rows(machine, rows, static_cast<int>(cols), kScalarItems,
+                                   kScalarItems, 1, sizeof(Vec<Element, 1>));
+    if (plan.items > 0) return run(RowShape<1, false, kScalarItems>{}, machine, plan.grid);
+    return run(RowShape<1, false, 0>{}, machine, plan.grid);
+}
+
+}  // namespace opfuse::device

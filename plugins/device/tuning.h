@@ -1,0 +1,50 @@
+// How rows are spread over threads, blocks, and clusters: every such choice, with its measurement.
+//
+// One set of numbers serves all architectures.  What an architecture lacks is asked for at run time
+// (launch.cuh): clusters and early launches need sm_90, and how much shared memory a block may have
+// differs.  Figures are microseconds on an H100, fp16, columns in parentheses, from
+// `python -m benchmarks.kernels`; no other architecture was measured.
+#pragma once
+
+namespace opfuse::device::tuning {
+
+// 16-byte vectors that a thread keeps in registers at most, by what it keeps beside them.
+// One tensor (RmsNorm, GroupNormSilu): 4; with 2, RmsNorm of 16384 rows (4096) takes 96, not 90.
+inline constexpr int kItemsOfOne = 4;
+// Two tensors (AddRmsNorm, AddLayerNorm): 2; with 4, 16384 rows (4096) take 208 and 194, not 177
+// and 178: at 64 registers a thread the loads of both are no longer in flight together.
+inline constexpr int kItemsOfTwo = 2;
+// Softmax keeps fp32, twice the registers: 2; with 4, 8x12x384 rows (384) take 38, not 34, and
+// 2x32x2048 rows (2048) 736, not 501.  8 spill.
+inline constexpr int kItemsOfSoftmax = 2;
+// Elements, where nothing is aligned.
+inline constexpr int kScalarItems = 8;
+
+// Threads of a block on one row at most, for each number of items: 64 registers a thread, and a row
+// of 14336 stays in one block.  With 512 instead of 1024 for two items it is a cluster of two, and
+// AddRmsNorm of 8192 rows takes 327, not 310.
+inline constexpr int kMaxLanes = 1024;
+constexpr int most_lanes(int items) { return items == 1 || items == 2 ? kMaxLanes : 512; }
+// Such blocks of a multiprocessor at least: with one, RmsNorm of 8192 rows (14336) has 84 registers
+// a thread and takes 208, not 156.
+constexpr int least_blocks(int items) { return kMaxLanes / most_lanes(items); }
+
+// Threads of a block that holds several rows.
+inline constexpr int kThreadsOfRows = 128;
+
+// Blocks of a cluster on one row; more are not portable.  1024 rows (65536) read once by clusters
+// take 97 (RmsNorm), read twice 140.
+inline constexpr int kMaxCluster = 8;
+
+// Rows are few where each thread of this many a multiprocessor can have one vector: all loads are
+// in flight at once, and 64 rows (4096) take 2.0 (RmsNorm), with four vectors a thread 2.8.
+inline constexpr int kFewThreads = 1024;
+
+// Of a group that no cluster holds (GroupNormSilu).
+inline constexpr int kLanesOfPart = 256, kItemsOfPart = 2, kBlocksOfPart = 4;
+
+// A launch that may start early fetches its first row into L2 while the kernel ahead ends: 1 row
+// (4096) takes 1.6 (RmsNorm) with both, 2.0 without the fetch, 2.8 without either.
+inline constexpr bool kPrefetch = true;
+
+}  // namespace opfuse::device::tuning
