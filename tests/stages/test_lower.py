@@ -166,6 +166,41 @@ def test_rope_that_tensorrt_has_no_layer_for_is_left(options, reason):
     assert types(made)[-1] == "Rope_body"
 
 
+def typed_attention(dtype, mask_dtype):
+    made = fused("FlashAttention", ["q", "k", "v", "mask"], ["y"], dtype=dtype, **ATTENTION)
+    made.graph.input[3].type.tensor_type.elem_type = mask_dtype
+    return made
+
+
+@pytest.mark.parametrize(
+    ("want", "dtype", "mask", "choice"),
+    [
+        ("auto", TensorProto.FLOAT16, TensorProto.FLOAT16, "plugin"),
+        ("auto", TensorProto.BFLOAT16, TensorProto.FLOAT, "plugin"),
+        ("auto", TensorProto.FLOAT, TensorProto.FLOAT, "leave"),
+        ("plugin", TensorProto.FLOAT, TensorProto.FLOAT, "plugin"),
+        ("plugin", TensorProto.FLOAT16, TensorProto.BFLOAT16, "leave"),
+        ("plugin", TensorProto.FLOAT, TensorProto.FLOAT16, "leave"),
+    ],
+)
+def test_the_attention_plugin_is_for_types_that_it_takes(want, dtype, mask, choice):
+    made = typed_attention(dtype, mask)
+    ((chosen, reason),) = choices(lower(made, want, ["FlashAttention"]))
+    assert chosen == choice
+    assert ("the plugin" in reason) or choice == "plugin"
+    assert types(made) == ["FlashAttention" if choice == "plugin" else "FlashAttention_body"]
+
+
+def test_attention_of_unknown_type_is_a_plugin_only_where_asked_for():
+    def unknown():
+        made = typed_attention(TensorProto.FLOAT16, TensorProto.FLOAT16)
+        del made.graph.input[:]
+        return made
+
+    assert [x.choice for x in lower(unknown(), "auto", ["FlashAttention"])] == ["leave"]
+    assert [x.choice for x in lower(unknown(), "plugin", ["FlashAttention"])] == ["plugin"]
+
+
 def test_ops_without_a_native_form_are_left():
     made = fused("GatedAct", ["gate_up"], ["y"], activation="silu")
     assert choices(lower(made, "native", ())) == {("leave", "TensorRT has no single layer for it")}

@@ -130,6 +130,8 @@ def _choose(
     """The choice, its reason, and the nodes that stand for it."""
     if want in ("auto", "plugin"):
         if node.op_type in plugins:
+            if reason := _why_not(node, want, facts):
+                return "leave", reason, [_left(node)]
             node.overload = ""
             return "plugin", "the plugin library has it", [node]
         return "leave", _why_no_plugin(plugins), [_left(node)]
@@ -139,6 +141,19 @@ def _choose(
         except Unable as reason:
             return "leave", str(reason), [_left(node)]
     return "leave", "asked for", [_left(node)]
+
+
+def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
+    """Why the plugin is not for this node, or nothing."""
+    if node.op_type != "FlashAttention":
+        return ""
+    known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
+    masks = [dtype for name in node.input[3:] if (dtype := facts.types.get(name))]
+    if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
+        return "the plugin wants the mask in the type of q, or in fp32"
+    if want == "auto" and (not known or known[0] not in _HALVES):
+        return "the plugin uses tensor cores for fp16 and bf16 only"
+    return ""
 
 
 def _why_no_plugin(plugins: Collection[str]) -> str:

@@ -1,0 +1,72 @@
+#include <algorithm>
+
+#include "launch.h"
+
+namespace opfuse {
+namespace {
+
+template <class T>
+cudaError_t prefill(Attention const& a, cudaStream_t stream) {
+    int const size = std::max(a.head_size, a.value_size);
+    if (size <= 32) return prefill_attention<32>(a, T{}, stream);
+    if (size <= 64) return prefill_attention<64>(a, T{}, stream);
+    if (size <= 80) return prefill_attention<80>(a, T{}, stream);
+    if (size <= 96) return prefill_attention<96>(a, T{}, stream);
+    if (size <= 128) return prefill_attention<128>(a, T{}, stream);
+    if (size <= 192) return prefill_attention<192>(a, T{}, stream);
+    return prefill_attention<256>(a, T{}, stream);
+}
+
+// Launches the kernel for Hopper and says so, where this is one and the attention suits it.
+template <class T>
+[[maybe_unused]] bool on_hopper(Attention const& a, cudaStream_t stream, cudaError_t& status) {
+#ifdef OPFUSE_HOPPER
+    int const size = std::max(a.head_size, a.value_size);
+    bool const masked = a.mask.data && !a.mask.in_pairs;
+    if (size <= 32 || size > 128 || !a.in_vectors || masked) return false;
+    int device = 0, major = 0;
+    status = cudaGetDevice(&device);
+    if (!status) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (status || major != 9) return status != cudaSuccess;
+    status =
+        size <= 64 ? hopper_attention<64>(a, T{}, stream) : hopper_attention<128>(a, T{}, stream);
+    return status != cudaErrorNotSupported;
+#else
+    return false;
+#endif
+}
+
+template <class T>
+cudaError_t decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    int const size = std::max(a.head_size, a.value_size);
+    if (size <= 64) return decode_attention<64>(a, T{}, workspace, stream);
+    if (size <= 128) return decode_attention<128>(a, T{}, workspace, stream);
+    return decode_attention<256>(a, T{}, workspace, stream);
+}
+
+}  // namespace
+
+size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size) {
+    int64_t const size = std::max(head_size, value_size);
+    if (keys < 2 * kMinSplitKeys || size > kTensorCoreSize) return 0;
+    int64_t const instance = size <= 64 ? 64 : size <= 128 ? 128 : 256;
+    return kMaxParts * kDecodeQueries * (instance + 2) * sizeof(float);
+}
+
+template <class T>
+cudaError_t attend(Attention const& a, void* workspace, cudaStream_t stream) {
+    if (std::max(a.head_size, a.value_size) > kTensorCoreSize) return plain_attention<T>(a, stream);
+    if (a.queries <= kDecodeQueries) return decode<T>(a, workspace, stream);
+    cudaError_t status = cudaSuccess;
+    return on_hopper<T>(a, stream, status) ? status : prefill<T>(a, stream);
+}
+
+template <>
+cudaError_t attend<float>(Attention const& a, void*, cudaStream_t stream) {
+    return plain_attention<float>(a, stream);
+}
+
+template cudaError_t attend<__half>(Attention const&, void*, cudaStream_t);
+template cudaError_t attend<__nv_bfloat16>(Attention const&, void*, cudaStream_t);
+
+}  // namespace opfuse
