@@ -17,24 +17,32 @@ cudaError_t prefill(Attention const& a, cudaStream_t stream) {
     return prefill_attention<256>(a, T{}, stream);
 }
 
-// Launches the kernel for Hopper and says so, where this is one and the attention suits it.
-template <class T>
-[[maybe_unused]] bool on_hopper(Attention const& a, cudaStream_t stream, cudaError_t& status) {
 #ifdef OPFUSE_HOPPER
+// Whether the Hopper kernel suits the attention and the device.
+bool suits_hopper(Attention const& a) {
     int const size = std::max(a.head_size, a.value_size);
-    bool const masked = a.mask.data && !a.mask.in_pairs;
-    if (size <= 32 || size > 128 || !a.in_vectors || masked) return false;
+    bool const odd_mask = a.mask.data && !a.mask.in_pairs;
+    if (size <= 32 || size > 128 || !a.in_vectors || odd_mask) return false;
     int device = 0, major = 0;
-    status = cudaGetDevice(&device);
-    if (!status) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (status || major != 9) return status != cudaSuccess;
-    status =
-        size <= 64 ? hopper_attention<64>(a, T{}, stream) : hopper_attention<128>(a, T{}, stream);
-    return status != cudaErrorNotSupported;
-#else
-    return false;
-#endif
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major == 9;
 }
+
+template <class T>
+cudaError_t hopper(Attention const& a, cudaStream_t stream) {
+    return std::max(a.head_size, a.value_size) <= 64 ? hopper_attention<64>(a, T{}, stream)
+                                                     : hopper_attention<128>(a, T{}, stream);
+}
+#else
+bool suits_hopper(Attention const&) { return false; }
+
+template <class T>
+cudaError_t hopper(Attention const&, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
+#endif
 
 template <class T>
 cudaError_t decode(Attention const& a, void* workspace, cudaStream_t stream) {
@@ -57,8 +65,8 @@ template <class T>
 cudaError_t attend(Attention const& a, void* workspace, cudaStream_t stream) {
     if (std::max(a.head_size, a.value_size) > kTensorCoreSize) return plain_attention<T>(a, stream);
     if (a.queries <= kDecodeQueries) return decode<T>(a, workspace, stream);
-    cudaError_t status = cudaSuccess;
-    return on_hopper<T>(a, stream, status) ? status : prefill<T>(a, stream);
+    cudaError_t const status = suits_hopper(a) ? hopper<T>(a, stream) : cudaErrorNotSupported;
+    return status == cudaErrorNotSupported ? prefill<T>(a, stream) : status;
 }
 
 template <>

@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 
+#include "../device/reduce.cuh"
 #include "prefill.cuh"
 
 namespace opfuse {
@@ -114,15 +115,13 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize>::kThreads)
         float s[1][S::kKeys / 8][4] = {};
         multiply_keys<T, kSize>(s, q, stage, lane);
         int const key = start + lane % 4 * 2;
-        if constexpr (!kPlain) transform_scores<T, false>(s[0], a, rows, key);
+        if constexpr (!kPlain) scale_scores(s[0], a), add_mask<T, false>(s[0], a, rows, key);
         if (a.causal || start + S::kKeys > end) {
             ScoreRow const inside[2] = {{min(rows[0].last_key, end - 1), 0},
                                         {min(rows[1].last_key, end - 1), 0}};
             hide_scores(s[0], inside, key);
         }
-        float2 const correction = softmax.template update<kPlain>(s[0], log2_scale);
-        if (__any_sync(0xffffffffu, correction.x != 1.f || correction.y != 1.f))
-            scale_rows(out[0], correction);
+        scale_rows(out[0], softmax.template update<kPlain>(s[0], log2_scale));
         multiply_values<T, kSize>(out, s, stage + S::kKeys * S::kStride, lane);
     }
     device::wait_for_copies<0>();
@@ -168,22 +167,33 @@ template <class T, int kSize, bool kPlain>
 __global__ void __launch_bounds__(kSize)
     combine_kernel(Attention const a, int tiles, KeySplits const splits) {
     constexpr int kRows = DecodeShape<T, kSize>::kRows;
+    __shared__ float shares[kMaxParts];
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int64_t const kv_index = blockIdx.x / group_rows;
     int const row = static_cast<int>(blockIdx.x % group_rows);
     int64_t const part = (kv_index * tiles + row / kRows) * splits.count;
     int64_t const first = part * kRows + row % kRows;
     float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
-    float const* const statistics = splits.statistics + first * 2;
-    float2 const total = combined(statistics, splits.count, kRows * 2, log2_scale);
-    int const col = threadIdx.x;
+    auto const* const statistics = reinterpret_cast<float2 const*>(splits.statistics) + first;
+    int const lane = threadIdx.x % 32, col = threadIdx.x;
+    float top = -INFINITY, sum = 0.f;  // each warp for itself
+    for (int i = lane; i < splits.count; i += 32) top = fmaxf(top, statistics[i * kRows].x);
+    top = device::warp_max(top);
+    for (int i = lane; i < splits.count; i += 32) {
+        float2 const own = statistics[i * kRows];
+        float const factor = share(own.x, top, log2_scale);
+        sum += own.y * factor;
+        if (threadIdx.x < 32) shares[i] = factor;
+    }
+    sum = device::warp_sum(sum);
+    __syncthreads();
     float result = 0.f;
+#pragma unroll 8
     for (int i = 0; i < splits.count; ++i)
-        result += splits.results[(first + i * kRows) * kSize + col] *
-                  share(statistics[i * kRows * 2], total.x, log2_scale);
+        result = fmaf(splits.results[(first + i * kRows) * kSize + col], shares[i], result);
     if (col < a.value_size)
         static_cast<T*>(a.y)[static_cast<int64_t>(blockIdx.x) * a.value_size + col] =
-            device::from_float<T>(normalised(result, total.y, a.nan_guard));
+            device::from_float<T>(normalised(result, sum, a.nan_guard));
 }
 
 // ---- launchers

@@ -203,7 +203,7 @@ struct HopperConsumer {
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
                             ScoreRow const (&rows)[2], int all_see, int block) const {
         int const key = block * S::kKeys + lane % 4 * 2;
-        if constexpr (!kPlain) transform_scores<T, true>(s, a, rows, key);
+        if constexpr (!kPlain) scale_scores(s, a), add_mask<T, true>(s, a, rows, key);
         if (block * S::kKeys + S::kKeys - 1 > all_see) hide_scores(s, rows, key);
         return softmax.template update<kPlain>(s, kPlain ? a.scale * kLog2E : kLog2E);
     }

@@ -3,6 +3,7 @@
 // One warp has one query and kColumns columns of its result; its lanes have a key each while scores
 // are computed, and columns each while values are added up.
 #pragma once
+#include "../device/reduce.cuh"
 #include "softmax.cuh"
 
 namespace opfuse {
@@ -11,18 +12,6 @@ namespace opfuse {
 
 inline constexpr int kPlainWarps = 4;
 inline constexpr int kPlainColumns = 256;
-
-__device__ inline float warp_max(float value) {
-    for (int offset = 16; offset > 0; offset /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
-    return value;
-}
-
-__device__ inline float warp_sum(float value) {
-    for (int offset = 16; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
 
 template <class T>
 __device__ float plain_score(Attention const& a, T const* q, T const* key, ScoreRow const& row,
@@ -60,7 +49,7 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
         float const score =
             seen ? plain_score(a, q, keys + static_cast<int64_t>(key) * a.head_size, row, key)
                  : -INFINITY;
-        float const new_top = fmaxf(top, warp_max(score));
+        float const new_top = fmaxf(top, device::warp_max(score));
         float const origin = new_top == -INFINITY ? 0.f : new_top;
         float const correction = expf(top - origin);
         float const weight = expf(score - origin);
@@ -78,7 +67,7 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
                     out[i] = fmaf(share, device::to_float(value[first_col + 32 * i]), out[i]);
         }
     }
-    sum = warp_sum(sum);
+    sum = device::warp_sum(sum);
     T* const y = static_cast<T*>(a.y) + index * a.value_size;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)

@@ -75,17 +75,6 @@ __device__ void multiply_values(float (&out)[kTiles][kSize / 8][4],
     }
 }
 
-template <int kBlocks>
-__device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-        out[i][0] *= factor.x;
-        out[i][1] *= factor.x;
-        out[i][2] *= factor.y;
-        out[i][3] *= factor.y;
-    }
-}
-
 // Two neighbouring elements of a row of y, those that there are.
 template <class T>
 __device__ void store_pair(T* row, int col, int cols, bool in_pairs, float first, float second) {
@@ -162,7 +151,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         int const key = start + lane % 4 * 2;  // of this lane's first column
 #pragma unroll
         for (int m = 0; m < S::kTiles; ++m) {
-            if constexpr (!kPlain) transform_scores<T, false>(s[m], a, rows[m], key);
+            if constexpr (!kPlain) scale_scores(s[m], a), add_mask<T, false>(s[m], a, rows[m], key);
             if (start + S::kKeys - 1 > all_see) hide_scores(s[m], rows[m], key);
             scale_rows(out[m], softmax[m].template update<kPlain>(s[m], log2_scale));
         }

@@ -36,57 +36,62 @@ __device__ float mask_at(AttentionMask const& mask, int64_t start, int key) {
                          : device::to_float(static_cast<T const*>(mask.data)[at]);
 }
 
-// Adds `load(row's mask_start, key)` to the scores, a pair of keys each.
-template <int kBlocks, class Load>
-__device__ void add_mask(float (&s)[kBlocks][4], ScoreRow const (&row)[2], bool differ, int key,
-                         Load load) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-        float2 const upper = load(row[0].mask_start, key + 8 * i);
-        float2 const lower = differ ? load(row[1].mask_start, key + 8 * i) : upper;
-        s[i][0] += upper.x;
-        s[i][1] += upper.y;
-        s[i][2] += lower.x;
-        s[i][3] += lower.y;
-    }
+// Two neighbouring keys of a mask that is `in_pairs`; keys past the end read the last ones.
+template <class M>
+__device__ device::Vec<M, 2> mask_pair(Attention const& a, int64_t start, int key) {
+    return device::load<2>(static_cast<M const*>(a.mask.data) + start + min(key, a.keys - 2), 0);
+}
+
+__device__ inline bool masks_differ(ScoreRow const (&row)[2]) {
+    return row[0].mask_start != row[1].mask_start;
 }
 
 // Scores of kBlocks 8-key blocks and two rows: `s` as in fragment C, blocks at `key` + 8 i.
-// Gives softcap(scale * s) + mask; the keys that a row does not see are not yet hidden.
-// kPairs: the mask, if any, is `in_pairs`, which saves code.
-template <class T, bool kPairs, int kBlocks>
-__device__ void transform_scores(float (&s)[kBlocks][4], Attention const& a,
-                                 ScoreRow const (&row)[2], int key) {
+// Gives softcap(scale * s).
+template <int kBlocks>
+__device__ void scale_scores(float (&s)[kBlocks][4], Attention const& a) {
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i)
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[i][e] *= a.scale;
-    if (a.softcap > 0.f) {
+    if (!(a.softcap > 0.f)) return;
 #pragma unroll
-        for (int i = 0; i < kBlocks; ++i)
+    for (int i = 0; i < kBlocks; ++i)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) s[i][e] = capped(s[i][e], a.softcap);
+        for (int e = 0; e < 4; ++e) s[i][e] = capped(s[i][e], a.softcap);
+}
+
+// Adds what `load(row's mask_start, key)` gives for two neighbouring keys.
+template <int kBlocks, class Load>
+__device__ void add_mask(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int key, Load load) {
+    bool const differ = masks_differ(row);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+        auto const upper = load(row[0].mask_start, key + 8 * i);
+        auto const lower = differ ? load(row[1].mask_start, key + 8 * i) : upper;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            s[i][e] += device::to_float(upper.at[e]);
+            s[i][2 + e] += device::to_float(lower.at[e]);
+        }
     }
+}
+
+// Adds the mask; kPairs: it is `in_pairs`, if there is any, which saves code.
+template <class T, bool kPairs, int kBlocks>
+__device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, ScoreRow const (&row)[2],
+                         int key) {
     if (!a.mask.data) return;
-    bool const differ = row[0].mask_start != row[1].mask_start;
-    // Keys past the end read the last ones.
-    if ((kPairs || a.mask.in_pairs) && a.mask.is_float) {
-        auto const* const data = static_cast<float const*>(a.mask.data);
-        add_mask(s, row, differ, key, [&](int64_t start, int at) {
-            return *reinterpret_cast<float2 const*>(data + start + min(at, a.keys - 2));
-        });
-    } else if (kPairs || a.mask.in_pairs) {
-        auto const* const data = static_cast<T const*>(a.mask.data);
-        add_mask(s, row, differ, key, [&](int64_t start, int at) {
-            auto const pair = device::load<2>(data + start + min(at, a.keys - 2), 0);
-            return float2{device::to_float(pair.at[0]), device::to_float(pair.at[1])};
-        });
-    } else {
-        add_mask(s, row, differ, key, [&](int64_t start, int at) {
-            return float2{mask_at<T>(a.mask, start, min(at, a.keys - 1)),
-                          mask_at<T>(a.mask, start, min(at + 1, a.keys - 1))};
-        });
-    }
+    if ((kPairs || a.mask.in_pairs) && a.mask.is_float)
+        return add_mask(s, row, key,
+                        [&](int64_t start, int at) { return mask_pair<float>(a, start, at); });
+    if (kPairs || a.mask.in_pairs)
+        return add_mask(s, row, key,
+                        [&](int64_t start, int at) { return mask_pair<T>(a, start, at); });
+    add_mask(s, row, key, [&](int64_t start, int at) {
+        return device::Vec<float, 2>{{mask_at<T>(a.mask, start, min(at, a.keys - 1)),
+                                      mask_at<T>(a.mask, start, min(at + 1, a.keys - 1))}};
+    });
 }
 
 template <int kBlocks>
@@ -99,7 +104,12 @@ __device__ void hide_scores(float (&s)[kBlocks][4], ScoreRow const (&row)[2], in
 }
 
 // The running maximum and sum of two rows; each lane sums its own columns only.
+//
+// The maximum only steadies the exponentials, so it may lag behind by kSlack powers of two: then
+// earlier results need no scaling, and weights stay below 2^kSlack, exact enough in fp16 and bf16.
 struct RunningSoftmax {
+    static constexpr float kSlack = 8.f;
+
     float max[2] = {-INFINITY, -INFINITY};
     float sum[2] = {0.f, 0.f};
 
@@ -116,6 +126,7 @@ struct RunningSoftmax {
             for (int i = 0; i < kBlocks; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            if (!((top - max[r]) * log2_scale > kSlack)) top = max[r];
             float const origin = top == -INFINITY ? 0.f : top;  // -inf - -inf would be NaN
             correction[r] = device::exp2_fast((max[r] - origin) * log2_scale);
             max[r] = top;
@@ -145,9 +156,24 @@ struct RunningSoftmax {
     }
 };
 
-// result / sum; a row that sees no key has sum 0 and gives NaN, or 0 with the guard.
+// Scales the results of two rows, which is rarely needed.
+template <int kBlocks>
+__device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {
+    if (!__any_sync(0xffffffffu, factor.x != 1.f || factor.y != 1.f)) return;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+        out[i][0] *= factor.x;
+        out[i][1] *= factor.x;
+        out[i][2] *= factor.y;
+        out[i][3] *= factor.y;
+    }
+}
+
+// result / sum; a row that sees no key has sum 0 and gives NaN, or 0 with the guard.  The division
+// is a product with the reciprocal: an exact one is a function call, before which ptxas would wait
+// for all tensor-core products under way.
 __device__ inline float normalised(float result, float sum, bool nan_guard) {
-    return nan_guard && !(sum > 0.f) ? 0.f : result / sum;
+    return nan_guard && !(sum > 0.f) ? 0.f : __fdividef(result, sum);
 }
 
 // Rows [first, first + kRows) of [rows, cols] to shared memory in rows of kCols + 8 elements, which

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opfuse.runtime import abi, library
 from tests.gpu.attention_cases import Case, reference
-from tests.gpu.harness import Runner, torch
+from tests.gpu.harness import Runner, described, torch
 
 LAUNCHES, REPLAYS, WARM_UPS = 20, 11, 3
 ROTATED_BYTES = 200e6
@@ -117,12 +117,17 @@ def sdpa(case: Case, sets: list, mask: torch.Tensor | None, backend: str) -> Lau
 
 
 def plugin(runner: Runner, case: Case, sets: list, mask: torch.Tensor | None) -> Launch:
-    """The plugin of a library."""
+    """The plugin of a library, with a workspace of its own."""
+    op = abi.Plugin(runner.library, "FlashAttention", case.attributes())
+    inputs = [[*one[:3], *([] if mask is None else [mask])] for one in sets]
+    size = op.workspace_size(described(inputs[0]))
+    workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
 
     def launch(i: int) -> torch.Tensor:
-        q, k, v, y = sets[i % len(sets)]
-        inputs = [q, k, v] if mask is None else [q, k, v, mask]
-        runner("FlashAttention", case.attributes(), inputs, [y])
+        y = sets[i % len(sets)][3]
+        stream = torch.cuda.current_stream().cuda_stream
+        address = workspace.data_ptr() if size else 0
+        op.enqueue(described(inputs[i % len(sets)]), described([y]), stream, address)
         return y
 
     return launch
