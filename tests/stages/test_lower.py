@@ -173,32 +173,28 @@ def typed_attention(dtype, mask_dtype):
 
 
 @pytest.mark.parametrize(
-    ("want", "dtype", "mask", "choice"),
+    ("dtype", "mask", "choice"),
     [
-        ("auto", TensorProto.FLOAT16, TensorProto.FLOAT16, "plugin"),
-        ("auto", TensorProto.BFLOAT16, TensorProto.FLOAT, "plugin"),
-        ("auto", TensorProto.FLOAT, TensorProto.FLOAT, "leave"),
-        ("plugin", TensorProto.FLOAT, TensorProto.FLOAT, "plugin"),
-        ("plugin", TensorProto.FLOAT16, TensorProto.BFLOAT16, "leave"),
-        ("plugin", TensorProto.FLOAT, TensorProto.FLOAT16, "leave"),
+        (TensorProto.FLOAT16, TensorProto.FLOAT16, "plugin"),
+        (TensorProto.BFLOAT16, TensorProto.FLOAT, "plugin"),
+        (TensorProto.FLOAT, TensorProto.FLOAT, "plugin"),
+        (TensorProto.FLOAT16, TensorProto.BFLOAT16, "leave"),
+        (TensorProto.FLOAT, TensorProto.FLOAT16, "leave"),
     ],
 )
-def test_the_attention_plugin_is_for_types_that_it_takes(want, dtype, mask, choice):
+def test_the_attention_plugin_is_for_masks_that_it_takes(dtype, mask, choice):
     made = typed_attention(dtype, mask)
-    ((chosen, reason),) = choices(lower(made, want, ["FlashAttention"]))
+    ((chosen, reason),) = choices(lower(made, "plugin", ["FlashAttention"]))
     assert chosen == choice
-    assert ("the plugin" in reason) or choice == "plugin"
+    assert ("wants the mask" in reason) == (choice == "leave")
     assert types(made) == ["FlashAttention" if choice == "plugin" else "FlashAttention_body"]
 
 
-def test_attention_of_unknown_type_is_a_plugin_only_where_asked_for():
-    def unknown():
-        made = typed_attention(TensorProto.FLOAT16, TensorProto.FLOAT16)
-        del made.graph.input[:]
-        return made
-
-    assert [x.choice for x in lower(unknown(), "auto", ["FlashAttention"])] == ["leave"]
-    assert [x.choice for x in lower(unknown(), "plugin", ["FlashAttention"])] == ["plugin"]
+def test_attention_is_a_plugin_only_where_asked_for():
+    made = typed_attention(TensorProto.FLOAT16, TensorProto.FLOAT16)
+    ((choice, reason),) = choices(lower(made, "auto", ["FlashAttention"]))
+    assert choice == "leave"
+    assert "TensorRT's own attention" in reason
 
 
 def test_ops_without_a_native_form_are_left():
