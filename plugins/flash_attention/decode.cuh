@@ -14,13 +14,14 @@ namespace opfuse {
 
 // ---- kernels
 
-template <class T, int kSize>
+// kStages: steps of a warp that are under way at once.
+template <class T, int kSize, int kStages_>
 struct DecodeShape {
     static constexpr int kWarps = kSize <= 128 ? 4 : 2;
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kRows = kDecodeQueries;
-    static constexpr int kKeys = 16;                     // of one warp's step
-    static constexpr int kStages = kSize <= 64 ? 4 : 3;  // steps under way, of one warp
+    static constexpr int kKeys = 16;  // of one warp's step
+    static constexpr int kStages = kStages_;
     static constexpr int kStride = kSize + 8;
     static constexpr int kStage = 2 * kKeys * kStride;  // elements: keys, then values
     static constexpr int kSharedBytes = (kRows * kStride + kWarps * kStages * kStage) * sizeof(T);
@@ -59,10 +60,10 @@ __device__ inline float2 combined(float const* statistics, int count, int stride
     return {top, sum};
 }
 
-template <class T, int kSize, bool kPlain>
-__global__ void __launch_bounds__(DecodeShape<T, kSize>::kThreads)
+template <class T, int kSize, int kStages, bool kPlain>
+__global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     decode_kernel(Attention const a, int tiles, KeySplits const splits) {
-    using S = DecodeShape<T, kSize>;
+    using S = DecodeShape<T, kSize, kStages>;
     extern __shared__ __align__(16) unsigned char shared[];
     T* const q = reinterpret_cast<T*>(shared);
     int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize>::kThreads)
 template <class T, int kSize, bool kPlain>
 __global__ void __launch_bounds__(kSize)
     combine_kernel(Attention const a, int tiles, KeySplits const splits) {
-    constexpr int kRows = DecodeShape<T, kSize>::kRows;
+    constexpr int kRows = kDecodeQueries;
     __shared__ float shares[kMaxParts];
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int64_t const kv_index = blockIdx.x / group_rows;
@@ -199,9 +200,8 @@ __global__ void __launch_bounds__(kSize)
 // ---- launchers
 
 // As many splits as the device runs blocks at once, and room for their results in the workspace.
-template <class T, int kSize>
+template <class S, int kSize>
 KeySplits split_keys(Attention const& a, int64_t tiles, int slots, void* workspace) {
-    using S = DecodeShape<T, kSize>;
     constexpr int kStep = S::kKeys * S::kWarps;
     int64_t const wanted =
         std::min<int64_t>(std::min(slots, kMaxParts) / tiles, a.keys / kMinSplitKeys);
@@ -216,10 +216,10 @@ KeySplits split_keys(Attention const& a, int64_t tiles, int slots, void* workspa
     return splits;
 }
 
-template <class T, int kSize, bool kPlain>
+template <class T, int kSize, int kStages, bool kPlain>
 cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    using S = DecodeShape<T, kSize>;
-    auto const kernel = decode_kernel<T, kSize, kPlain>;
+    using S = DecodeShape<T, kSize, kStages>;
+    auto const kernel = decode_kernel<T, kSize, kStages, kPlain>;
     int device = 0, processors = 0, per_processor = 0;
     cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
@@ -233,7 +233,7 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int const tiles = (group_rows + S::kRows - 1) / S::kRows;
     int64_t const all_tiles = a.batch * a.kv_heads * tiles;
-    auto const splits = split_keys<T, kSize>(a, all_tiles, processors * per_processor, workspace);
+    auto const splits = split_keys<S, kSize>(a, all_tiles, processors * per_processor, workspace);
     int64_t const blocks = all_tiles * splits.count;
     if (blocks > INT32_MAX || a.batch * a.heads * a.queries > INT32_MAX)
         return cudaErrorInvalidValue;
@@ -250,11 +250,26 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
     return cudaLaunchKernelEx(&config, combine_kernel<T, kSize, kPlain>, a, tiles, splits);
 }
 
-template <class T, int kSize>
+template <class T, int kSize, int kStages>
 cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
     bool const plain = !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
-    return plain ? launch_decode<T, kSize, true>(a, workspace, stream)
-                 : launch_decode<T, kSize, false>(a, workspace, stream);
+    return plain ? launch_decode<T, kSize, kStages, true>(a, workspace, stream)
+                 : launch_decode<T, kSize, kStages, false>(a, workspace, stream);
+}
+
+// More stages where shared memory holds them, as on sm_80 and sm_90; sm_86, sm_89, and sm_120 have
+// 99 KB.
+template <class T, int kSize>
+cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    constexpr int kMany = kSize <= 64 ? 4 : 3, kFew = 2;
+    int device = 0, limit = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status) return status;
+    return DecodeShape<T, kSize, kMany>::kSharedBytes <= limit
+               ? launch_decode<T, kSize, kMany>(a, workspace, stream)
+               : launch_decode<T, kSize, kFew>(a, workspace, stream);
 }
 
 }  // namespace opfuse
