@@ -1,4 +1,4 @@
-// Reductions over the threads that share a row.
+// Reductions over the threads that share a row, or a warp.
 #pragma once
 
 namespace opfuse::device {
@@ -17,6 +17,19 @@ __device__ inline float row_sum(float value) {
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
     __syncthreads();
     value = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.f;
+    for (int offset = 16; offset > 0; offset /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
+// Over all lanes of a warp, in every lane.
+__device__ inline float warp_max(float value) {
+    for (int offset = 16; offset > 0; offset /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    return value;
+}
+
+__device__ inline float warp_sum(float value) {
     for (int offset = 16; offset > 0; offset /= 2)
         value += __shfl_xor_sync(0xffffffffu, value, offset);
     return value;

@@ -66,10 +66,10 @@ class Runner:
         """Launches on torch's current stream."""
         with abi.Plugin(self.library, op, attributes) as plugin:
             stream = torch.cuda.current_stream().cuda_stream
-            size = plugin.workspace_size(_tensors(inputs))
+            size = plugin.workspace_size(described(inputs))
             workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")  # NaN
             address = workspace.data_ptr() if size else 0
-            plugin.enqueue(_tensors(inputs), _tensors(outputs), stream, address)
+            plugin.enqueue(described(inputs), described(outputs), stream, address)
 
     def compare(
         self, what: str, found: torch.Tensor, expected: torch.Tensor, noise: float = FP32_ERROR
@@ -90,5 +90,6 @@ class Runner:
         assert over <= 1, f"{what}: {over:.2f} times the allowed error"
 
 
-def _tensors(tensors: list[torch.Tensor]) -> list[abi.Tensor]:
+def described(tensors: list[torch.Tensor]) -> list[abi.Tensor]:
+    """The tensors as the plugins' C functions take them."""
     return [abi.Tensor(ONNX_TYPE[t.dtype], tuple(t.shape), t.data_ptr()) for t in tensors]

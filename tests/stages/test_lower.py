@@ -166,6 +166,37 @@ def test_rope_that_tensorrt_has_no_layer_for_is_left(options, reason):
     assert types(made)[-1] == "Rope_body"
 
 
+def typed_attention(dtype, mask_dtype):
+    made = fused("FlashAttention", ["q", "k", "v", "mask"], ["y"], dtype=dtype, **ATTENTION)
+    made.graph.input[3].type.tensor_type.elem_type = mask_dtype
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mask", "choice"),
+    [
+        (TensorProto.FLOAT16, TensorProto.FLOAT16, "plugin"),
+        (TensorProto.BFLOAT16, TensorProto.FLOAT, "plugin"),
+        (TensorProto.FLOAT, TensorProto.FLOAT, "plugin"),
+        (TensorProto.FLOAT16, TensorProto.BFLOAT16, "leave"),
+        (TensorProto.FLOAT, TensorProto.FLOAT16, "leave"),
+    ],
+)
+def test_the_attention_plugin_is_for_masks_that_it_takes(dtype, mask, choice):
+    made = typed_attention(dtype, mask)
+    ((chosen, reason),) = choices(lower(made, "plugin", ["FlashAttention"]))
+    assert chosen == choice
+    assert ("wants the mask" in reason) == (choice == "leave")
+    assert types(made) == ["FlashAttention" if choice == "plugin" else "FlashAttention_body"]
+
+
+def test_attention_is_a_plugin_only_where_asked_for():
+    made = typed_attention(TensorProto.FLOAT16, TensorProto.FLOAT16)
+    ((choice, reason),) = choices(lower(made, "auto", ["FlashAttention"]))
+    assert choice == "leave"
+    assert "TensorRT's own attention" in reason
+
+
 def test_ops_without_a_native_form_are_left():
     made = fused("GatedAct", ["gate_up"], ["y"], activation="silu")
     assert choices(lower(made, "native", ())) == {("leave", "TensorRT has no single layer for it")}

@@ -1,0 +1,80 @@
+#include <algorithm>
+
+#include "launch.h"
+
+namespace opfuse {
+namespace {
+
+template <class T>
+cudaError_t prefill(Attention const& a, cudaStream_t stream) {
+    int const size = std::max(a.head_size, a.value_size);
+    if (size <= 32) return prefill_attention<32>(a, T{}, stream);
+    if (size <= 64) return prefill_attention<64>(a, T{}, stream);
+    if (size <= 80) return prefill_attention<80>(a, T{}, stream);
+    if (size <= 96) return prefill_attention<96>(a, T{}, stream);
+    if (size <= 128) return prefill_attention<128>(a, T{}, stream);
+    if (size <= 192) return prefill_attention<192>(a, T{}, stream);
+    return prefill_attention<256>(a, T{}, stream);
+}
+
+#ifdef OPFUSE_HOPPER
+// Whether the Hopper kernel suits the attention and the device.
+bool suits_hopper(Attention const& a) {
+    int const size = std::max(a.head_size, a.value_size);
+    bool const odd_mask = a.mask.data && !a.mask.in_pairs;
+    if (size <= 32 || size > 128 || !a.in_vectors || odd_mask) return false;
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major == 9;
+}
+
+template <class T>
+cudaError_t hopper(Attention const& a, cudaStream_t stream) {
+    return std::max(a.head_size, a.value_size) <= 64 ? hopper_attention<64>(a, T{}, stream)
+                                                     : hopper_attention<128>(a, T{}, stream);
+}
+#else
+bool suits_hopper(Attention const&) { return false; }
+
+template <class T>
+cudaError_t hopper(Attention const&, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
+#endif
+
+template <class T>
+cudaError_t decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    int const size = std::max(a.head_size, a.value_size);
+    if (size <= 64) return decode_attention<64>(a, T{}, workspace, stream);
+    if (size <= 128) return decode_attention<128>(a, T{}, workspace, stream);
+    return decode_attention<256>(a, T{}, workspace, stream);
+}
+
+}  // namespace
+
+size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size) {
+    int64_t const size = std::max(head_size, value_size);
+    if (keys < 2 * kMinSplitKeys || size > kTensorCoreSize) return 0;
+    int64_t const instance = size <= 64 ? 64 : size <= 128 ? 128 : 256;
+    return kMaxParts * kDecodeQueries * (instance + 2) * sizeof(float);
+}
+
+template <class T>
+cudaError_t attend(Attention const& a, void* workspace, cudaStream_t stream) {
+    if (std::max(a.head_size, a.value_size) > kTensorCoreSize) return plain_attention<T>(a, stream);
+    if (a.queries <= kDecodeQueries) return decode<T>(a, workspace, stream);
+    cudaError_t const status = suits_hopper(a) ? hopper<T>(a, stream) : cudaErrorNotSupported;
+    return status == cudaErrorNotSupported ? prefill<T>(a, stream) : status;
+}
+
+template <>
+cudaError_t attend<float>(Attention const& a, void*, cudaStream_t stream) {
+    return plain_attention<float>(a, stream);
+}
+
+template cudaError_t attend<__half>(Attention const&, void*, cudaStream_t);
+template cudaError_t attend<__nv_bfloat16>(Attention const&, void*, cudaStream_t);
+
+}  // namespace opfuse

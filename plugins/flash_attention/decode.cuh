@@ -1,0 +1,275 @@
+// y = softmax(scale q k^T + mask) v for few queries against many keys, on mma.sync.
+//
+// The queries of all heads that share a key/value head are rows of one tile, so keys and values are
+// read once for a whole group.  Each warp streams keys of its own through shared memory and needs
+// no other warp before the end.  Where tiles are few, each tile's keys are split over several
+// blocks, which leave partial results for a second kernel.
+#pragma once
+#include <algorithm>
+
+#include "../device/reduce.cuh"
+#include "prefill.cuh"
+
+namespace opfuse {
+
+// ---- kernels
+
+// kStages: steps of a warp that are under way at once.
+template <class T, int kSize, int kStages_>
+struct DecodeShape {
+    static constexpr int kWarps = kSize <= 128 ? 4 : 2;
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kRows = kDecodeQueries;
+    static constexpr int kKeys = 16;  // of one warp's step
+    static constexpr int kStages = kStages_;
+    static constexpr int kStride = kSize + 8;
+    static constexpr int kStage = 2 * kKeys * kStride;  // elements: keys, then values
+    static constexpr int kSharedBytes = (kRows * kStride + kWarps * kStages * kStage) * sizeof(T);
+    static_assert(kWarps * kRows * (kSize + 2) * sizeof(float) <=
+                  kWarps * kStages * kStage * sizeof(T));  // the warps' results take their place
+};
+
+// What a tile's keys are split into.  Partial results lie in the workspace as
+// [tile, split, row, kSize] sums and [tile, split, row, 2] maxima and sums of weights.
+struct KeySplits {
+    int count = 1;
+    int keys = 0;  // of one split; a multiple of what the warps of a block take in one step
+    float* results = nullptr;
+    float* statistics = nullptr;
+};
+
+// Which query of which head row `row` of a group is; rows past the end are the last.
+__device__ inline ScoreRow packed_row(Attention const& a, int64_t batch, int kv_head, int row) {
+    int const group = a.heads / a.kv_heads;
+    int const inside = min(row, group * a.queries - 1);
+    return score_row(a, batch, kv_head * group + inside / a.queries, inside % a.queries);
+}
+
+// What a partial result with maximum `max` is scaled by where the maximum of all is `top`.
+__device__ inline float share(float max, float top, float log2_scale) {
+    return device::exp2_fast((max - (top == -INFINITY ? 0.f : top)) * log2_scale);
+}
+
+// Maximum and sum of a row over `count` partial results, `stride` floats apart.
+__device__ inline float2 combined(float const* statistics, int count, int stride,
+                                  float log2_scale) {
+    float top = -INFINITY, sum = 0.f;
+    for (int i = 0; i < count; ++i) top = fmaxf(top, statistics[i * stride]);
+    for (int i = 0; i < count; ++i)
+        sum += statistics[i * stride + 1] * share(statistics[i * stride], top, log2_scale);
+    return {top, sum};
+}
+
+template <class T, int kSize, int kStages, bool kPlain>
+__global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
+    decode_kernel(Attention const a, int tiles, KeySplits const splits) {
+    using S = DecodeShape<T, kSize, kStages>;
+    extern __shared__ __align__(16) unsigned char shared[];
+    T* const q = reinterpret_cast<T*>(shared);
+    int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    T* const stages = q + S::kRows * S::kStride;
+    T* const own = stages + warp * S::kStages * S::kStage;
+
+    int64_t const kv_index = blockIdx.x / (tiles * splits.count);
+    int const tile = blockIdx.x % tiles;  // neighbours read the same keys
+    int const split = static_cast<int>(blockIdx.x / tiles % splits.count);
+    int64_t const batch = kv_index / a.kv_heads;
+    int const kv_head = static_cast<int>(kv_index % a.kv_heads);
+    int const group_rows = a.heads / a.kv_heads * a.queries;
+    int const first_row = tile * S::kRows;
+    T const* const keys = static_cast<T const*>(a.k) + kv_index * a.keys * a.head_size;
+    T const* const values = static_cast<T const*>(a.v) + kv_index * a.keys * a.value_size;
+    int const end = static_cast<int>(
+        min(static_cast<int64_t>(a.keys), static_cast<int64_t>(split + 1) * splits.keys));
+
+    auto const fetch = [&](int start, int step) {
+        T* const stage = own + step % S::kStages * S::kStage;
+        if (start < end) {
+            copy_rows<S::kKeys, kSize, 32>(stage, keys, start, end, a.head_size, a.in_vectors,
+                                           lane);
+            copy_rows<S::kKeys, kSize, 32>(stage + S::kKeys * S::kStride, values, start, end,
+                                           a.value_size, a.in_vectors, lane);
+        }
+        device::commit_copies();
+    };
+    constexpr int kStep = S::kKeys * S::kWarps;
+    int const begin = split * splits.keys + warp * S::kKeys;
+#pragma unroll
+    for (int step = 0; step + 1 < S::kStages; ++step) fetch(begin + step * kStep, step);
+
+    copy_rows<S::kRows, kSize, S::kThreads>(
+        q, static_cast<T const*>(a.q) + kv_index * group_rows * a.head_size, first_row, group_rows,
+        a.head_size, false, threadIdx.x);
+    __syncthreads();
+
+    ScoreRow const rows[2] = {packed_row(a, batch, kv_head, first_row + lane / 4),
+                              packed_row(a, batch, kv_head, first_row + 8 + lane / 4)};
+    float out[1][kSize / 8][4] = {};
+    RunningSoftmax softmax;
+    float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
+    int step = 0;
+    for (int start = begin; start < end; start += kStep, ++step) {
+        device::wait_for_copies<S::kStages - 2>();
+        __syncwarp();  // this step is there, and the stage of the last one is free
+        fetch(start + (S::kStages - 1) * kStep, step + S::kStages - 1);
+        T const* const stage = own + step % S::kStages * S::kStage;
+        float s[1][S::kKeys / 8][4] = {};
+        multiply_keys<T, kSize>(s, q, stage, lane);
+        int const key = start + lane % 4 * 2;
+        if constexpr (!kPlain) scale_scores(s[0], a), add_mask<T, false>(s[0], a, rows, key);
+        if (a.causal || start + S::kKeys > end) {
+            ScoreRow const inside[2] = {{min(rows[0].last_key, end - 1), 0},
+                                        {min(rows[1].last_key, end - 1), 0}};
+            hide_scores(s[0], inside, key);
+        }
+        scale_rows(out[0], softmax.template update<kPlain>(s[0], log2_scale));
+        multiply_values<T, kSize>(out, s, stage + S::kKeys * S::kStride, lane);
+    }
+    device::wait_for_copies<0>();
+    softmax.finish();
+    __syncthreads();  // nobody reads the stages any more
+
+    float* const results = reinterpret_cast<float*>(stages);           // [warp, row, kSize]
+    float* const statistics = results + S::kWarps * S::kRows * kSize;  // [warp, row, 2]
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        int const row = warp * S::kRows + 8 * r + lane / 4;
+#pragma unroll
+        for (int i = 0; i < kSize / 8; ++i)
+            *reinterpret_cast<float2*>(results + row * kSize + 8 * i + lane % 4 * 2) = {
+                out[0][i][2 * r], out[0][i][2 * r + 1]};
+        if (lane % 4 == 0)
+            *reinterpret_cast<float2*>(statistics + row * 2) = {softmax.max[r], softmax.sum[r]};
+    }
+    __syncthreads();
+
+    int64_t const part = (kv_index * tiles + tile) * splits.count + split;
+    T* const y = static_cast<T*>(a.y) + kv_index * group_rows * a.value_size;
+    for (int i = threadIdx.x; i < S::kRows * kSize; i += S::kThreads) {
+        int const row = i / kSize, col = i % kSize;
+        float2 const total = combined(statistics + row * 2, S::kWarps, S::kRows * 2, log2_scale);
+        float result = 0.f;
+        for (int w = 0; w < S::kWarps; ++w)
+            result += results[w * S::kRows * kSize + i] *
+                      share(statistics[(w * S::kRows + row) * 2], total.x, log2_scale);
+        if (splits.count > 1) {
+            splits.results[part * S::kRows * kSize + i] = result;
+            if (col < 2)
+                splits.statistics[(part * S::kRows + row) * 2 + col] = col == 0 ? total.x : total.y;
+        } else if (first_row + row < group_rows && col < a.value_size) {
+            y[static_cast<int64_t>(first_row + row) * a.value_size + col] =
+                device::from_float<T>(normalised(result, total.y, a.nan_guard));
+        }
+    }
+}
+
+// One block a row: y = the splits' results, each scaled by its share of the weights.
+template <class T, int kSize, bool kPlain>
+__global__ void __launch_bounds__(kSize)
+    combine_kernel(Attention const a, int tiles, KeySplits const splits) {
+    constexpr int kRows = kDecodeQueries;
+    __shared__ float shares[kMaxParts];
+    int const group_rows = a.heads / a.kv_heads * a.queries;
+    int64_t const kv_index = blockIdx.x / group_rows;
+    int const row = static_cast<int>(blockIdx.x % group_rows);
+    int64_t const part = (kv_index * tiles + row / kRows) * splits.count;
+    int64_t const first = part * kRows + row % kRows;
+    float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
+    auto const* const statistics = reinterpret_cast<float2 const*>(splits.statistics) + first;
+    int const lane = threadIdx.x % 32, col = threadIdx.x;
+    float top = -INFINITY, sum = 0.f;  // each warp for itself
+    for (int i = lane; i < splits.count; i += 32) top = fmaxf(top, statistics[i * kRows].x);
+    top = device::warp_max(top);
+    for (int i = lane; i < splits.count; i += 32) {
+        float2 const own = statistics[i * kRows];
+        float const factor = share(own.x, top, log2_scale);
+        sum += own.y * factor;
+        if (threadIdx.x < 32) shares[i] = factor;
+    }
+    sum = device::warp_sum(sum);
+    __syncthreads();
+    float result = 0.f;
+#pragma unroll 8
+    for (int i = 0; i < splits.count; ++i)
+        result = fmaf(splits.results[(first + i * kRows) * kSize + col], shares[i], result);
+    if (col < a.value_size)
+        static_cast<T*>(a.y)[static_cast<int64_t>(blockIdx.x) * a.value_size + col] =
+            device::from_float<T>(normalised(result, sum, a.nan_guard));
+}
+
+// ---- launchers
+
+// As many splits as the device runs blocks at once, and room for their results in the workspace.
+template <class S, int kSize>
+KeySplits split_keys(Attention const& a, int64_t tiles, int slots, void* workspace) {
+    constexpr int kStep = S::kKeys * S::kWarps;
+    int64_t const wanted =
+        std::min<int64_t>(std::min(slots, kMaxParts) / tiles, a.keys / kMinSplitKeys);
+    int64_t const steps = (a.keys + kStep - 1) / kStep;
+    KeySplits splits;
+    splits.keys = static_cast<int>(steps) * kStep;
+    if (!workspace || wanted < 2) return splits;
+    splits.keys = static_cast<int>((steps + wanted - 1) / wanted) * kStep;
+    splits.count = (a.keys + splits.keys - 1) / splits.keys;
+    splits.results = static_cast<float*>(workspace);
+    splits.statistics = splits.results + tiles * splits.count * S::kRows * kSize;
+    return splits;
+}
+
+template <class T, int kSize, int kStages, bool kPlain>
+cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    using S = DecodeShape<T, kSize, kStages>;
+    auto const kernel = decode_kernel<T, kSize, kStages, kPlain>;
+    int device = 0, processors = 0, per_processor = 0;
+    cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+    if (!status) status = cudaGetDevice(&device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (!status)
+        status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, S::kThreads,
+                                                               S::kSharedBytes);
+    if (status) return status;
+    int const group_rows = a.heads / a.kv_heads * a.queries;
+    int const tiles = (group_rows + S::kRows - 1) / S::kRows;
+    int64_t const all_tiles = a.batch * a.kv_heads * tiles;
+    auto const splits = split_keys<S, kSize>(a, all_tiles, processors * per_processor, workspace);
+    int64_t const blocks = all_tiles * splits.count;
+    if (blocks > INT32_MAX || a.batch * a.heads * a.queries > INT32_MAX)
+        return cudaErrorInvalidValue;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(S::kThreads);
+    config.dynamicSmemBytes = S::kSharedBytes;
+    config.stream = stream;
+    status = cudaLaunchKernelEx(&config, kernel, a, tiles, splits);
+    if (status || splits.count == 1) return status;
+    config.gridDim = dim3(static_cast<unsigned>(a.batch * a.heads * a.queries));
+    config.blockDim = dim3(kSize);
+    config.dynamicSmemBytes = 0;
+    return cudaLaunchKernelEx(&config, combine_kernel<T, kSize, kPlain>, a, tiles, splits);
+}
+
+template <class T, int kSize, int kStages>
+cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    bool const plain = !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
+    return plain ? launch_decode<T, kSize, kStages, true>(a, workspace, stream)
+                 : launch_decode<T, kSize, kStages, false>(a, workspace, stream);
+}
+
+// More stages where shared memory holds them, as on sm_80 and sm_90; sm_86, sm_89, and sm_120 have
+// 99 KB.
+template <class T, int kSize>
+cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    constexpr int kMany = kSize <= 64 ? 4 : 3, kFew = 2;
+    int device = 0, limit = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status) return status;
+    return DecodeShape<T, kSize, kMany>::kSharedBytes <= limit
+               ? launch_decode<T, kSize, kMany>(a, workspace, stream)
+               : launch_decode<T, kSize, kFew>(a, workspace, stream);
+}
+
+}  // namespace opfuse

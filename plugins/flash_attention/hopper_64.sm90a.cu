@@ -1,0 +1,15 @@
+#include "hopper.cuh"
+
+namespace opfuse {
+
+template <>
+cudaError_t hopper_attention<64>(Attention const& a, __half, cudaStream_t stream) {
+    return launch_hopper<__half, 64>(a, stream);
+}
+
+template <>
+cudaError_t hopper_attention<64>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+    return launch_hopper<__nv_bfloat16, 64>(a, stream);
+}
+
+}  // namespace opfuse

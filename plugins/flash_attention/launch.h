@@ -1,0 +1,69 @@
+// What the kernels of this folder launch, for host code.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace opfuse {
+
+// Added to the scores: strides in elements, 0 along an axis that broadcasts.
+struct AttentionMask {
+    void const* data = nullptr;  // null where there is none
+    bool is_float = false;       // else of the type of q
+    bool in_pairs = false;       // two neighbouring keys may be loaded at once
+    int64_t batch = 0, head = 0, query = 0, key = 0;
+};
+
+struct Attention {
+    void* y;             // [batch, heads, queries, value_size]
+    void const* q;       // [batch, heads, queries, head_size]
+    void const* k;       // [batch, kv_heads, keys, head_size]
+    void const* v;       // [batch, kv_heads, keys, value_size]
+    AttentionMask mask;  // [batch, heads, queries, keys]
+    int64_t batch;
+    int heads, kv_heads;  // query head h reads key/value head h / (heads / kv_heads)
+    int queries, keys;
+    int head_size, value_size;
+    float scale;              // of q k^T
+    float softcap;            // x -> softcap * tanh(x / softcap), where positive
+    bool causal;              // query i sees keys up to i + keys - queries
+    bool nan_guard;           // a row whose weights are NaN gives 0
+    bool in_vectors = false;  // q, k, v have rows of whole, aligned 16-byte vectors
+    bool y_in_pairs = false;  // two neighbouring elements of y may be stored at once
+};
+
+inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
+inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
+inline constexpr int kMinSplitKeys = 256;    // fewer keys are not worth a second kernel
+inline constexpr int kTensorCoreSize = 256;  // head sizes beyond run without tensor cores
+
+// Bytes with which attend() can split the keys of any attention of up to these sizes.
+size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size);
+
+// Chooses a kernel and launches it on `stream`; does not wait.  No tensor is empty.  Without a
+// workspace the keys are not split.
+template <class T>
+cudaError_t attend(Attention const& attention, void* workspace, cudaStream_t stream);
+
+// The kernels.  Those with tensor cores have one file for each kSize, which is at least both head
+// sizes, so that builds run in parallel; the unnamed argument is __half or __nv_bfloat16.
+template <int kSize>
+cudaError_t prefill_attention(Attention const& attention, __half, cudaStream_t stream);
+template <int kSize>
+cudaError_t prefill_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
+template <int kSize>  // compute capability 9.0, whole vectors, a mask in pairs
+cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
+template <int kSize>
+cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
+template <int kSize>  // up to kDecodeQueries queries
+cudaError_t decode_attention(Attention const& attention, __half, void* workspace,
+                             cudaStream_t stream);
+template <int kSize>
+cudaError_t decode_attention(Attention const& attention, __nv_bfloat16, void* workspace,
+                             cudaStream_t stream);
+template <class T>  // float too, and any head size
+cudaError_t plain_attention(Attention const& attention, cudaStream_t stream);
+
+}  // namespace opfuse

@@ -1,0 +1,93 @@
+// y = softmax(scale q k^T + mask) v in fp32 on ordinary units: fp32 tensors, and any head size.
+//
+// One warp has one query and kColumns columns of its result; its lanes have a key each while scores
+// are computed, and columns each while values are added up.
+#pragma once
+#include "../device/reduce.cuh"
+#include "softmax.cuh"
+
+namespace opfuse {
+
+// ---- kernels
+
+inline constexpr int kPlainWarps = 4;
+inline constexpr int kPlainColumns = 256;
+
+template <class T>
+__device__ float plain_score(Attention const& a, T const* q, T const* key, ScoreRow const& row,
+                             int index) {
+    float score = 0.f;
+    for (int d = 0; d < a.head_size; ++d)
+        score = fmaf(device::to_float(q[d]), device::to_float(key[d]), score);
+    score *= a.scale;
+    if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
+    return a.mask.data ? score + mask_at<T>(a.mask, row.mask_start, index) : score;
+}
+
+template <class T>
+__global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const a, int64_t rows) {
+    constexpr int kOwn = kPlainColumns / 32;
+    int64_t const index = static_cast<int64_t>(blockIdx.x) * kPlainWarps + threadIdx.x / 32;
+    if (index >= rows) return;  // a whole warp
+    int const lane = threadIdx.x % 32;
+    int const query = static_cast<int>(index % a.queries);
+    int64_t const head_index = index / a.queries;
+    int64_t const batch = head_index / a.heads;
+    int const head = static_cast<int>(head_index % a.heads);
+    int64_t const kv_index = batch * a.kv_heads + head / (a.heads / a.kv_heads);
+    ScoreRow const row = score_row(a, batch, head, query);
+    T const* const q = static_cast<T const*>(a.q) + index * a.head_size;
+    T const* const keys = static_cast<T const*>(a.k) + kv_index * a.keys * a.head_size;
+    int const first_col = blockIdx.y * kPlainColumns + lane;
+    T const* const values = static_cast<T const*>(a.v) + kv_index * a.keys * a.value_size;
+
+    float out[kOwn] = {};
+    float top = -INFINITY, sum = 0.f;
+    for (int start = 0; start <= row.last_key; start += 32) {
+        int const key = start + lane;
+        bool const seen = key <= row.last_key;
+        float const score =
+            seen ? plain_score(a, q, keys + static_cast<int64_t>(key) * a.head_size, row, key)
+                 : -INFINITY;
+        float const new_top = fmaxf(top, device::warp_max(score));
+        float const origin = new_top == -INFINITY ? 0.f : new_top;
+        float const correction = expf(top - origin);
+        float const weight = expf(score - origin);
+        top = new_top;
+        sum = sum * correction + weight;
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) out[i] *= correction;
+        int const count = min(32, row.last_key + 1 - start);
+        for (int j = 0; j < count; ++j) {
+            float const share = __shfl_sync(0xffffffffu, weight, j);
+            T const* const value = values + static_cast<int64_t>(start + j) * a.value_size;
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i)
+                if (first_col + 32 * i < a.value_size)
+                    out[i] = fmaf(share, device::to_float(value[first_col + 32 * i]), out[i]);
+        }
+    }
+    sum = device::warp_sum(sum);
+    T* const y = static_cast<T*>(a.y) + index * a.value_size;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+        if (first_col + 32 * i < a.value_size)
+            y[first_col + 32 * i] = device::from_float<T>(normalised(out[i], sum, a.nan_guard));
+}
+
+// ---- launchers
+
+template <class T>
+cudaError_t plain_attention(Attention const& a, cudaStream_t stream) {
+    int64_t const rows = a.batch * a.heads * a.queries;
+    int64_t const blocks = (rows + kPlainWarps - 1) / kPlainWarps;
+    int64_t const columns = (a.value_size + kPlainColumns - 1) / kPlainColumns;
+    if (blocks > INT32_MAX || columns > UINT16_MAX) return cudaErrorInvalidValue;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(columns));
+    config.blockDim = dim3(32 * kPlainWarps);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, plain_kernel<T>, a, rows);
+}
+
+}  // namespace opfuse

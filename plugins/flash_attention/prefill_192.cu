@@ -1,0 +1,15 @@
+#include "prefill.cuh"
+
+namespace opfuse {
+
+template <>
+cudaError_t prefill_attention<192>(Attention const& a, __half, cudaStream_t stream) {
+    return launch_prefill<__half, 192>(a, stream);
+}
+
+template <>
+cudaError_t prefill_attention<192>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+    return launch_prefill<__nv_bfloat16, 192>(a, stream);
+}
+
+}  // namespace opfuse

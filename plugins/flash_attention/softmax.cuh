@@ -1,0 +1,205 @@
+// Scores of a tile in mma fragments, and the running softmax over the tiles of a row.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+#include "../device/mma.cuh"
+#include "../device/vec.cuh"
+#include "launch.h"
+
+namespace opfuse {
+
+inline constexpr float kLog2E = 1.44269504f;
+
+// One row of scores: which keys it sees, and where its mask is.
+struct ScoreRow {
+    int last_key;        // keys after this one are hidden; negative where all are
+    int64_t mask_start;  // of key 0, in elements
+};
+
+__device__ inline ScoreRow score_row(Attention const& a, int64_t batch, int head, int query) {
+    int const q = query < a.queries ? query : a.queries - 1;  // rows past the end read the last
+    int const last = a.causal ? min(a.keys - 1, q + a.keys - a.queries) : a.keys - 1;
+    return {last, batch * a.mask.batch + head * a.mask.head + q * a.mask.query};
+}
+
+// cap * tanh(x / cap), off by 1e-7 of the cap at most.
+__device__ inline float capped(float x, float cap) {
+    return cap - __fdividef(2.f * cap, 1.f + device::exp2_fast(2.f * kLog2E / cap * x));
+}
+
+template <class T>
+__device__ float mask_at(AttentionMask const& mask, int64_t start, int key) {
+    int64_t const at = start + key * mask.key;
+    return mask.is_float ? static_cast<float const*>(mask.data)[at]
+                         : device::to_float(static_cast<T const*>(mask.data)[at]);
+}
+
+// Two neighbouring keys of a mask that is `in_pairs`; keys past the end read the last ones.
+template <class M>
+__device__ device::Vec<M, 2> mask_pair(Attention const& a, int64_t start, int key) {
+    return device::load<2>(static_cast<M const*>(a.mask.data) + start + min(key, a.keys - 2), 0);
+}
+
+__device__ inline bool masks_differ(ScoreRow const (&row)[2]) {
+    return row[0].mask_start != row[1].mask_start;
+}
+
+// Scores of kBlocks 8-key blocks and two rows: `s` as in fragment C, blocks at `key` + 8 i.
+// Gives softcap(scale * s).
+template <int kBlocks>
+__device__ void scale_scores(float (&s)[kBlocks][4], Attention const& a) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[i][e] *= a.scale;
+    if (!(a.softcap > 0.f)) return;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[i][e] = capped(s[i][e], a.softcap);
+}
+
+// Adds what `load(row's mask_start, key)` gives for two neighbouring keys.
+template <int kBlocks, class Load>
+__device__ void add_mask(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int key, Load load) {
+    bool const differ = masks_differ(row);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+        auto const upper = load(row[0].mask_start, key + 8 * i);
+        auto const lower = differ ? load(row[1].mask_start, key + 8 * i) : upper;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            s[i][e] += device::to_float(upper.at[e]);
+            s[i][2 + e] += device::to_float(lower.at[e]);
+        }
+    }
+}
+
+// Adds the mask; kPairs: it is `in_pairs`, if there is any, which saves code.
+template <class T, bool kPairs, int kBlocks>
+__device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, ScoreRow const (&row)[2],
+                         int key) {
+    if (!a.mask.data) return;
+    if ((kPairs || a.mask.in_pairs) && a.mask.is_float)
+        return add_mask(s, row, key,
+                        [&](int64_t start, int at) { return mask_pair<float>(a, start, at); });
+    if (kPairs || a.mask.in_pairs)
+        return add_mask(s, row, key,
+                        [&](int64_t start, int at) { return mask_pair<T>(a, start, at); });
+    add_mask(s, row, key, [&](int64_t start, int at) {
+        return device::Vec<float, 2>{{mask_at<T>(a.mask, start, min(at, a.keys - 1)),
+                                      mask_at<T>(a.mask, start, min(at + 1, a.keys - 1))}};
+    });
+}
+
+template <int kBlocks>
+__device__ void hide_scores(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int key) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+            if (key + 8 * i + e % 2 > row[e / 2].last_key) s[i][e] = -INFINITY;
+}
+
+// The running maximum and sum of two rows; each lane sums its own columns only.
+//
+// The maximum only steadies the exponentials, so it may lag behind by kSlack powers of two: then
+// earlier results need no scaling, and weights stay below 2^kSlack, exact enough in fp16 and bf16.
+struct RunningSoftmax {
+    static constexpr float kSlack = 8.f;
+
+    float max[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.f, 0.f};
+
+    // Turns scores into exp(score - maximum) and gives what earlier results are to be scaled by.
+    // Weights are 2^(score * log2_scale).  kFused multiplies before it subtracts: one instruction
+    // less, but not for scores near the end of fp32, such as masks have.
+    template <bool kFused, int kBlocks>
+    __device__ float2 update(float (&s)[kBlocks][4], float log2_scale) {
+        float correction[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float top = max[r];
+#pragma unroll
+            for (int i = 0; i < kBlocks; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            if (!((top - max[r]) * log2_scale > kSlack)) top = max[r];
+            float const origin = top == -INFINITY ? 0.f : top;  // -inf - -inf would be NaN
+            correction[r] = device::exp2_fast((max[r] - origin) * log2_scale);
+            max[r] = top;
+            float const shift = origin * log2_scale;
+            float total = 0.f;
+#pragma unroll
+            for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+                for (int e = 2 * r; e < 2 * r + 2; ++e) {
+                    float const power = kFused ? fmaf(s[i][e], log2_scale, -shift)
+                                               : (s[i][e] - origin) * log2_scale;
+                    s[i][e] = device::exp2_fast(power);
+                    total += s[i][e];
+                }
+            sum[r] = sum[r] * correction[r] + total;
+        }
+        return {correction[0], correction[1]};
+    }
+
+    // Adds up the four lanes of each row.
+    __device__ void finish() {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+            sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+        }
+    }
+};
+
+// Scales the results of two rows, which is rarely needed.
+template <int kBlocks>
+__device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {
+    if (!__any_sync(0xffffffffu, factor.x != 1.f || factor.y != 1.f)) return;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+        out[i][0] *= factor.x;
+        out[i][1] *= factor.x;
+        out[i][2] *= factor.y;
+        out[i][3] *= factor.y;
+    }
+}
+
+// result / sum; a row that sees no key has sum 0 and gives NaN, or 0 with the guard.  The division
+// is a product with the reciprocal: an exact one is a function call, before which ptxas would wait
+// for all tensor-core products under way.
+__device__ inline float normalised(float result, float sum, bool nan_guard) {
+    return nan_guard && !(sum > 0.f) ? 0.f : __fdividef(result, sum);
+}
+
+// Rows [first, first + kRows) of [rows, cols] to shared memory in rows of kCols + 8 elements, which
+// ldmatrix reads without bank conflicts; zeros past the end.  `lane` is one of kLanes.
+template <int kRows, int kCols, int kLanes, class T>
+__device__ void copy_rows(T* to, T const* from, int first, int rows, int cols, bool in_vectors,
+                          int lane) {
+    constexpr int kVec = device::kVecBytes / sizeof(T);
+    constexpr int kStride = kCols + 8;
+    static_assert(kRows * kCols % (kVec * kLanes) == 0);
+    if (in_vectors) {
+#pragma unroll
+        for (int i = lane; i < kRows * kCols / kVec; i += kLanes) {
+            int const row = i / (kCols / kVec), col = i % (kCols / kVec) * kVec;
+            bool const valid = first + row < rows && col < cols;
+            T const* source = from + (valid ? static_cast<int64_t>(first + row) * cols + col : 0);
+            device::copy_async(to + row * kStride + col, source, valid);
+        }
+    } else {
+        for (int i = lane; i < kRows * kCols; i += kLanes) {
+            int const row = i / kCols, col = i % kCols;
+            bool const valid = first + row < rows && col < cols;
+            to[row * kStride + col] = valid ? from[static_cast<int64_t>(first + row) * cols + col]
+                                            : device::from_float<T>(0.f);
+        }
+    }
+}
+
+}  // namespace opfuse

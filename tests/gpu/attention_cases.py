@@ -1,0 +1,107 @@
+"""Random attentions for the plugin and their float64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.gpu.harness import ROUNDING, Buffers, Runner, torch
+
+FLOAT32_LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention; ``mask`` names axes of [b, h, q, k] that the mask has, as in "bk"."""
+
+    queries: int
+    keys: int
+    size: int = 64
+    value_size: int = 0  # 0: as ``size``
+    batch: int = 2
+    heads: int = 4
+    kv_heads: int = 4
+    causal: bool = False
+    mask: str = ""
+    float_mask: bool = False
+    softcap: float = 0.0
+    nan_guard: bool = False
+    scale: float = 0.0  # 0: 1 / sqrt(size)
+    offset: int = 0  # elements off alignment
+
+    def attributes(self) -> dict[str, int | float | str]:
+        """The op's attributes."""
+        return {
+            "num_heads": self.heads,
+            "kv_num_heads": self.kv_heads,
+            "scale": self.scale or self.size**-0.5,
+            "causal": int(self.causal),
+            "softcap": self.softcap,
+            "nan_guard": int(self.nan_guard),
+            "layout": "BHSD",
+        }
+
+
+def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Random numbers, a quarter of them as low as masks are, and one query that sees nothing."""
+    full = {"b": case.batch, "h": case.heads, "q": case.queries, "k": case.keys}
+    shape = [size if axis in case.mask else 1 for axis, size in full.items()]
+    mask = torch.randn(shape, generator=generator, device="cuda")
+    lowest = FLOAT32_LOWEST if case.float_mask else -torch.inf
+    hidden = torch.rand(shape, generator=generator, device="cuda") < 0.25
+    if "k" in case.mask and not case.nan_guard:
+        hidden[..., 0] = False
+    mask.masked_fill_(hidden, lowest)
+    if "q" in case.mask and case.nan_guard:
+        mask[:, :, case.queries // 2] = lowest
+    return mask if case.float_mask else mask.to(dtype)
+
+
+def reference(
+    case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns y and the same with |v| for v, which bounds the rounding error; both float64."""
+    group = case.heads // case.kv_heads
+    k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
+    scores = q.double() @ k.transpose(-1, -2) * (case.scale or case.size**-0.5)
+    if case.softcap:
+        scores = case.softcap * torch.tanh(scores / case.softcap)
+    if mask is not None:  # in fp32, whose lowest number absorbs any score
+        scores = (scores.float() + mask.float()).double()
+    if case.causal:
+        rows = torch.arange(case.queries, device="cuda")[:, None] + case.keys - case.queries
+        hidden = torch.arange(case.keys, device="cuda") > rows
+        scores.masked_fill_(hidden, -torch.inf)
+    weights = scores.softmax(-1)
+    if case.nan_guard:
+        weights = weights.nan_to_num(0.0)
+    return weights @ v, weights @ v.abs()
+
+
+def check(
+    runner: Runner, generator: torch.Generator, case: Case, dtype: torch.dtype, label: str = ""
+) -> None:
+    """Runs the plugin on fresh inputs and compares, element by element."""
+    buffers = Buffers(case.offset)
+
+    def place(*shape: int) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator, device="cuda")
+        return buffers.place(values.to(dtype))
+
+    q = place(case.batch, case.heads, case.queries, case.size)
+    k = place(case.batch, case.kv_heads, case.keys, case.size)
+    v = place(case.batch, case.kv_heads, case.keys, case.value_size or case.size)
+    mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
+    y = buffers.empty((*q.shape[:3], v.shape[3]), dtype)
+    inputs = [q, k, v] if mask is None else [q, k, v, mask]
+    runner("FlashAttention", case.attributes(), inputs, [y])
+    expected, size = reference(case, q, k, v, mask)
+    buffers.check_guards()
+    assert torch.equal(y.isnan(), expected.isnan()), f"{case}: NaN at other places"
+    error = (y.double() - expected).abs().nan_to_num(0.0)
+    # One rounding of the weights and one of y; fp32 sums; weights below 6e-5 are subnormal in fp16.
+    allowed = (2.02 * ROUNDING[dtype] + 2e-5) * size + 1e-7 * case.keys**0.5
+    over = (error / allowed).nan_to_num(0.0).max().item()
+    key = f"FlashAttention {label} {str(dtype).removeprefix('torch.')}"
+    relative = (error.square().sum() / expected.nan_to_num(0.0).square().sum().clamp(1e-9)).sqrt()
+    runner.worst[key] = max(runner.worst.get(key, 0.0), relative.item())
+    assert over <= 1, f"{case}: {over:.2f} times the allowed error"

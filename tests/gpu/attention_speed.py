@@ -1,0 +1,175 @@
+"""Times FlashAttention beside torch's kernels: ``python -m tests.gpu.attention_speed``.
+
+Each time is that of one launch in a CUDA graph of 20, over rotated tensors that the L2 cache cannot
+hold; the median of 11 replays.  Errors are ||y - ref|| / ||ref|| against float64, on one head.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opfuse.runtime import abi, library
+from tests.gpu.attention_cases import Case, reference
+from tests.gpu.harness import Runner, described, torch
+
+LAUNCHES, REPLAYS, WARM_UPS = 20, 11, 3
+ROTATED_BYTES = 200e6
+Launch = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``kind`` says what the goal of issue 6 is about."""
+
+    name: str
+    case: Case
+
+
+ROWS = [
+    Row("causal", Case(4096, 4096, 128, heads=32, kv_heads=32, causal=True)),
+    Row("full", Case(4096, 4096, 128, heads=32, kv_heads=32)),
+    Row("causal, 8 kv", Case(4096, 4096, 128, heads=32, kv_heads=8, causal=True)),
+    Row("full, 8 kv", Case(4096, 4096, 128, heads=32, kv_heads=8)),
+    Row("causal, 64", Case(4096, 4096, 64, heads=32, kv_heads=32, causal=True)),
+    Row("full, 64", Case(4096, 4096, 64, heads=32, kv_heads=32)),
+    Row("causal, 16k", Case(16384, 16384, 128, batch=1, heads=16, kv_heads=16, causal=True)),
+    Row("BERT [b,1,1,k]", Case(384, 384, 64, batch=8, heads=12, kv_heads=12, mask="bk")),
+    Row("BERT [b,1,q,k]", Case(384, 384, 64, batch=8, heads=12, kv_heads=12, mask="bqk")),
+    Row("ViT", Case(197, 197, 64, batch=32, heads=12, kv_heads=12)),
+    Row("Llama prefill", Case(512, 512, 128, batch=1, heads=32, kv_heads=8, mask="bqk")),
+    Row("size 80", Case(2048, 2048, 80, heads=16, kv_heads=16)),
+    Row("size 256", Case(2048, 2048, 256, heads=8, kv_heads=8, causal=True)),
+    Row("decode b32", Case(1, 4096, 128, batch=32, heads=32, kv_heads=32)),
+    Row("decode b32, 8 kv", Case(1, 4096, 128, batch=32, heads=32, kv_heads=8)),
+    Row("decode b1, 8 kv", Case(1, 4096, 128, batch=1, heads=32, kv_heads=8)),
+    Row("decode b1, 32k", Case(1, 32768, 128, batch=1, heads=32, kv_heads=8)),
+]
+
+
+def microseconds(launch: Launch) -> float:
+    """The time of one launch, or NaN where it fails."""
+    try:
+        launch(0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(LAUNCHES):
+                launch(i)
+        times = []
+        for _ in range(WARM_UPS + REPLAYS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / LAUNCHES)
+        return sorted(times[WARM_UPS:])[REPLAYS // 2]
+    except (RuntimeError, abi.PluginError) as error:
+        print("failed:", str(error).splitlines()[0][:150], file=sys.stderr)
+        return float("nan")
+
+
+def tensors(case: Case, dtype: torch.dtype) -> tuple[list[list[torch.Tensor]], int]:
+    """Copies of q, k, v, y, and the bytes of one."""
+    shapes = [(case.heads, case.queries), (case.kv_heads, case.keys), (case.kv_heads, case.keys)]
+    shapes.append(shapes[0])
+    count = sum(case.batch * heads * rows * case.size for heads, rows in shapes) * 2
+    copies = max(2, min(LAUNCHES, int(ROTATED_BYTES // count) + 1))
+    return [
+        [
+            torch.randn(case.batch, heads, rows, case.size, device="cuda", dtype=dtype)
+            for heads, rows in shapes
+        ]
+        for _ in range(copies)
+    ], count
+
+
+def padding(case: Case, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask that hides up to half of the keys, or the causal one where it has queries."""
+    if not case.mask:
+        return None
+    keys = torch.arange(case.keys, device="cuda")
+    lengths = torch.randint(case.keys // 2, case.keys + 1, (case.batch, 1, 1, 1), device="cuda")
+    mask = torch.zeros(case.batch, 1, 1, case.keys, device="cuda", dtype=dtype)
+    mask.masked_fill_(keys >= lengths, -torch.inf)
+    return mask.expand(-1, -1, case.queries, -1).contiguous() if "q" in case.mask else mask
+
+
+def sdpa(case: Case, sets: list, mask: torch.Tensor | None, backend: str) -> Launch:
+    """torch's kernel of this name."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if mask is not None:
+        mask = mask.expand(-1, case.heads, case.queries, -1)
+    causal = case.causal and case.queries == case.keys
+
+    def launch(i: int) -> torch.Tensor:
+        q, k, v, _ = sets[i % len(sets)]
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=causal, enable_gqa=case.heads != case.kv_heads
+            )
+
+    return launch
+
+
+def plugin(runner: Runner, case: Case, sets: list, mask: torch.Tensor | None) -> Launch:
+    """The plugin of a library, with a workspace of its own."""
+    op = abi.Plugin(runner.library, "FlashAttention", case.attributes())
+    inputs = [[*one[:3], *([] if mask is None else [mask])] for one in sets]
+    size = op.workspace_size(described(inputs[0]))
+    workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+
+    def launch(i: int) -> torch.Tensor:
+        y = sets[i % len(sets)][3]
+        stream = torch.cuda.current_stream().cuda_stream
+        address = workspace.data_ptr() if size else 0
+        op.enqueue(described(inputs[i % len(sets)]), described([y]), stream, address)
+        return y
+
+    return launch
+
+
+def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: torch.Tensor) -> str:
+    """The relative error of the last head."""
+    q, k, v = (t[-1:, -1:] for t in first[:3])
+    one = Case(case.queries, case.keys, case.size, 0, 1, 1, 1, case.causal, case.mask)
+    if case.keys > 8192:  # the scores in float64 would be large
+        return "-"
+    expected = reference(one, q, k, v, None if mask is None else mask[-1:])[0]
+    return f"{((y[-1:, -1:].double() - expected).norm() / expected.norm()).item():.2e}"
+
+
+def main() -> None:
+    """One line for each row; arguments are plugin libraries (default: the installed one)."""
+    paths = [Path(argument) for argument in sys.argv[1:]] or [library.find()]
+    runners = {path.stem: Runner(path) for path in paths}
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, ", end="")
+    print(f"cuDNN {torch.backends.cudnn.version()}")
+    for dtype in (torch.float16, torch.bfloat16):
+        for row in ROWS if dtype == torch.float16 else ROWS[:2]:
+            case = row.case
+            sets, count = tensors(case, dtype)
+            mask = padding(case, dtype)
+            launches = {name: plugin(r, case, sets, mask) for name, r in runners.items()}
+            launches |= {
+                "cudnn": sdpa(case, sets, mask, "CUDNN_ATTENTION"),
+                "flash": sdpa(case, sets, mask, "FLASH_ATTENTION"),
+            }
+            flops = 4 * case.batch * case.heads * case.queries * case.keys * case.size
+            flops /= 2 if case.causal else 1
+            for name, launch in launches.items():
+                time = microseconds(launch)
+                wrong = "-" if time != time else error(case, sets[0], mask, launch(0))
+                print(
+                    f"{row.name:18}{str(dtype)[6:]:9}{name:26}{time:9.1f} us"
+                    f"{flops / time / 1e6:8.1f} TFLOP/s{count / time / 1e6:7.2f} TB/s  err {wrong}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

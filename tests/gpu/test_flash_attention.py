@@ -1,0 +1,145 @@
+"""FlashAttention against float64: head sizes, lengths, masks, groups, and its three kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from tests.gpu.attention_cases import Case, check, reference
+from tests.gpu.harness import Runner, torch
+
+HALVES = [torch.float16, torch.bfloat16]
+# Each side of each instance's size; odd ones too, which have no 16-byte rows.
+SIZES = [8, 16, 20, 32, 33, 40, 64, 72, 80, 88, 96, 100, 128, 136, 160, 192, 200, 256]
+# Decode, one tile, tiles that end within a block, and keys that are fewer than queries.
+LENGTHS = [
+    (1, 1), (1, 1000), (3, 77), (16, 515), (17, 17), (64, 64), (65, 200), (129, 128), (197, 197),
+    (384, 384), (200, 33), (130, 1025),
+]  # fmt: skip
+VARIANTS = [
+    {},
+    {"causal": True},
+    {"causal": True, "nan_guard": True, "kv_heads": 1},
+    {"kv_heads": 2},
+    {"mask": "bk"},
+    {"mask": "k"},
+    {"mask": "bqk", "nan_guard": True},
+    {"mask": "hq", "causal": True},
+    {"mask": "bhqk", "float_mask": True, "kv_heads": 2},
+    {"mask": "qk", "float_mask": True, "nan_guard": True, "softcap": 3.0},
+    {"softcap": 20.0, "causal": True, "scale": 1.0},
+    {"scale": -0.5},
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_sizes_lengths_and_variants(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, size: int
+) -> None:
+    for (queries, keys), variant in itertools.product(LENGTHS, VARIANTS):
+        kernel = "decode" if queries <= 16 else "prefill"
+        check(runner, generator, Case(queries, keys, size, **variant), dtype, kernel)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_values_of_another_size_and_unaligned_tensors(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    for queries, (size, value_size) in itertools.product(
+        (5, 70), ((192, 128), (64, 128), (40, 24), (32, 250), (33, 1))
+    ):
+        check(runner, generator, Case(queries, 150, size, value_size), dtype)
+    for queries, offset in itertools.product((5, 70), (1, 2, 4)):
+        for size, mask in itertools.product((64, 128), ("", "bqk")):
+            case = Case(queries, 150, size, mask=mask, offset=offset)
+            check(runner, generator, case, dtype, "unaligned")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 4096, 128, batch=1, heads=32, kv_heads=8),
+        Case(16, 8192, 64, batch=1, heads=8, kv_heads=1, causal=True),
+        Case(7, 8191, 256, batch=1, heads=2, kv_heads=1, mask="bqk"),
+        Case(1, 65600, 64, batch=1, heads=2, kv_heads=2),
+        Case(33, 65600, 64, batch=1, heads=1, kv_heads=1),
+        Case(33, 65600, 128, batch=1, heads=1, kv_heads=1, causal=True),
+        Case(33, 65600, 256, batch=1, heads=1, kv_heads=1),
+        Case(2048, 2048, 128, batch=1, heads=4, kv_heads=2, causal=True),
+        Case(1025, 4096, 64, batch=1, heads=4, kv_heads=1, causal=True),
+        Case(4096, 1025, 64, batch=1, heads=4, kv_heads=4, mask="bk"),
+    ],
+    ids=str,
+)
+def test_long(runner: Runner, generator: torch.Generator, dtype: torch.dtype, case: Case) -> None:
+    check(runner, generator, case, dtype, "long")
+
+
+def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator) -> None:
+    """More tiles than a persistent kernel has blocks, in all orders of rounds."""
+    for size, causal, batch in itertools.product((64, 128), (False, True), (1, 9, 23)):
+        case = Case(300, 300, size, batch=batch, heads=12, kv_heads=4, causal=causal)
+        check(runner, generator, case, torch.float16, "many")
+
+
+def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> None:
+    for (queries, keys), variant in itertools.product(((1, 300), (37, 75)), VARIANTS):
+        check(runner, generator, Case(queries, keys, 40, **variant), torch.float32, "plain")
+        case = Case(queries, keys, 264, 520, **variant)
+        check(runner, generator, case, torch.float16, "plain")
+
+
+def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> None:
+    for queries, size, guard in itertools.product((5, 70), (64, 128, 192), (False, True)):
+        case = Case(queries, 130, size, nan_guard=guard)
+        q, k, v = (
+            torch.randn(2, 4, n, size, generator=generator, device="cuda").half()
+            for n in (queries, 130, 130)
+        )
+        q[:, :, 3, 5] = torch.nan
+        y = torch.empty_like(q)
+        runner("FlashAttention", case.attributes(), [q, k, v], [y])
+        expected = reference(case, q, k, v, None)[0]
+        assert torch.allclose(y.double(), expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+def test_no_keys_give_zeros(runner: Runner) -> None:
+    q, none = (torch.ones(1, 4, n, 64, device="cuda").half() for n in (3, 0))
+    y = torch.full_like(q, torch.nan)
+    runner("FlashAttention", Case(3, 0).attributes(), [q, none, none], [y])
+    assert y.eq(0).all()
+
+
+@pytest.mark.parametrize("queries", [1, 100])
+def test_capture_and_replay(runner: Runner, generator: torch.Generator, queries: int) -> None:
+    case = Case(queries, 3000, 128, batch=1, causal=True)
+    q, k, v = (
+        torch.randn(1, 4, n, 128, generator=generator, device="cuda").half()
+        for n in (queries, 3000, 3000)
+    )
+    y = torch.empty_like(q)
+    runner("FlashAttention", case.attributes(), [q, k, v], [y])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        runner("FlashAttention", case.attributes(), [q, k, v], [y])
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    replayed = y.clone()
+    runner("FlashAttention", case.attributes(), [q, k, v], [y])
+    assert torch.equal(y, replayed)
+    assert torch.allclose(y.double(), reference(case, q, k, v, None)[0], rtol=1e-2, atol=1e-2)
+
+
+def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -> None:
+    """Small cases of every kernel, for compute-sanitizer."""
+    for size, (queries, keys) in itertools.product((64, 80, 128, 256), ((1, 300), (70, 130))):
+        for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": True}):
+            case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
+            check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
+    check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
+    check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")
