@@ -22,6 +22,10 @@ Access access_of(int64_t cols, bool parameters_aligned, T const* first, Tensors 
     return congruent(first, rest...) ? Access::kShifted : Access::kScalar;
 }
 
+// A thread looks for its next slot as many elements on as a cluster has threads, in 32 bits.
+inline constexpr int64_t kMostColumns =
+    std::numeric_limits<int32_t>::max() - tuning::kMaxLanes * tuning::kMaxCluster;
+
 inline constexpr int kReservedShared = 8192;  // bytes: what kernels declare, and the system's
 
 struct RowPlan {
@@ -62,8 +66,7 @@ inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int le
 template <class Element, class T, int kMostItems, class Run>
 cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
     constexpr int kVec = kVecBytes / sizeof(T);
-    if (rows < 0 || cols < 0 || cols > std::numeric_limits<int32_t>::max() - 64)
-        return cudaErrorInvalidValue;
+    if (rows < 0 || cols < 0 || cols > kMostColumns) return cudaErrorInvalidValue;
     if (rows == 0 || cols == 0) return cudaSuccess;
     Machine machine;
     if (cudaError_t const status = current_machine(machine); status != cudaSuccess) return status;

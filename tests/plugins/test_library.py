@@ -159,6 +159,21 @@ def test_zero_rows_need_no_gpu(handle: ctypes.CDLL) -> None:
         plugin.enqueue([x, x, gamma, gamma], [x, x])
 
 
+def test_rows_that_32_bits_cannot_walk_are_refused(handle: ctypes.CDLL) -> None:
+    cols = 2**31 - 100  # the step behind the last element would wrap around
+    x, gamma = Tensor(FLOAT, (1, cols)), Tensor(FLOAT, (cols,))
+    group, weight = Tensor(FLOAT, (1, 1, cols)), Tensor(FLOAT, (1,))
+    for op, inputs, outputs in [
+        ("RmsNorm", [x, gamma], [x]),
+        ("AddRmsNorm", [x, x, gamma], [x, x]),
+        ("AddLayerNorm", [x, x, gamma, gamma], [x, x]),
+        ("MaskedSoftmax", [x], [x]),
+        ("GroupNormSilu", [group, weight, weight], [group]),
+    ]:
+        with Plugin(handle, op, {}) as plugin, pytest.raises(PluginError, match="invalid argument"):
+            plugin.enqueue(inputs, outputs)
+
+
 @pytest.mark.parametrize(
     ("op", "attributes", "message"),
     [
