@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -69,6 +71,29 @@ def test_spellings(start):
 def test_mutants(start):
     found = [cases.mutant(0, index, OPSETS) for index in range(start, start + 20)]
     assert [verdict.detail for verdict in found if verdict.failed] == []
+
+
+FOUND = {
+    "a mask of its own batch, and -1 behind a Gemm": (cases.spelling, 6658),
+    "a LayerNorm of another power behind a Cast": (cases.mutant, 494),
+    "scores times the lowest of fp16": (cases.mutant, 3614),
+    "a mean square over one token in fp16": (cases.mutant, 7793),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_was_found_stays_mended(case):
+    judge, index = FOUND[case]
+    verdict = judge(31415, index)
+    assert not verdict.failed, verdict.detail
+
+
+def test_fp16_scores_are_not_rounded_to_integers():
+    """One ulp of a score makes another integer, and that no fault of a fusion."""
+    for half in (False, True):
+        breaks = Breaks()
+        write(replace(FAMILIES[0], half=half), None, breaks)
+        assert ("scores rounded to integers" in breaks.places) is not half
 
 
 def test_a_case_hangs_on_its_seed_alone():

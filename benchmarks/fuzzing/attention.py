@@ -83,7 +83,8 @@ def _written_out(
     scores = _scores(w, plan, q, k)
     if plan.softcap:
         scores = _bent(w, scores)
-    if w.breaks.here("scores rounded to integers"):
+    # In fp16, other roundings on the way to a score make another integer of it.
+    if w.dtype == np.float32 and w.breaks.here("scores rounded to integers"):
         scores = w.op("Cast", w.op("Cast", scores, to=6), to=w.element)
     logits = masked(w, plan, scores, x, names)
     odds = _with_sinks(w, plan, logits, x) if plan.sinks else _softmax(w, plan, logits)
@@ -133,6 +134,10 @@ def _reshaped(w: Writer, y: Tensor, x: Tensor, rest: list[int]) -> Tensor:
     if y.rank > 2 and w.pick(False, True):
         return w.op("Reshape", y, [0, w.pick(0, -1), *rest], rank=rank)
     last = w.pick(rest, [*rest[:-1], -1])
+    if y.rank == 2 and w.mask_apart:
+        # A mask of another batch would give attention that batch, and -1 behind a Gemm what is
+        # over: no norm behind it could know its length.
+        last = rest
     target = w.op("Concat", *sizes, *([item] for item in last), rank=1, axis=0)
     return w.op("Reshape", y, target, rank=rank)
 

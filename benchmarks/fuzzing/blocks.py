@@ -30,7 +30,7 @@ def write(
     """
     w = Writer(plan.opset, plan.dtype, random, breaks or Breaks())
     names = _names(plan, w)
-    w.batch = names["batch"]
+    w.batch, w.mask_apart = names["batch"], names["mask_batch"] != names["batch"]
     x = w.input("x", w.dtype, [names["batch"], names["seq"], HIDDEN])
     if plan.part == "image":
         y = image(w, names, _weights(w))

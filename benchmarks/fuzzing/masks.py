@@ -28,6 +28,8 @@ def masked(w: Writer, plan: Plan, scores: Tensor, x: Tensor, names: dict[str, st
             return w.both("Add", scores, w.both("Add", bias, hides))
         scores = w.both("Add", scores, bias)
     if w.breaks.here("a mask that multiplies"):
+        if w.dtype == np.float16:  # or a score below -1 gives inf, except in onnxruntime's fp32
+            hides = w.op("Div", hides, 64.0)
         return w.op("Mul", scores, hides)
     return w.both("Add", scores, hides)
 

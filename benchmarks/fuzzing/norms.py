@@ -69,7 +69,8 @@ def _square(w: Writer, x: Tensor) -> Tensor:
 def _mean(w: Writer, x: Tensor) -> Tensor:
     axes = [w.pick(-1, x.rank - 1)]
     if w.breaks.here("mean over another axis"):
-        axes = [x.rank - 2]
+        # Over one token it would be the value itself: then one ulp of fp16 turns the sign of y.
+        axes = [0, 1] if w.dtype != _WIDE else [x.rank - 2]
     if w.breaks.here("a mean that drops its axis"):
         flat = w.axes_op("ReduceMean", x, axes, x.rank - 1, since=18, keepdims=0)
         return w.op("Unsqueeze", flat, [-1], rank=x.rank)

@@ -49,6 +49,8 @@ class Writer:
         dtype: Of weights and activations.
         random: Draws the spelling; None writes the canonical one.
         breaks: What to write otherwise than it should be.
+        batch: The symbol of the batch.
+        mask_apart: The mask has symbols of its own.
     """
 
     opset: int
@@ -61,6 +63,7 @@ class Writer:
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     noise: float = 0.06
     batch: str = "batch"
+    mask_apart: bool = False
 
     def __post_init__(self) -> None:
         self._names = 0

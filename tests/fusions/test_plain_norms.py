@@ -99,6 +99,23 @@ def test_refused_with_its_reason(case):
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("inverse", ["Reciprocal(root)", "Pow(variance, half)"])
+def test_a_layer_norm_of_another_power_is_told_of_behind_a_cast(inverse):
+    """No LayerNorm with weights reads through it, and a line of an RmsNorm misleads."""
+    text = "wide = Cast<to=1>(x)\n" + LAYER.replace("(x", "(wide").replace("1.0e-6", "epsilon")
+    text = text.replace(
+        "square = Pow(centred, 2.0)", "size = Abs(centred)\nsquare = Pow(size, 2.1)"
+    )
+    text = text.replace("Reciprocal(root)", inverse)
+    text += MODULATED.replace("unit", "narrow").replace(
+        "factor =", "narrow = Cast<to=10>(unit)\nfactor ="
+    )
+    weights = {"epsilon": np.array(1e-6, np.float32), "half": np.array(-0.5, np.float32)}
+    outcome = fuse_model(model(text, MODULATION, weights=weights, dtype="float16"))
+    outcome.refused("LayerNormalization", "size", "is Abs, want Sub")
+    outcome.same(*SIZES)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_are_left_alone(kind):
     text = "x = Reshape(image, [0, 2, -1])\n" + KINDS[kind] + "y = Reshape(unit, [0, 4, 3, 3])"

@@ -65,7 +65,9 @@ def _is_no_group(found: Found) -> None:
 
 
 # Both are tried where the norms with weights did not take what they are a part of, and tell of it.
-LAYER_NORM = Fusion("LayerNormalization", ("Div", "Mul"), centred, _layer_norm, near=9)
+# Behind a Cast to fp16 there is no LayerNorm with weights to tell: one that has its Sub and both
+# means, but not the square between them, is told of here.
+LAYER_NORM = Fusion("LayerNormalization", ("Div", "Mul"), centred, _layer_norm, near=6, key="Sub")
 RMS_NORM = Fusion(
     "RmsNorm", ("Cast", "Div", "Mul"), any_of(op.Cast(direct), direct), _rms_norm, near=9
 )
