@@ -96,9 +96,7 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
     """Runs two models on the same inputs, compares their outputs, and writes the reports of it."""
     from opfuse.stages.verify import verify as compare
 
-    for path in config.reports:
-        check_suffix(path, COMPARISON_SUFFIXES)
-        check_output(path)
+    _check_reports(config, COMPARISON_SUFFIXES)
     with (progress or Progress()).stage("verify"):
         comparison = compare(a, b, config)
     for path in config.reports:
@@ -113,9 +111,7 @@ def bench(
     from opfuse.stages.bench import bench as measure
     from opfuse.stages.bench import require_gpu
 
-    for path in config.reports:
-        check_suffix(path, BENCH_SUFFIXES)
-        check_output(path)
+    _check_reports(config, BENCH_SUFFIXES)
     if any(path.suffix == ".onnx" for path in (engine, *others)):
         require_gpu()
     progress = progress or Progress()
@@ -172,6 +168,13 @@ def _checked_output(config: Config, goal: str) -> Path | None:
         require(config)
         choose_library(config)
     return config.output
+
+
+def _check_reports(config: Config, suffixes: Sequence[str]) -> None:
+    """Refuses, before any work, reports that could not be written after it."""
+    for path in config.reports:
+        check_suffix(path, suffixes)
+        check_output(path)
 
 
 def _outputs(config: Config) -> list[Path]:
