@@ -1,0 +1,160 @@
+"""One function for each command: its help and its options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from opfuse.arguments.options import (
+    CHECKED_SHAPES,
+    ENGINE_SHAPES,
+    RUN_SHAPES,
+    common,
+    embedding,
+    gpu,
+    library,
+    model,
+    output,
+    output_options,
+    precision,
+    proof,
+    shapes,
+    tolerance,
+)
+from opfuse.arguments.parser import EPILOG, Parser
+from opfuse.config import BACKENDS, LOWERINGS
+
+
+def build(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse build`."""
+    command = commands.add_parser(
+        "build",
+        help="fuse a model and build a TensorRT engine",
+        description="Fuse MODEL, prove that its numbers did not change, and build an engine.",
+        epilog=EPILOG,
+    )
+    model(command)
+    output(command, "ENGINE", "the engine to write", ("--saveEngine",))
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="which TensorRT builds; auto takes tensorrt where it and a GPU are there, else "
+        "tensorrt-rtx, else segmented (default: auto)",
+    )
+    command.add_argument(
+        "--lower",
+        choices=LOWERINGS,
+        default="auto",
+        help="what fusions become: leave the original nodes, native TensorRT layers, or plugin "
+        "layers; auto decides for each (default: auto)",
+    )
+    shapes(command, ENGINE_SHAPES)
+    precision(command)
+    command.add_argument(
+        "--timing-cache",
+        "--timingCacheFile",
+        type=Path,
+        metavar="FILE",
+        help="keep TensorRT's kernel timings between builds in FILE (default: none)",
+    )
+    library(command, ("--plugins", "--staticPlugins"))
+    embedding(command)
+    proof(command)
+    common(command)
+
+
+def fuse(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse fuse`."""
+    command = commands.add_parser(
+        "fuse",
+        help="write the fused ONNX model; needs no GPU and no TensorRT",
+        description="Fuse MODEL and write it as ONNX that onnxruntime and TensorRT run.",
+        epilog=EPILOG,
+    )
+    model(command)
+    output(command, "FUSED", "the fused .onnx file to write; MODEL itself is allowed")
+    shapes(command, CHECKED_SHAPES)
+    precision(command)
+    proof(command)
+    common(command)
+
+
+def explain(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse explain`."""
+    command = commands.add_parser(
+        "explain",
+        help="tell what would fuse, which node blocks what nearly did, and what it saves",
+        description="Find the fusions of MODEL and write nothing but reports. Every candidate is\n"
+        "listed as fused, as nearly fused with the blocking node, the reason and a fix, or as\n"
+        "none; and every fusion with what it saves at most.",
+        epilog=EPILOG,
+    )
+    model(command)
+    shapes(command, CHECKED_SHAPES)
+    gpu(command)
+    common(command)
+
+
+def verify(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse verify`."""
+    command = commands.add_parser(
+        "verify",
+        help="run two models, or an engine and a model, on the same inputs and compare the outputs",
+        description="Run A and B on the same random inputs and compare every output. One of them "
+        "may be an engine or a bundle: it runs on the GPU, step by step and by its CUDA graph.",
+        epilog=EPILOG,
+    )
+    command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
+    command.add_argument(
+        "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
+    )
+    shapes(command, RUN_SHAPES)
+    library(command, ("--plugins",))
+    tolerance(command)
+    common(command, (".json", ".txt"))
+
+
+def bench(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse bench`."""
+    command = commands.add_parser(
+        "bench",
+        help="time an engine or bundle on this GPU",
+        description="Time ENGINE on random inputs: latency with and without CUDA graphs, "
+        "throughput, device memory, and the time to the first result.",
+        epilog=EPILOG,
+    )
+    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    command.add_argument(
+        "--vs",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="OTHER",
+        help="an engine or bundle to time beside it, or an ONNX model, which TensorRT alone "
+        "builds first; may be given several times",
+    )
+    shapes(command, RUN_SHAPES)
+    command.add_argument(
+        "--iterations", type=int, default=100, metavar="N", help="timed runs (default: 100)"
+    )
+    command.add_argument(
+        "--warm-up", type=int, default=20, metavar="N", help="runs before those (default: 20)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
+    )
+    library(command, ("--plugins",))
+    common(command, (".json",))
+
+
+def plugins(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse plugins`."""
+    command = commands.add_parser(
+        "plugins",
+        help="list the plugins of the library, their versions, and its GPU architectures",
+        description="Describe the plugin library; needs no GPU and no TensorRT.",
+        epilog=EPILOG,
+    )
+    library(command, ("--plugins", "--library"))
+    output_options(command)

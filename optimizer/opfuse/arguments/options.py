@@ -1,0 +1,198 @@
+"""Groups of options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from opfuse.arguments.parser import Parser
+from opfuse.config import GPUS, PRECISIONS
+
+_CONVERTS = "say which: --precision fp16 or --precision bf16"
+_QUANTISE = (
+    "quantisation is part of the model: insert Q/DQ nodes first "
+    "(python -m modelopt.onnx.quantization --onnx_path MODEL), then build that file"
+)
+REFUSED = {
+    "int8": _QUANTISE,
+    "fp8": _QUANTISE,
+    "best": _CONVERTS,
+}
+
+
+def model(command: Parser) -> None:
+    """The ONNX file, by place or as --onnx."""
+    command.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="the ONNX file")
+    command.add_argument(
+        "--onnx", type=Path, metavar="MODEL", help="the same, as trtexec spells it"
+    )
+
+
+def output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()) -> None:
+    """Where the result goes."""
+    command.add_argument(
+        "-o", "--output", *aliases, required=True, type=Path, metavar=name, help=text
+    )
+
+
+ENGINE_SHAPES = {
+    "min": "smallest shapes that the engine takes",
+    "opt": "shapes that the engine is tuned for, and that savings are told for",
+    "max": "largest shapes that the engine takes",
+}
+CHECKED_SHAPES = {
+    "min": "smallest shapes that an engine of the model will take; checked, and else unused",
+    "opt": "shapes that savings are told for, and that the proof runs the model at where it takes "
+    "no others",
+    "max": "largest shapes that an engine of the model will take; checked, and else unused",
+}
+RUN_SHAPES = {"opt": "shapes to run at"}
+
+
+def shapes(command: Parser, texts: Mapping[str, str]) -> None:
+    """One option for each of the levels that `texts` describes."""
+    group = command.add_argument_group(
+        "shapes of dynamic inputs",
+        "SHAPES is name:1x3x224x224,other:8x128 or name:[1,3,224,224]; quote a name with a\n"
+        "colon in it ('a:0':1x2). May be given several times.",
+    )
+    for level, text in texts.items():
+        group.add_argument(
+            f"--{level}Shapes",
+            f"--{level}-shapes",
+            f"--trt-{level}-shapes",
+            dest=f"{level}_shapes",
+            action="append",
+            metavar="SHAPES",
+            help=f"{text} (default: chosen from the names of the symbolic dimensions)",
+        )
+
+
+def precision(command: Parser) -> None:
+    """The type that the model computes in, and that its inputs and outputs have."""
+    group = command.add_argument_group(
+        "precision",
+        "TensorRT computes in the types of the graph. A conversion puts products, attentions, and\n"
+        "what lies between into fp16 or bf16; norms, softmax, and sums compute in fp32 inside\n"
+        "of fused operators, and stay fp32 elsewhere.",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="keep",
+        help="keep every tensor in its type, or convert to fp16 or bf16 (default: keep)",
+    )
+    for name in PRECISIONS[1:]:
+        group.add_argument(
+            f"--{name}",
+            dest="precision",
+            action="store_const",
+            const=name,
+            help=f"the same as --precision {name}",
+        )
+    group.add_argument(
+        "--io-precision",
+        choices=PRECISIONS,
+        default="keep",
+        help="the type of floating-point inputs and outputs; keep leaves theirs (default: keep)",
+    )
+    group.add_argument(
+        "--calibrate",
+        action="append",
+        type=Path,
+        metavar="DATA.npz",
+        help="inputs on which activations are measured, an array for each input of the model, or "
+        "several stacked in front; may be given several times (default: random inputs)",
+    )
+
+
+def gpu(command: Parser) -> None:
+    """The GPU that savings are told for."""
+    command.add_argument(
+        "--gpu",
+        choices=GPUS,
+        default="H100",
+        help="tell savings for this GPU, at the --optShapes (default: H100)",
+    )
+
+
+def library(command: Parser, flags: tuple[str, ...]) -> None:
+    """The plugin library, under the given flags."""
+    command.add_argument(
+        *flags,
+        dest="plugin_library",
+        type=Path,
+        metavar="LIBRARY",
+        help="the plugin library (default: the one in the package, or $OPFUSE_PLUGINS)",
+    )
+
+
+def embedding(command: Parser) -> None:
+    """Whether the engine holds the plugin library."""
+    command.add_argument(
+        "--no-embed-plugins",
+        dest="embed_plugins",
+        action="store_false",
+        help="leave the plugin library out of the engine; whoever runs it loads the library first",
+    )
+
+
+def proof(command: Parser) -> None:
+    """Whether and how closely the fused model is compared with the original."""
+    command.add_argument(
+        "--no-prove",
+        dest="prove",
+        action="store_false",
+        help="do not run the fusions and the whole model against the original",
+    )
+    tolerance(command)
+
+
+def tolerance(command: Parser) -> None:
+    """The error that passes, and the seed of the inputs."""
+    command.add_argument(
+        "--rtol",
+        type=float,
+        metavar="ERROR",
+        help="largest relative error that passes"
+        " (default: 1e-4 for fp32, 2e-2 for fp16, 8e-2 for bf16)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random inputs (default: 0)"
+    )
+
+
+def common(command: Parser, formats: tuple[str, ...] = (".json", ".txt", ".html")) -> None:
+    """Reports in the given formats, the time limit, and what goes to the terminal."""
+    for name in REFUSED:
+        command.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument("--stronglyTyped", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument(
+        "--report",
+        dest="reports",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help=f"write the report to FILE: {', '.join(formats)}; may be given several times",
+    )
+    command.add_argument(
+        "--time-limit",
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="stop after so many seconds of wall time, with exit code 124 (default: none)",
+    )
+    output_options(command)
+
+
+def output_options(command: Parser) -> None:
+    """What goes to the terminal."""
+    group = command.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    group.add_argument("-v", "--verbose", action="store_true", help="show each step of a stage")
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors and --json only")
+    group.add_argument(
+        "--no-color", action="store_true", help="no colours; NO_COLOR=1 does the same"
+    )
+    group.add_argument("--debug", action="store_true", help="show tracebacks with errors")
