@@ -41,6 +41,6 @@ def test_wheel_has_every_module_and_nothing_built_by_hand(wheel: zipfile.ZipFile
 
 def test_wheel_is_for_any_python_of_linux(wheel: zipfile.ZipFile) -> None:
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "opfuse = opfuse.cli:main" in wheel.read(entry).decode()
+    assert "opfuse = opfuse.__main__:main" in wheel.read(entry).decode()
     (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
     assert "Requires-Python: >=3.10" in wheel.read(metadata).decode()

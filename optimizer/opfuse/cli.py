@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from opfuse import terminal
-from opfuse.arguments import config_of, parser
+from opfuse.arguments import config_of, read
 from opfuse.errors import InputError, OpfuseError, TimeLimit
 
 if TYPE_CHECKING:
@@ -26,12 +26,19 @@ OUR_BUG, INTERRUPTED = 70, 130
 _LONGEST_S = 1e8  # three years; the timer of the system takes no more than its time_t holds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+def main(argv: Sequence[str] | None = None, *, interruptible: bool = False) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        argv: The arguments; None takes those of the process.
+        interruptible: Make Ctrl-C an exception again: the caller has let it end the process.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
     terminal.open_streams()
     try:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with _terminable():
             return _command(arguments)
     except OpfuseError as error:
@@ -52,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    grammar = parser()
-    args = grammar.parse_args(arguments)
+    args = read(arguments)
     if args.version:
         from opfuse.versions import versions
 
@@ -62,12 +68,31 @@ def _command(arguments: list[str]) -> int:
         return 0
     if args.command is None:
         raise InputError("no command given", "see opfuse --help")
+    if args.command == "completion":
+        return _completion(args)
     _check_working_directory()
+    _tell_file(args)
     progress = terminal.progress(
         quiet=args.quiet, verbose=args.verbose, color=terminal.wants_color(args.no_color)
     )
     with _time_limit(getattr(args, "time_limit", None)):
         return _COMMANDS[args.command](args, progress)
+
+
+def _completion(args: Namespace) -> int:
+    from opfuse.arguments.completion import script
+
+    with terminal.printing():
+        print(script(args.shell))
+    return 0
+
+
+def _tell_file(args: Namespace) -> None:
+    """Options that nobody typed are no secret."""
+    file, options = args.given_by_file
+    if options and not args.quiet:
+        names = ", ".join(option.replace("_", "-") for option in options)
+        terminal.tell(f"opfuse: {file} gives {names}\n")
 
 
 def _check_working_directory() -> None:

@@ -45,6 +45,7 @@ class Config:
         iterations: How many runs `bench` times.
         warm_up: How many runs come before those.
         gpu: The GPU that savings are told for; a name of ``GPUS``.
+        dry_run: Do all but write: neither the output nor a report.
         debug: Show tracebacks, and keep what the child processes print.
 
     Raises:
@@ -72,6 +73,7 @@ class Config:
     iterations: int = 100
     warm_up: int = 20
     gpu: str = "H100"
+    dry_run: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:

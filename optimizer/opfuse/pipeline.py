@@ -47,7 +47,8 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
 
     Args:
         config: The options; ``config.output`` is where "fuse" and "build" write.
-        goal: "explain" writes nothing, "fuse" the fused ONNX file, "build" the engine.
+        goal: "explain" writes nothing, "fuse" the fused ONNX file, "build" the engine. In a dry
+            run they do the same work but TensorRT's, which only imports the network.
         progress: Told about each stage.
 
     Raises:
@@ -80,13 +81,15 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         fused, model, proof = _widened(source, fused, model, proof, library, config, progress)
         accept = _acceptance(built.get("precision"))
         built |= _built(source, fused, model, library, config, progress, accept)
-    elif output is not None:
+    elif output is not None and not config.dry_run:
         with progress.stage("save"):
             from opfuse.stages.save import save
 
             save(fused.graph, model, source.base_dir, output)
     report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
+    if config.dry_run:
+        return replace(report, unwritten=tuple(map(str, _outputs(config))))
     for path in config.reports:
         report.write(path)
     return report
@@ -160,7 +163,7 @@ def _checked_output(config: Config, goal: str) -> Path | None:
     if goal == "explain":
         return None
     if config.output is None:
-        raise InputError(f"{goal} has no output file", "name one with -o")
+        raise InputError(f"{goal} has no output file", "name one with -o or --output")
     if goal == "build":
         from opfuse.stages.build import require
         from opfuse.stages.library import choose_library
@@ -309,7 +312,7 @@ def _built(
     progress: Progress,
     accept: Callable[[EngineInfo], None] | None,
 ) -> dict[str, Any]:
-    from opfuse.stages.build import build
+    from opfuse.stages.build import build, check
     from opfuse.stages.lower import lower
     from opfuse.stages.save import save
 
@@ -319,7 +322,10 @@ def _built(
             lowering = lower(model, config.lower, library.ops)
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
-            engine = build(model, folder, config, progress, used, accept)
+            if config.dry_run:
+                engine = check(model, folder, config, progress, used)
+            else:
+                engine = build(model, folder, config, progress, used, accept)
     lowering = tuple(
         replace(item, choice="leave", reason=engine.left[item.node])
         if item.node in engine.left

@@ -1,10 +1,12 @@
-"""The command line's grammar: argv -> parsed arguments. No logic, and nothing heavy to import."""
+"""The command line's grammar: argv and opfuse.toml -> parsed arguments; nothing heavy to import."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from opfuse.arguments import commands
+from opfuse.arguments import commands, config_file
 from opfuse.arguments.options import REFUSED
 from opfuse.arguments.parser import EPILOG, Parser
 from opfuse.config import Config
@@ -27,7 +29,46 @@ def parser() -> Parser:
     commands.verify(add)
     commands.bench(add)
     commands.plugins(add)
+    commands.completion(add)
     return top
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line says; where it is silent what opfuse.toml says, else the default.
+
+    ``given_by_file`` holds the file's name and the options that were taken from it.
+
+    Raises:
+        InputError: The line or the file has what is no option.
+    """
+    top = parser()
+    parsers = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices
+    defaults = {name: _take_defaults(command) for name, command in parsers.items()}
+    given = vars(top.parse_args(argv))
+    command = given["command"]
+    if command is None:
+        return argparse.Namespace(**given)
+    said = {name: value for name, value in given.items() if value is not None}
+    file = config_file.find(said.get("config")) if "config" in defaults[command] else None
+    written: dict[str, Any] = {}
+    if file is not None and not said.get("no_config"):
+        actions = {name: config_file.actions_of(item) for name, item in parsers.items()}
+        written = config_file.read(file, actions, command, named="config" in said)
+    if "onnx" in said:  # the model in trtexec's spelling
+        written.pop("model", None)
+    taken = [name for name in written if name not in said]
+    known = {**given, **defaults[command], **{name: written[name] for name in taken}, **said}
+    return argparse.Namespace(**known, given_by_file=(file, taken))
+
+
+def _take_defaults(command: argparse.ArgumentParser) -> dict[str, Any]:
+    """The defaults of the options, which leave the parser: what it gives then was written."""
+    defaults: dict[str, Any] = {}
+    for action in command._actions:
+        if action.option_strings and action.default is not argparse.SUPPRESS:
+            defaults.setdefault(action.dest, action.default)
+            action.default = argparse.SUPPRESS
+    return defaults
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -53,7 +94,11 @@ def config_of(args: argparse.Namespace) -> Config:
     return Config(model=model, output=getattr(args, "output", None), **options)
 
 
-def _joined(level: str, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def _joined(
+    level: str, texts: Sequence[str] | Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    if isinstance(texts, Mapping):  # from opfuse.toml
+        return dict(texts)
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         for name, shape in parse_shapes(text).items():

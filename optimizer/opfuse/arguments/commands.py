@@ -10,6 +10,8 @@ from opfuse.arguments.options import (
     ENGINE_SHAPES,
     RUN_SHAPES,
     common,
+    config_file,
+    dry_run,
     embedding,
     gpu,
     library,
@@ -23,6 +25,8 @@ from opfuse.arguments.options import (
 )
 from opfuse.arguments.parser import EPILOG, Parser
 from opfuse.config import BACKENDS, LOWERINGS
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 def build(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -61,6 +65,7 @@ def build(commands: argparse._SubParsersAction[Parser]) -> None:
     library(command, ("--plugins", "--staticPlugins"))
     embedding(command)
     proof(command)
+    dry_run(command)
     common(command)
 
 
@@ -77,6 +82,7 @@ def fuse(commands: argparse._SubParsersAction[Parser]) -> None:
     shapes(command, CHECKED_SHAPES)
     precision(command)
     proof(command)
+    dry_run(command)
     common(command)
 
 
@@ -157,4 +163,17 @@ def plugins(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog=EPILOG,
     )
     library(command, ("--plugins", "--library"))
+    config_file(command)
     output_options(command)
+
+
+def completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse completion`."""
+    command = commands.add_parser(
+        "completion",
+        help="print the script that completes commands, options, and files in a shell",
+        description="Print a completion script. For bash, for example:\n"
+        "  opfuse completion bash > ~/.local/share/bash-completion/completions/opfuse",
+        epilog=EPILOG,
+    )
+    command.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))

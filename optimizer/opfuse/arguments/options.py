@@ -32,7 +32,7 @@ def model(command: Parser) -> None:
 def output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()) -> None:
     """Where the result goes."""
     command.add_argument(
-        "-o", "--output", *aliases, required=True, type=Path, metavar=name, help=text
+        "-o", "--output", *aliases, type=Path, metavar=name, help=f"{text} (has to be named)"
     )
 
 
@@ -183,7 +183,28 @@ def common(command: Parser, formats: tuple[str, ...] = (".json", ".txt", ".html"
         metavar="SECONDS",
         help="stop after so many seconds of wall time, with exit code 124 (default: none)",
     )
+    config_file(command)
     output_options(command)
+
+
+def config_file(command: Parser) -> None:
+    """Where options come from that the command line does not name."""
+    command.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="take options from FILE (default: opfuse.toml in the working directory, if there)",
+    )
+    command.add_argument("--no-config", action="store_true", help="take none from opfuse.toml")
+
+
+def dry_run(command: Parser) -> None:
+    """Whether to leave out what writes."""
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make all checks, tell what would be fused and written, and write nothing",
+    )
 
 
 def output_options(command: Parser) -> None:

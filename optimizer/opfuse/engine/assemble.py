@@ -77,8 +77,10 @@ def draft(
     return Draft(schedule, types, tuple(models), weights, plan.left, library)
 
 
-def requests(parts: Draft, profile: Profile, folder: Path, *, verbose: bool) -> list[Request]:
-    """What the child process has to build; the engines go into ``folder``.
+def requests(
+    parts: Draft, profile: Profile, folder: Path | None, *, verbose: bool
+) -> list[Request]:
+    """What the child process has to build; the engines go into ``folder``, without one nowhere.
 
     Raises:
         EngineError: The sizes of a tensor between two segments do not follow from the inputs.
@@ -97,7 +99,7 @@ def requests(parts: Draft, profile: Profile, folder: Path, *, verbose: bool) -> 
                     "use another backend, or --lower leave, which makes one segment",
                 )
             ranges[name] = found
-        engine = folder / step.engine.replace("/", "-")
+        engine = None if folder is None else folder / step.engine.replace("/", "-")
         made.append(Request(model, engine, ranges, verbose=verbose))
     return made
 
@@ -144,7 +146,7 @@ def pack(
         "profile": {name: list(levels) for name, levels in profile.ranges.items()},
     }
     digest, size = bundle.write(output, manifest, members)
-    return _described(parts, built, profile, digest, size, (planned, side_by_side))
+    return replace(summary(parts, built, profile), bytes=size, sha256=digest)
 
 
 class _Check:
@@ -279,14 +281,9 @@ def _largest(parts: Draft, profile: Profile) -> tuple[int, int]:
     return memory.place(lives).bytes, memory.unshared(lives)
 
 
-def _described(
-    parts: Draft,
-    built: Sequence[EngineInfo],
-    profile: Profile,
-    digest: str,
-    size: int,
-    between: tuple[int, int],
-) -> EngineInfo:
+def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> EngineInfo:
+    """The segments as one engine, which is not written yet."""
+    between = _largest(parts, profile)
     counted = Counter(step.op for step in parts.schedule.plugins())
     notes = [
         f"{len(built)} segments and {sum(counted.values())} plugin launches",
@@ -297,8 +294,8 @@ def _described(
     return replace(
         first,
         backend="segmented",
-        bytes=size,
-        sha256=digest,
+        bytes=0,
+        sha256="",
         layers=sum(info.layers for info in built),
         layer_types=_total(info.layer_types for info in built),
         plugin_layers=dict(counted.most_common()),

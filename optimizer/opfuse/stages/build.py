@@ -91,11 +91,28 @@ def check(
     progress: Progress,
     plugin_library: Path | None = None,
 ) -> EngineInfo:
-    """Only let TensorRT import the model; arguments and errors as for `build`."""
+    """Only let TensorRT import the model, or its segments; arguments and errors as for `build`."""
     choice = select(config.backend)
-    request = _request(model, base_dir, config, plugin_library)
-    info = _within_limits(model, config, _single(choice.backend, request, config, progress))
-    return replace(info, why=choice.why)
+    if choice.backend.name == "segmented":
+        parts = _cut(model, base_dir, config, plugin_library)
+
+        def attempt(profile: Profile) -> EngineInfo:
+            made = assemble.requests(parts, profile, None, verbose=config.debug)
+            built = _in_child(choice.backend, made, config, progress)
+            return assemble.summary(parts, built, profile)
+
+        info = _within_limits(model, config, attempt)
+    else:
+        request = _request(model, base_dir, config, plugin_library)
+        info = _within_limits(model, config, _single(choice.backend, request, config, progress))
+    return replace(info, why=choice.why, path="")
+
+
+def _cut(
+    model: ModelProto, base_dir: Path, config: Config, plugin_library: Path | None
+) -> assemble.Draft:
+    around = config.lower != "auto"  # which decides for the faster, as far as that was measured
+    return assemble.draft(model, base_dir, plugin_library, around_attention=around)
 
 
 def _bundle(
@@ -109,8 +126,7 @@ def _bundle(
     """Build the segments in one child process, and write them as one file."""
     output = config.output
     assert output is not None
-    cuts = config.lower != "auto"  # which decides for the faster, as far as that was measured
-    parts = assemble.draft(model, base_dir, plugin_library, around_attention=cuts)
+    parts = _cut(model, base_dir, config, plugin_library)
 
     def attempt(profile: Profile) -> EngineInfo:
         with scratch() as folder:

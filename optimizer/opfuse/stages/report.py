@@ -42,6 +42,7 @@ class Report:
         timings: Seconds of each stage.
         precision: The conversion to another type; None where none was asked for.
         explanation: Anchors, savings, and layers; None where nobody asked for them.
+        unwritten: The files that a dry run did not write; None where it was none.
     """
 
     model: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Report:
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     explanation: Explanation | None = None
     precision: Precision | None = None
+    unwritten: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report in the stable schema that the JSON file has."""
@@ -67,6 +69,7 @@ class Report:
             **({"precision": plain(converted)} if converted else {}),
             "lowering": plain(self.lowering),
             "engine": plain(self.engine),
+            **({} if self.unwritten is None else {"dry_run": {"would_write": [*self.unwritten]}}),
             "timings_s": {name: round(seconds, 4) for name, seconds in self.timings.items()},
             **({"explanation": plain(explained)} if explained else {}),
         }

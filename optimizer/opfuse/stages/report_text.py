@@ -54,6 +54,8 @@ def render(report: Report, *, every_candidate: bool = False) -> RenderableType:
 
 def _parts(report: Report, every_candidate: bool) -> Iterator[RenderableType]:
     yield _headline(report)
+    if report.unwritten is not None:
+        yield _line(f"dry run: wrote nothing; would write {clean(', '.join(report.unwritten))}")
     for note in report.model.get("notes", ()):
         yield _line(f"note: {clean(note)}")
     yield _fusions(report)
