@@ -36,6 +36,10 @@ class Config:
         opt_shapes: The shape that the engine is tuned for.
         max_shapes: Largest shape of each dynamic input.
         timing_cache: File in which TensorRT keeps kernel timings between builds.
+        cache: Folder in which built engines are kept, and taken from where the same is built
+            again; None takes the one that $OPFUSE_CACHE names, or none.
+        use_cache: False builds without any cache.
+        cache_size: Bytes that the cache may take.
         reports: Files to write the report to; the suffix gives the format.
         time_limit: Seconds of wall time that the run may take; None is no limit.
         plugin_library: The plugin library to load instead of the one in the package.
@@ -64,6 +68,9 @@ class Config:
     opt_shapes: Shapes = field(default_factory=dict)
     max_shapes: Shapes = field(default_factory=dict)
     timing_cache: Path | None = None
+    cache: Path | None = None
+    use_cache: bool = True
+    cache_size: int = 10 << 30
     reports: tuple[Path, ...] = ()
     time_limit: float | None = None
     plugin_library: Path | None = None
@@ -77,7 +84,7 @@ class Config:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("model", "output", "timing_cache", "plugin_library"):
+        for name in ("model", "output", "timing_cache", "plugin_library", "cache"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
@@ -91,6 +98,7 @@ class Config:
         self._check_conversion()
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)
+        _check_positive("cache_size", self.cache_size)
         _check_positive("iterations", self.iterations)
         _check_positive("warm_up", self.warm_up)
         if self.seed < 0:

@@ -1,14 +1,23 @@
-"""Output files: checked before the work, written beside their place, and moved there when whole."""
+"""Output files: checked before the work, written beside their place, and moved there when whole.
+
+Whoever writes a temporary file or folder holds its lock, which the system takes from a process
+that ends in any way. So what has no lock was left behind, whatever the number of its process is by
+now and in whichever container it ran.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +27,9 @@ from uuid import uuid4
 from opfuse.errors import InputError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SCRATCH = re.compile(r"opfuse-\w+-\d+-\w{8}")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+_LEFT_AFTER_S = 86_400  # without a write, where the file system has no locks
 
 
 def check_output(path: Path) -> None:
@@ -74,8 +86,8 @@ def _check_old(path: Path, status: os.stat_result) -> None:
 class Pending:
     """A file under a temporary name in the folder of its final place.
 
-    Unless :meth:`publish` is called it is gone when the block ends. The name tells the process, so
-    that a later run removes what a killed one has left.
+    Unless :meth:`publish` is called it is gone when the block ends; what a killed run has left is
+    removed by the next one that writes into the folder.
 
     Args:
         folder: Where the file will stand.
@@ -86,7 +98,7 @@ class Pending:
         self.folder = folder
         self.needed = needed
         self.file: BinaryIO
-        self._path = folder / f".opfuse-{_host()}-{os.getpid()}-{uuid4().hex[:8]}.tmp"
+        self._path = folder / _temporary_name()
 
     def __enter__(self) -> Pending:
         with translated(self.folder, self.needed):
@@ -94,8 +106,7 @@ class Pending:
             usage = shutil.disk_usage(self.folder)
             if usage.total and self.needed > usage.free:  # some network file systems tell nothing
                 raise _no_room(self.folder, self.needed, usage.free)
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            self.file = os.fdopen(os.open(self._path, flags, 0o666), "wb")
+            self.file = os.fdopen(_create_locked(self._path), "wb")
         return self
 
     def publish(self, path: Path) -> None:
@@ -103,10 +114,10 @@ class Pending:
         with translated(path, self.needed):
             self.file.flush()
             os.fsync(self.file.fileno())
-            self.file.close()
             os.replace(self._path, path)
+            self.file.close()  # and so unlocked, once nobody takes it for left behind
             with suppress(OSError):  # some file systems cannot sync a folder
-                _sync_folder(path.parent)
+                _sync(path.parent)
 
     def __exit__(
         self,
@@ -147,6 +158,54 @@ def translated(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
+def pending_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of ``target``, in one step, when the block has ended well.
+
+    It stands beside the folder that ``target`` is in where that is on the same disk: whoever
+    watches that folder sees ``target`` whole and nothing else.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    home = target.parent
+    with translated(target):
+        outer = home.resolve().parent
+        if os.stat(outer).st_dev == os.stat(home).st_dev and os.access(outer, os.W_OK | os.X_OK):
+            home = outer
+        _sweep(home)
+
+    def make() -> Path:
+        folder = home / _temporary_name()
+        folder.mkdir()
+        return folder
+
+    with translated(target), _own_folder(make) as folder:
+        yield folder
+        for path in (*folder.rglob("*"), folder):
+            _sync(path)
+        _exchange(folder, target)  # which leaves the old one to be removed
+        with suppress(OSError):
+            _sync(target.parent)
+
+
+def _exchange(folder: Path, target: Path) -> None:
+    """Puts ``folder`` where ``target`` is, and what was there where ``folder`` was."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    names = os.fsencode(folder), os.fsencode(target)
+    if exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    old = folder.with_name(_temporary_name())  # two steps, where the file system has not the one
+    target.rename(old)
+    folder.rename(target)
+    old.rename(folder)
+
+
+@contextmanager
 def scratch() -> Iterator[Path]:
     """A private folder for the time of the block; those of killed runs go first.
 
@@ -154,13 +213,13 @@ def scratch() -> Iterator[Path]:
         InputError: There is no room for what is written inside.
     """
     base = Path(tempfile.gettempdir())
-    for old in base.glob(f"opfuse-{_host()}-*"):
-        if _is_left(old.name):
-            shutil.rmtree(old, ignore_errors=True)
+    for old in base.glob("opfuse-*"):
+        if _SCRATCH.fullmatch(old.name):
+            _remove_if_left(old)
     prefix = f"opfuse-{_host()}-{os.getpid()}-"
     try:
-        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        with _own_folder(lambda: Path(tempfile.mkdtemp(prefix=prefix))) as folder:
+            yield folder
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -178,35 +237,85 @@ def _no_room(path: Path, needed: int, free: int) -> InputError:
     )
 
 
+def _temporary_name() -> str:
+    return f".opfuse-{_host()}-{os.getpid()}-{uuid4().hex[:8]}.tmp"
+
+
 def _host() -> str:
     return "".join(c for c in socket.gethostname() if c.isalnum() or c == "_")[:32] or "host"
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what processes of this host that are gone have left here."""
-    for path in folder.glob(f".opfuse-{_host()}-*.tmp"):
-        if _is_left(path.name):
-            with suppress(OSError):
-                path.unlink()
+def _create_locked(path: Path) -> int:
+    """A new file that nobody takes for left behind."""
+    while True:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was swept before it had its lock
 
 
-def _is_left(name: str) -> bool:
-    """Whether the process that the name of a temporary file tells is gone."""
-    process = name.split("-")[2]
-    if not process.isdigit():
-        return False
+@contextmanager
+def _own_folder(make: Callable[[], Path]) -> Iterator[Path]:
+    """A new folder for the time of the block, which nobody takes for left behind."""
+    while True:
+        folder = make()
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it was swept before it had its lock
+            continue
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        os.close(descriptor)
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what runs that are gone have left here."""
+    for path in folder.glob(".opfuse-*.tmp"):
+        _remove_if_left(path)
+
+
+def _remove_if_left(path: Path) -> None:
+    """Removes a temporary file or folder whose lock nobody holds."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # gone, or another user's
+        return
+    try:
+        if _is_left(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError:  # not ours to remove
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _is_left(descriptor: int) -> bool:
+    """Whether nobody writes it any more; the descriptor has the lock then."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return False
+    except OSError:
+        return time.time() - os.fstat(descriptor).st_mtime > _LEFT_AFTER_S
+    return True

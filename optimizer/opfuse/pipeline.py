@@ -140,7 +140,8 @@ def unfused(path: Path, folder: Path, number: int, config: Config, progress: Pro
         model = inline(load(path))
         lower(model, "leave", ())
         output = folder / f"{number}-{path.stem}.engine"
-        build(model, folder, replace(config, output=output, timing_cache=None), progress)
+        own = replace(config, output=output, timing_cache=None, use_cache=False)
+        build(model, folder, own, progress)
         return output
 
 

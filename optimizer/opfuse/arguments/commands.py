@@ -9,6 +9,7 @@ from opfuse.arguments.options import (
     CHECKED_SHAPES,
     ENGINE_SHAPES,
     RUN_SHAPES,
+    cache,
     common,
     config_file,
     dry_run,
@@ -62,6 +63,7 @@ def build(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="FILE",
         help="keep TensorRT's kernel timings between builds in FILE (default: none)",
     )
+    cache(command)
     library(command, ("--plugins", "--staticPlugins"))
     embedding(command)
     proof(command)

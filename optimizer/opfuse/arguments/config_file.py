@@ -210,7 +210,11 @@ def _one(action: argparse.Action, raw: Any, folder: Path) -> Any:
         return _checked(raw, text and raw in choices, f"one of {', '.join(map(str, choices))}")
     if action.type is Path:
         return folder / _checked(raw, text, "the path of a file, in quotes")
-    return _checked(raw, text, "a text in quotes")
+    _checked(raw, text, "a text in quotes")
+    try:
+        return action.type(raw) if callable(action.type) else raw
+    except argparse.ArgumentTypeError as error:
+        raise _Unfit(f"another one: {error}") from None
 
 
 def _shapes(raw: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -115,6 +116,38 @@ def gpu(command: Parser) -> None:
         default="H100",
         help="tell savings for this GPU, at the --optShapes (default: H100)",
     )
+
+
+def cache(command: Parser) -> None:
+    """Where built engines are kept."""
+    group = command.add_argument_group(
+        "cache",
+        "An engine is taken from the cache where the same bytes would go to the same TensorRT on\n"
+        "the same GPU; the model is fused and proved all the same.",
+    )
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep engines and kernel timings in DIR (default: $OPFUSE_CACHE, or none)",
+    )
+    group.add_argument(
+        "--no-cache", dest="use_cache", action="store_false", help="build, whatever is set"
+    )
+    group.add_argument(
+        "--cache-size",
+        type=_bytes,
+        default=10 << 30,
+        metavar="SIZE",
+        help="what the cache may take, as 500M or 20G; the longest unused go first (default: 10G)",
+    )
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 20G")
+    return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
 
 
 def library(command: Parser, flags: tuple[str, ...]) -> None:

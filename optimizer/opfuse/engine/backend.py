@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from opfuse.engine.layers import Layer
 from opfuse.engine.profile import Range
@@ -59,7 +59,7 @@ class EngineInfo:
     type that they compute in, ``fp32_products`` are those in fp32. ``read_from`` says where these
     come from: the engine inspector, the builder's own listing where no GPU can load the engine, or
     the parsed network. ``left`` maps the plugin nodes that the backend gave back to TensorRT to the
-    reason.
+    reason. ``cache`` is empty where no cache was used; else it has ``hit`` and the ``key``.
     """
 
     backend: str
@@ -78,6 +78,25 @@ class EngineInfo:
     fp32_products: tuple[Layer, ...] = ()
     notes: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    cache: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(facts: Mapping[str, Any]) -> EngineInfo:
+        """Take back what `dataclasses.asdict` gave and JSON has carried."""
+        io = tuple(_tensor(item) for item in facts["io"])
+        layers = tuple(_layer(item) for item in facts["fp32_products"])
+        notes = tuple(facts["notes"])
+        return EngineInfo(**{**facts, "io": io, "fp32_products": layers, "notes": notes})
+
+
+def _tensor(facts: Mapping[str, Any]) -> TensorInfo:
+    levels = facts["range"] and Range(*(tuple(dims) for dims in facts["range"]))
+    return TensorInfo(**{**facts, "shape": tuple(facts["shape"]), "range": levels})
+
+
+def _layer(facts: Mapping[str, Any]) -> Layer:
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return Layer(**lists)
 
 
 class Backend(Protocol):
@@ -97,6 +116,9 @@ class Backend(Protocol):
 
     def lacks(self) -> tuple[str, str] | None:
         """What is missing on this machine and how to get it; None where nothing is."""
+
+    def version(self) -> str:
+        """The version of the TensorRT that builds; empty where only running it would tell."""
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables that the child process needs; ``folder`` is private and outlives it."""

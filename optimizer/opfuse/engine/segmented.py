@@ -37,6 +37,11 @@ class Segmented:
             "pip install tensorrt-rtx-cu13",
         )
 
+    def version(self) -> str:
+        """The TensorRT that builds the segments, with its version."""
+        maker = TensorRt() if TensorRt().lacks() is None else TensorRtRtx()
+        return maker.version() and f"{maker.name} {maker.version()}"
+
     def environment(self, folder: Path) -> dict[str, str]:
         """Nothing: no segment has a plugin."""
         return {}

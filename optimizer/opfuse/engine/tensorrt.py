@@ -29,6 +29,10 @@ class TensorRt:
             )
         return missing
 
+    def version(self) -> str:
+        """That of the wheel."""
+        return wheel.installed(_WHEELS)
+
     def environment(self, folder: Path) -> dict[str, str]:
         """Nothing; the wheel finds its own libraries."""
         return {}

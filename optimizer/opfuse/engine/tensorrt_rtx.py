@@ -24,6 +24,10 @@ class TensorRtRtx:
         """A wheel of 1.7 or newer, if that is not installed."""
         return wheel.lacks("TensorRT for RTX", "tensorrt_rtx", _WHEELS, _OLDEST, _INSTALL)
 
+    def version(self) -> str:
+        """That of the wheel."""
+        return wheel.installed(_WHEELS)
+
     def environment(self, folder: Path) -> dict[str, str]:
         """A library path on which ``libtensorrt_rtx.so`` is found.
 

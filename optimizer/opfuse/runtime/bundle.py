@@ -146,12 +146,16 @@ class _Hashing:
         self._held = bytearray()
 
     def finish(self) -> str:
-        """Write the directory with the hash of everything as the comment at its end."""
+        """Write the directory with the hash of everything as the comment at its end.
+
+        Returns the hash of the file, with that comment.
+        """
         directory = bytes(self._held or b"")[:-_DIGITS]
         self._hash.update(directory)
-        digest = self._hash.hexdigest()
-        self._file.write(directory + digest.encode())
-        return digest
+        comment = self._hash.hexdigest().encode()
+        self._file.write(directory + comment)
+        self._hash.update(comment)
+        return self._hash.hexdigest()
 
 
 def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes) -> None:

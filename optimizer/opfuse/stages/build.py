@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from opfuse import child
+from opfuse.cache import Cache
 from opfuse.config import Config
-from opfuse.engine import assemble
+from opfuse.engine import assemble, kept
 from opfuse.engine.backend import Backend, EngineInfo, Request, ShapesRefused
 from opfuse.engine.profile import LONGEST, USUAL, Profile, resolve
 from opfuse.engine.select import select
@@ -25,12 +27,14 @@ from opfuse.progress import Progress
 
 
 def require(config: Config) -> None:
-    """Refuse, before any work, a backend that this machine has not got.
+    """Refuse, before any work, a backend that this machine has not got, and a bad cache.
 
     Raises:
+        InputError: The cache is no folder.
         MissingComponent: The backend cannot be used on this machine.
     """
     select(config.backend)
+    kept.open_cache(config)
 
 
 def build(
@@ -62,26 +66,54 @@ def build(
         raise InputError("no engine file is named", "give -o OUT.engine")
     check_output(config.output)
     choice = select(config.backend)
+    cache = kept.open_cache(config)
+    parts = (model, base_dir, choice.backend, config, progress, plugin_library)
     if choice.backend.name == "segmented":
-        info = _bundle(model, base_dir, choice.backend, config, progress, plugin_library)
-        return replace(info, why=choice.why, path=str(config.output))
+        accept = None  # a bundle lists no layers to judge
+        make = partial(_bundle, *parts)
+    else:
+        make = partial(_engine, *parts, accept, cache)
+    key = None
+    if cache is not None:
+        key = kept.engine_key(model, base_dir, config, choice.backend, plugin_library)
+    info = kept.build(cache, key, config, make, accept, progress)
+    notes = [*info.notes, *_without_cache(config, choice.backend)]
+    if cache is not None and key is None:
+        notes.append("the cache was not used: the version of TensorRT is not known")
+    if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
+        notes.append(_publish_beside(plugin_library, config.output))
+    return replace(info, why=choice.why, path=str(config.output), notes=tuple(notes))
+
+
+def _engine(
+    model: ModelProto,
+    base_dir: Path,
+    backend: Backend,
+    config: Config,
+    progress: Progress,
+    plugin_library: Path | None,
+    accept: Callable[[EngineInfo], None] | None,
+    cache: Cache | None,
+) -> EngineInfo:
+    """Build one engine in a child process, and write it if it is accepted."""
+    output = config.output
+    assert output is not None
     with scratch() as folder:
-        cache = _own_timing_cache(config, folder) if choice.backend.uses_timing_cache else None
+        timings = _own_timings(config, backend, cache, folder)
         request = replace(
             _request(model, base_dir, config, plugin_library),
             engine=folder / "out.engine",
-            timing_cache=cache,
+            timing_cache=timings,
         )
-        info = _within_limits(model, config, _single(choice.backend, request, config, progress))
+        info = _within_limits(model, config, _single(backend, request, config, progress))
         if accept is not None:
             accept(info)
-        notes = [*info.notes, *_without_cache(config, choice.backend)]
-        if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
-            notes.append(_publish_beside(plugin_library, config.output))
-        if config.timing_cache is not None and cache is not None:
-            _publish(cache, config.timing_cache)
-        _publish(folder / "out.engine", config.output)
-    return replace(info, why=choice.why, path=str(config.output), notes=tuple(notes))
+        if config.timing_cache is not None and timings is not None:
+            _publish(timings, config.timing_cache)
+        elif cache is not None and timings is not None:
+            kept.keep_timings(cache, backend, timings)
+        _publish(folder / "out.engine", output)
+    return info
 
 
 def check(
@@ -135,10 +167,7 @@ def _bundle(
             embed = config.embed_plugins
             return assemble.pack(parts, built, profile, base_dir, output, embed=embed)
 
-    info = _within_limits(model, config, attempt)
-    if info.plugin_layers and plugin_library is not None and not config.embed_plugins:
-        return replace(info, notes=(*info.notes, _publish_beside(plugin_library, output)))
-    return info
+    return _within_limits(model, config, attempt)
 
 
 def _request(
@@ -221,17 +250,22 @@ def _show(text: str) -> None:
         sys.stderr.write(text)
 
 
-def _own_timing_cache(config: Config, folder: Path) -> Path | None:
+def _own_timings(
+    config: Config, backend: Backend, cache: Cache | None, folder: Path
+) -> Path | None:
     """A copy of the timing cache for the child to change, at a path of our own."""
-    if config.timing_cache is None:
+    own = folder / "timing.cache"
+    if not backend.uses_timing_cache or (config.timing_cache is None and cache is None):
         return None
-    cache = folder / "timing.cache"
-    if config.timing_cache.exists():
+    if config.timing_cache is None:
+        assert cache is not None
+        kept.fetch_timings(cache, backend, own)
+    elif config.timing_cache.exists():
         try:
-            shutil.copyfile(config.timing_cache, cache)
+            shutil.copyfile(config.timing_cache, own)
         except OSError as error:
             raise InputError(f"timing cache {config.timing_cache}: {error.strerror}") from None
-    return cache
+    return own
 
 
 def _without_cache(config: Config, backend: Backend) -> list[str]:

@@ -146,7 +146,7 @@ def _engine(facts: dict[str, Any]) -> Iterator[RenderableType]:
     table.add_column("fact")
     table.add_column("value", overflow="fold")
     for name, value in engine.items():
-        if name not in ("io", "notes", "sha256", "left", "fp32_products"):
+        if name not in ("io", "notes", "sha256", "left", "fp32_products", "cache"):
             table.add_row(clean(name.replace("_", " ")), clean(_shown(value)) or "none")
     for tensor in engine["io"]:
         table.add_row(clean(tensor["mode"]), clean(_tensor(tensor)))
