@@ -174,6 +174,13 @@ def test_a_transpose_of_flattened_heads():
     assert outcome.attribute("Transpose", "perm") == [0, 1, 3, 2]
 
 
+def test_a_transpose_of_flattened_groups_of_heads():
+    """torch flattens the copies of key heads for its product, and so do their batch and groups."""
+    text = FLAT.format(flat="[6, 5, 6]", out="[1, 6, 6, 5]")
+    outcome = expect(["Reshape", "Transpose", "Neg"], text, "T[1, 2, 3, 5, 6] k")
+    assert outcome.attribute("Transpose", "perm") == [0, 1, 3, 2]
+
+
 @pytest.mark.parametrize(
     ("flat", "out", "shape"),
     [

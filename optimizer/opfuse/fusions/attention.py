@@ -12,7 +12,7 @@ import math
 
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions import attention_sinks
+from opfuse.fusions import attention_sinks, constant_mask
 from opfuse.fusions.attention_axes import Folded
 from opfuse.fusions.attention_body import DEFINITION
 from opfuse.fusions.attention_operands import (
@@ -90,6 +90,8 @@ def _build(found: Found) -> Replacement:
     if sinks:
         key, value, whole = attention_sinks.with_sink(found, key, value, mask, made)
         mask = (whole,)
+    else:
+        mask, attrs["causal"] = constant_mask.settled(found.work, mask, space)
     made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
     return Replacement(made, also + copies)
 

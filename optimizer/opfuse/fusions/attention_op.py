@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from opfuse.fusions import constant_mask
 from opfuse.fusions.attention_operands import fits, heads_of, without_copies
 from opfuse.fusions.guards import floating, may_equal, static, text
 from opfuse.graph.facts import Shape
@@ -40,12 +41,15 @@ def _build(found: Found) -> Replacement:
     if heads == kv_heads:
         key, value, copies = without_copies(found, key, value)
     made: list[NewNode] = []
-    mask = _mask(found, dtype, (q[0], heads, q[2], k[2]), made)
+    space = (q[0], heads, q[2], k[2])
+    given = _given(found, space)
+    left, triangle = constant_mask.settled(found.work, given, space)
+    mask = _additive(found, left, dtype, made)
     attrs = {
         "num_heads": heads,
         "kv_num_heads": heads_of(found, key),
         "scale": float(node.attrs.get("scale", 1 / math.sqrt(size))),
-        "causal": causal,
+        "causal": max(causal, triangle),
         "softcap": float(node.attrs.get("softcap", 0.0)),
         "nan_guard": int(bool(mask)),
         "layout": "BHSD",
@@ -56,14 +60,21 @@ def _build(found: Found) -> Replacement:
     return Replacement(made, copies)
 
 
-def _mask(found: Found, dtype: int, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
+def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
+    """Return the mask, additive or of what is kept, or nothing."""
     tensors = found.anchor.inputs
     if len(tensors) < 4 or tensors[3].is_empty():
         return ()
-    tensor = tensors[3]
-    fits(found, tensor, space)
-    if found.work.dtype(tensor) != onnx.TensorProto.BOOL:
-        return (tensor,)
+    fits(found, tensors[3], space)
+    return (tensors[3],)
+
+
+def _additive(
+    found: Found, given: tuple[gs.Tensor, ...], dtype: int, made: list[NewNode]
+) -> tuple[gs.Tensor, ...]:
+    if not given or found.work.dtype(given[0]) != onnx.TensorProto.BOOL:
+        return given
+    tensor = given[0]
     kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
     zero = found.work.constant(tensor, "zero", np.zeros((), kind))
     minus_inf = found.work.constant(tensor, "minus_inf", np.full((), -np.inf, kind))

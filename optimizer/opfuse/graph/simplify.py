@@ -220,7 +220,10 @@ def _before_its_cast(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 
 
 def flat_transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
-    """[a, b, c, d] -> [a*b, c, d] -> [a*b, d, c] -> [a, b, d, c] is one Transpose."""
+    """[a, b, c, d] -> [a*b, c, d] -> [a*b, d, c] -> [a, b, d, c] is one Transpose.
+
+    What was flattened may have been of yet another shape, such as the groups of repeated heads.
+    """
     turn = producer(node.inputs[0])
     if turn is None or turn.op != "Transpose" or list(turn.attrs.get("perm", ())) != [0, 2, 1]:
         return None
@@ -228,13 +231,19 @@ def flat_transpose(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     if flatten is None or flatten.op != "Reshape":
         return None
     source = flatten.inputs[0]
-    have, flat = rewriter.shape(source), rewriter.shape(flatten.outputs[0])
-    out = rewriter.out_shape(node)
-    if have is None or flat is None or len(have) != 4 or out is None:
+    flat, out = rewriter.shape(flatten.outputs[0]), rewriter.out_shape(node)
+    if flat is None or out is None or len(out) != 4:
         return None
-    a, b, c, d = have
-    if flat[1:] != (c, d) or out != (a, b, d, c):
+    a, b, d, c = out
+    if flat != (a * b, c, d):
         return None
+    whole = (a, b, c, d)
+    if rewriter.shape(source) != whole:
+        target = reshape_target(rewriter.shape(source), whole)
+        if target is None:
+            return None
+        shape = rewriter.constant(node.outputs[0], np.array(target, np.int64))
+        source = rewriter.emit("Reshape", [source, shape], {}, node.outputs[0])
     return rewriter.emit("Transpose", [source], {"perm": [0, 1, 3, 2]}, node.outputs[0])
 
 
