@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opfuse.api import bench as bench
     from opfuse.api import build as build
+    from opfuse.api import check as check
     from opfuse.api import explain as explain
     from opfuse.api import fuse as fuse
     from opfuse.api import plugins as plugins
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("bench", "build", "explain", "fuse", "plugins", "verify"), "opfuse.api"),
+    **dict.fromkeys(
+        ("bench", "build", "check", "explain", "fuse", "plugins", "verify"), "opfuse.api"
+    ),
     "Config": "opfuse.config",
     **dict.fromkeys(
         (

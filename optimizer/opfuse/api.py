@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opfuse import pipeline
+from opfuse import checking, pipeline
 from opfuse.config import Config
 from opfuse.errors import InputError
 from opfuse.stages.report import Report
 
 if TYPE_CHECKING:
+    from opfuse.gate.result import Check
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.bench import Bench
     from opfuse.stages.verify import Comparison
@@ -57,6 +58,21 @@ def verify(a: AnyPath, b: AnyPath, **options: Any) -> Comparison:
     return pipeline.verify(Path(a), Path(b), _config(a, None, options))
 
 
+def check(model: AnyPath, lock: AnyPath = "opfuse.lock", **options: Any) -> Check:
+    """Holds a model against its lock; ``update=True`` writes the lock.
+
+    Args:
+        model: The ONNX file.
+        lock: The lock, which is committed with the model.
+        **options: Fields of :class:`opfuse.Config`; those that are not given are the lock's.
+
+    Raises:
+        OpfuseError: The check cannot be made. A failed expectation is a result, not an error.
+    """
+    _check_names(options)
+    return checking.check(Path(model), {"lock": Path(lock), **options})
+
+
 def bench(engine: AnyPath, *others: AnyPath, **options: Any) -> Bench:
     """Times an engine on this GPU, and others beside it; ONNX models are built as they are.
 
@@ -77,8 +93,12 @@ def plugins(library: AnyPath | None = None) -> LibraryInfo:
 
 
 def _config(model: AnyPath, output: AnyPath | None, options: dict[str, Any]) -> Config:
+    _check_names(options)
+    return Config(Path(model), None if output is None else Path(output), **options)
+
+
+def _check_names(options: dict[str, Any]) -> None:
     unknown = sorted(options.keys() - Config.option_names())
     if unknown:
         known = ", ".join(sorted(Config.option_names()))
         raise InputError(f"unknown option {', '.join(unknown)}", f"the options are {known}")
-    return Config(Path(model), None if output is None else Path(output), **options)

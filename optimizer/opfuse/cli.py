@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from opfuse import terminal
-from opfuse.arguments import config_of, read
+from opfuse.arguments import config_of, options_of, read
 from opfuse.errors import InputError, OpfuseError, TimeLimit
 
 if TYPE_CHECKING:
@@ -127,6 +127,15 @@ def _verify(args: Namespace, progress: Progress) -> int:
     return 0 if comparison.passed else 1
 
 
+def _check(args: Namespace, progress: Progress) -> int:
+    from opfuse import checking
+    from opfuse.stages.check_text import render_check
+
+    result = checking.check(*options_of(args), progress)
+    _show(args, lambda: _json(result.as_dict()), lambda: render_check(result))
+    return 0 if result.passed else 1
+
+
 def _bench(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
     from opfuse.stages.bench_text import render_bench
@@ -151,6 +160,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Progress], int]] = {
     "fuse": _run,
     "explain": _run,
     "verify": _verify,
+    "check": _check,
     "bench": _bench,
     "plugins": _plugins,
 }

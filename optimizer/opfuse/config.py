@@ -14,6 +14,8 @@ PRECISIONS = ("keep", "fp16", "bf16")
 LOWERINGS = ("auto", "leave", "native", "plugin")
 GPUS = ("A100", "H100", "H200", "B200", "L4", "RTX4090", "RTX5090")
 
+_PATHS = ("model", "output", "timing_cache", "plugin_library", "cache", "lock", "bench", "engine")
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -50,6 +52,10 @@ class Config:
         warm_up: How many runs come before those.
         gpu: The GPU that savings are told for; a name of ``GPUS``.
         dry_run: Do all but write: neither the output nor a report.
+        lock: The file that `check` holds the model against.
+        update: Write that file anew.
+        bench: A report of `opfuse bench` in JSON, for the limit of the time.
+        engine: The engine that was built, for the limits of its size and its time.
         debug: Show tracebacks, and keep what the child processes print.
 
     Raises:
@@ -81,10 +87,14 @@ class Config:
     warm_up: int = 20
     gpu: str = "H100"
     dry_run: bool = False
+    lock: Path = Path("opfuse.lock")
+    update: bool = False
+    bench: Path | None = None
+    engine: Path | None = None
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("model", "output", "timing_cache", "plugin_library", "cache"):
+        for name in _PATHS:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from uuid import uuid4
 
 from opfuse.errors import InputError
 
+_BLOCK = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCRATCH = re.compile(r"opfuse-\w+-\d+-\w{8}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
@@ -141,6 +143,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         with translated(path, len(data)):
             pending.file.write(data)
         pending.publish(path)
+
+
+def file_hash(*paths: Path) -> str:
+    """The SHA-256 of a file, or of several one behind the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -67,14 +67,14 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         protect(source, _outputs(replace(config, output=None)), model_too=True)
     proof = None
     if config.prove and goal != "explain":
-        fused, model, proof = _proven(source, config, progress)
+        fused, model, proof = fuse_and_prove(source, config, progress)
     else:
-        fused, model = _fused(source, {}, progress)
+        fused, model = fuse_model(source, {}, progress)
     built: dict[str, Any] = {}
     if goal == "explain" or any(path.suffix == ".html" for path in config.reports):
-        built["explanation"] = _explained(source, fused, config, progress)
+        built["explanation"] = explain_model(source, fused, config, progress)
     if config.precision != "keep" and goal != "explain":
-        model, built["precision"] = _converted(source, fused, model, config, progress)
+        model, built["precision"] = convert_model(source, fused, model, config, progress)
     facts = describe(source, model, output)
     if goal == "build":
         library = _library(config)
@@ -157,10 +157,7 @@ def _checked_output(config: Config, goal: str) -> Path | None:
     outputs = _outputs(config)
     for path in config.reports:
         check_suffix(path, SUFFIXES)
-    for path in outputs:
-        check_output(path)
-        if sum(os.path.realpath(path) == os.path.realpath(other) for other in outputs) > 1:
-            raise InputError(f"{path} is named for two outputs", "give each a file of its own")
+    check_outputs(outputs)
     if goal == "explain":
         return None
     if config.output is None:
@@ -172,6 +169,14 @@ def _checked_output(config: Config, goal: str) -> Path | None:
         require(config)
         choose_library(config)
     return config.output
+
+
+def check_outputs(outputs: Sequence[Path]) -> None:
+    """Refuses, before any work, outputs that could not be written, or two of one name."""
+    for path in outputs:
+        check_output(path)
+        if sum(os.path.realpath(path) == os.path.realpath(other) for other in outputs) > 1:
+            raise InputError(f"{path} is named for two outputs", "give each a file of its own")
 
 
 def _check_reports(config: Config, suffixes: Sequence[str]) -> None:
@@ -198,9 +203,10 @@ def _standing(fused: Fused) -> tuple[Match, ...]:
     )
 
 
-def _fused(
+def fuse_model(
     source: Source, vetoes: Mapping[str, str], progress: Progress
 ) -> tuple[Fused, ModelProto]:
+    """Brings the model into its normal form and fuses it, but for what ``vetoes`` name."""
     with progress.stage("normalise"):
         from opfuse.stages.normalise import normalise
 
@@ -212,14 +218,16 @@ def _fused(
         return fused, export(fused, source)
 
 
-def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, ModelProto, Proof]:
+def fuse_and_prove(
+    source: Source, config: Config, progress: Progress
+) -> tuple[Fused, ModelProto, Proof]:
     """Fuses again without what the proof refutes, until it refutes nothing."""
     from opfuse.stages.prove import prove
 
     failed: tuple[Any, ...] = ()
     vetoes: dict[str, str] = {}
     while True:
-        fused, model = _fused(source, vetoes, progress)
+        fused, model = fuse_model(source, vetoes, progress)
         with progress.stage("prove"):
             proof = prove(source, model, fused.graph, fused.matches, config, progress)
         failed += proof.failed
@@ -236,7 +244,7 @@ def _proven(source: Source, config: Config, progress: Progress) -> tuple[Fused, 
     return fused, model, replace(proof, failed=failed)
 
 
-def _converted(
+def convert_model(
     source: Source, fused: Fused, model: ModelProto, config: Config, progress: Progress
 ) -> tuple[ModelProto, Precision]:
     """Converts the fused graph to another precision and compares it with the original."""
@@ -251,7 +259,8 @@ def _converted(
     return model, precision
 
 
-def _explained(source: Source, fused: Fused, config: Config, progress: Progress) -> Explanation:
+def explain_model(source: Source, fused: Fused, config: Config, progress: Progress) -> Explanation:
+    """Tells what became of every candidate, and what the fusions save."""
     from opfuse.stages.explain import explain
     from opfuse.stages.shapes import chosen_shapes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from opfuse.arguments import commands, config_file
@@ -27,6 +28,7 @@ def parser() -> Parser:
     commands.fuse(add)
     commands.explain(add)
     commands.verify(add)
+    commands.check(add)
     commands.bench(add)
     commands.plugins(add)
     commands.completion(add)
@@ -77,6 +79,16 @@ def config_of(args: argparse.Namespace) -> Config:
     Raises:
         InputError: No model or two, or an option that this release refuses.
     """
+    model, options = options_of(args)
+    return Config(model=model, output=getattr(args, "output", None), **options)
+
+
+def options_of(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The model, and the fields of Config that the arguments give a value.
+
+    Raises:
+        InputError: As `config_of`.
+    """
     for name, fix in REFUSED.items():
         if getattr(args, name, False):
             raise InputError(f"--{name} is no option of this release", fix)
@@ -89,9 +101,9 @@ def config_of(args: argparse.Namespace) -> Config:
         if name in Config.option_names() and value is not None
     }
     for level in ("min_shapes", "opt_shapes", "max_shapes"):
-        options[level] = _joined(level, options.get(level, ()))
-    model = args.model or args.onnx
-    return Config(model=model, output=getattr(args, "output", None), **options)
+        if level in options:
+            options[level] = _joined(level, options[level])
+    return args.model or args.onnx, options
 
 
 def _joined(

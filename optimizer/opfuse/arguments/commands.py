@@ -16,6 +16,7 @@ from opfuse.arguments.options import (
     embedding,
     gpu,
     library,
+    lock,
     model,
     output,
     output_options,
@@ -121,6 +122,25 @@ def verify(commands: argparse._SubParsersAction[Parser]) -> None:
     library(command, ("--plugins",))
     tolerance(command)
     common(command, (".json", ".txt"))
+
+
+def check(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse check`."""
+    command = commands.add_parser(
+        "check",
+        help="hold a model against its opfuse.lock: fusions, numbers, precision, versions",
+        description="Fuse and prove MODEL and hold it against the lock, which is committed with "
+        "it.\nOptions that are not given are those of the lock.",
+        epilog=EPILOG,
+    )
+    model(command)
+    lock(command)
+    shapes(command, CHECKED_SHAPES)
+    precision(command)
+    library(command, ("--plugins",))
+    proof(command)
+    common(command, (".json", ".txt"))
+    command.set_defaults(precision=None, io_precision=None, prove=None, seed=None)
 
 
 def bench(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -108,6 +108,32 @@ def precision(command: Parser) -> None:
     )
 
 
+def lock(command: Parser) -> None:
+    """The lock, and what its limits are held against."""
+    group = command.add_argument_group("lock")
+    group.add_argument(
+        "--lock",
+        type=Path,
+        metavar="LOCK",
+        help="the lock to hold MODEL against (default: opfuse.lock)",
+    )
+    group.add_argument(
+        "--update",
+        action="store_true",
+        help="write the lock anew and print what changes; sections of others stay",
+    )
+    group.add_argument(
+        "--bench",
+        type=Path,
+        metavar="REPORT",
+        help="a report of opfuse bench (.json), for the limit of the time (default: --engine is "
+        "timed where there is a GPU)",
+    )
+    group.add_argument(
+        "--engine", type=Path, metavar="ENGINE", help="the built engine, for the limit of its size"
+    )
+
+
 def gpu(command: Parser) -> None:
     """The GPU that savings are told for."""
     command.add_argument(

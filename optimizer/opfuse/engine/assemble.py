@@ -20,7 +20,7 @@ from opfuse.engine.layers import dtype_name
 from opfuse.engine.profile import Profile
 from opfuse.engine.tensors import Typed, range_of, types_of
 from opfuse.errors import EngineError
-from opfuse.files import write_atomically
+from opfuse.files import file_hash, write_atomically
 from opfuse.graph.protos import BITS, label, type_name
 from opfuse.runtime import abi, bundle, memory
 from opfuse.runtime.library import describe
@@ -257,7 +257,7 @@ def _lock(built: EngineInfo | None, library: Path | None) -> Lock:
         module="tensorrt_rtx" if built is None or built.backend == "tensorrt-rtx" else "tensorrt",
         tensorrt=built.version if built else "",
         gpu=gpu.current(),
-        library="" if library is None else bundle.file_hash(library),
+        library="" if library is None else file_hash(library),
         architectures=() if library is None else describe(library).architectures,
         opfuse=opfuse.__version__,
     )

@@ -17,9 +17,8 @@ from opfuse.cache import ENVIRONMENT, Cache, check_folder
 from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.engine.backend import Backend, EngineInfo
-from opfuse.files import Pending
+from opfuse.files import Pending, file_hash
 from opfuse.progress import Progress
-from opfuse.runtime.bundle import file_hash
 
 _ENGINES, _TIMING = "engines", "timing"
 

@@ -14,7 +14,6 @@ from opfuse.engine.backend import EngineInfo, Request
 from opfuse.engine.tensorrt import TensorRt
 from opfuse.engine.tensorrt_rtx import TensorRtRtx
 
-_RTX_WHEELS = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 _OLDEST_RTX = (1, 4)
 
 
@@ -32,7 +31,7 @@ class Segmented:
         return wheel.lacks(
             "TensorRT for RTX",
             "tensorrt_rtx",
-            _RTX_WHEELS,
+            wheel.WHEELS["tensorrt-rtx"],
             _OLDEST_RTX,
             "pip install tensorrt-rtx-cu13",
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from opfuse.engine import gpu, wheel
 from opfuse.engine.backend import EngineInfo, Request
 
-_WHEELS = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 _OLDEST = (10, 13)
 _INSTALL = "pip install 'opfuse[tensorrt]'"
 
@@ -21,7 +20,7 @@ class TensorRt:
 
     def lacks(self) -> tuple[str, str] | None:
         """A wheel of 10.13 or newer, or a GPU."""
-        missing = wheel.lacks("TensorRT", "tensorrt", _WHEELS, _OLDEST, _INSTALL)
+        missing = wheel.lacks("TensorRT", "tensorrt", wheel.WHEELS["tensorrt"], _OLDEST, _INSTALL)
         if missing is None and gpu.absent():
             return (
                 f"TensorRT builds on a GPU: {gpu.absent()}",
@@ -31,7 +30,7 @@ class TensorRt:
 
     def version(self) -> str:
         """That of the wheel."""
-        return wheel.installed(_WHEELS)
+        return wheel.installed(wheel.WHEELS["tensorrt"])
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Nothing; the wheel finds its own libraries."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from opfuse.engine import wheel
 from opfuse.engine.backend import EngineInfo, Request
 
-_WHEELS = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 _OLDEST = (1, 7)  # older ones answer "Op type X is not supported" to every plugin
 
 
@@ -22,11 +21,12 @@ class TensorRtRtx:
 
     def lacks(self) -> tuple[str, str] | None:
         """A wheel of 1.7 or newer, if that is not installed."""
-        return wheel.lacks("TensorRT for RTX", "tensorrt_rtx", _WHEELS, _OLDEST, _INSTALL)
+        wheels = wheel.WHEELS["tensorrt-rtx"]
+        return wheel.lacks("TensorRT for RTX", "tensorrt_rtx", wheels, _OLDEST, _INSTALL)
 
     def version(self) -> str:
         """That of the wheel."""
-        return wheel.installed(_WHEELS)
+        return wheel.installed(wheel.WHEELS["tensorrt-rtx"])
 
     def environment(self, folder: Path) -> dict[str, str]:
         """A library path on which ``libtensorrt_rtx.so`` is found.

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
 
+WHEELS = {name: (f"{name}-cu13", f"{name}-cu12", name) for name in ("tensorrt", "tensorrt-rtx")}
+"""The distributions of each TensorRT, the usual one first."""
+
 
 def lacks(
     title: str, module: str, wheels: Iterable[str], oldest: tuple[int, int], install: str
@@ -29,3 +32,9 @@ def installed(wheels: Iterable[str]) -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
+
+
+def versions() -> dict[str, str]:
+    """The version of each TensorRT that is installed, by the name of its backend."""
+    found = {name: installed(wheels) for name, wheels in WHEELS.items()}
+    return {name: version for name, version in found.items() if version}

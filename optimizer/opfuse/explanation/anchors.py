@@ -19,7 +19,8 @@ _ACTIVATIONS = ("Erf", "Tanh", "Sigmoid", "Gelu", "Relu", "Swish", "FastGelu", "
 _ATTENTIONS = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 _ROTATIONS = ("Cos", "Sin", "RotaryEmbedding")
 ANCHORS = frozenset(("Softmax", "ReduceMean", *_NORMS, *_ACTIVATIONS, *_ATTENTIONS, *_ROTATIONS))
-_FOLLOWS = {"FlashAttention": "qkv_merge", "GatedAct": "gate_up_merge"}
+FOLLOWS = {"FlashAttention": "qkv_merge", "GatedAct": "gate_up_merge"}
+"""Merges that happen where a wider fusion did."""
 # What stands between a table of angles and the rotation that reads it, or between a projection and
 # the attention behind it.
 _CARRIERS = frozenset(
@@ -144,7 +145,7 @@ class _Finder:
     def _of_group(self, name: str, title: str, members: list[int]) -> Anchor:
         """Return what became of products that share an input; merges follow the wider fusions."""
         own = self._answer(name, title, members, "_merge")
-        for kind, merge in _FOLLOWS.items() if own.status == NOT else ():
+        for kind, merge in FOLLOWS.items() if own.status == NOT else ():
             wider = next(self._behind(name, title, members, kind), own)
             if wider.status == NEARLY:
                 reason = f"its {kind} is not fused: {wider.reason}"

@@ -6,7 +6,7 @@ is made block by block and the pages that were read are given back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
@@ -22,7 +22,7 @@ from opfuse.graph.protos import subgraphs
 from opfuse.numerics import stored
 from opfuse.numerics.compare import HALVES, Array
 from opfuse.numerics.product import matmul
-from opfuse.numerics.session import CannotRun, OnnxRuntime, Runner
+from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner
 from opfuse.numerics.stored import Joined, Stored
 
 LIMIT = 192 << 20  # bytes of weights in one piece
@@ -33,13 +33,15 @@ _INLINE = 1 << 16  # bytes up to which a weight is written into the piece's mode
 class Piece:
     """Consecutive nodes and the names of the weights that they read.
 
-    ``heavy`` is the weight of a lone product that is computed block by block.
+    ``heavy`` is the weight of a lone product that is computed block by block, ``alone`` is set for
+    a lone node that ONNX's own evaluator runs.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
     nbytes: int = 0
     heavy: str = ""
+    alone: bool = False
 
 
 class Chunked:
@@ -49,12 +51,18 @@ class Chunked:
         model: Its nodes are sorted; its initializers need not have values.
         weights: The values of every initializer.
         limit: Bytes of weights that one piece may hold.
+        alone: Operators that onnxruntime has no kernel for in the types of the model.
     """
 
     def __init__(
-        self, model: ModelProto, weights: Mapping[str, Stored], limit: int = LIMIT
+        self,
+        model: ModelProto,
+        weights: Mapping[str, Stored],
+        limit: int = LIMIT,
+        alone: Collection[str] = (),
     ) -> None:
         self._model, self._weights, self._limit = model, weights, limit
+        self._alone = alone
         self._only: Runner | None = None  # the session, where one piece holds the whole model
         self.outputs = [info.name for info in model.graph.output]
         nodes = list(model.graph.node)
@@ -118,23 +126,25 @@ class Chunked:
             opset_imports=self._model.opset_import,
             functions=self._model.functions,
         )
-        return OnnxRuntime(model)
+        return Reference(model) if piece.alone else OnnxRuntime(model)
 
     def _split(self, nodes: Iterable[NodeProto]) -> list[Piece]:
         pieces = [Piece()]
         for node in nodes:
             heavy = self._heavy(node)
+            alone = node.op_type in self._alone
             names = {name for name in _reads([node]) if name in self._weights}
             cost = sum(self._cost(name) for name in names - pieces[-1].weights)
             full = pieces[-1].nbytes + cost > self._limit
-            if pieces[-1].nodes and (full or heavy or pieces[-1].heavy):
+            lone = heavy or alone or pieces[-1].heavy or pieces[-1].alone
+            if pieces[-1].nodes and (full or lone):
                 pieces.append(Piece())
                 cost = sum(self._cost(name) for name in names)
             piece = pieces[-1]
             piece.nodes.append(node)
             piece.weights |= names
             piece.nbytes += cost
-            piece.heavy = heavy
+            piece.heavy, piece.alone = heavy, alone
         return pieces
 
     def _cost(self, name: str) -> int:

@@ -172,7 +172,7 @@ class Loaded:
         model = onnx.load(subject.path, load_external_data=False)
         if model.graph.sparse_initializer:
             raise CannotRun("sparse initializers are not supported here")
-        weights = _weights(model, subject)
+        weights = take_weights(model, subject)
         self.elements = {value.element for value in weights.values()} | _graph_types(model.graph)
         # onnxruntime has no bfloat16 kernels for the CPU; float32 has the same range.
         self._narrow = HALVES if wide or subject.rounds else frozenset({TensorProto.BFLOAT16})
@@ -247,7 +247,7 @@ def _is_cast(array: Array, element: int | None) -> bool:
     return element in FLOATS and is_float(array)
 
 
-def _weights(model: ModelProto, subject: Subject) -> dict[str, Stored]:
+def take_weights(model: ModelProto, subject: Subject) -> dict[str, Stored]:
     """Take the values out of the message; what is left of an initializer is its type."""
     weights = {}
     for tensor in model.graph.initializer:

@@ -15,8 +15,8 @@ from opfuse.graph.bodies import INNER
 from opfuse.graph.facts import Facts
 from opfuse.graph.lineage import UserGraph
 from opfuse.graph.weights import onnx_dtype
-from opfuse.precision import rules
 from opfuse.precision.constants import Weights
+from opfuse.precision.counted import is_product
 from opfuse.precision.exact import exact
 from opfuse.precision.plan import Ends, Plan
 from opfuse.precision.result import Kept, Precision
@@ -141,10 +141,7 @@ class Conversion:
         return dict(sorted(nodes.items())), dict(sorted(products.items()))
 
     def _is_product(self, node: gs.Node) -> bool:
-        function = self._subject.functions.get(node.op)
-        if function is not None and not edit.is_standard(node):
-            return any(inner.op_type in rules.PRODUCTS for inner in function.node)
-        return node.op in rules.PRODUCTS
+        return is_product(node, self._subject.functions)
 
     def _wide_product(self, node: gs.Node, low: frozenset[int]) -> bool:
         return self._is_product(node) and id(node) not in low

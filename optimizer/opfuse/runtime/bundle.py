@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from opfuse.errors import InputError
-from opfuse.files import Pending, translated
+from opfuse.files import Pending, file_hash, translated
 from opfuse.runtime.lock import Lock
 from opfuse.runtime.schedule import Schedule
 
@@ -178,15 +178,6 @@ def _hash(source: Path | bytes) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     return file_hash(source)
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _damage(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opfuse.errors import EngineError, InputError, MissingComponent
+from opfuse.files import file_hash
 from opfuse.runtime import abi, bundle, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
@@ -98,7 +99,7 @@ def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
         check_library(lock, opened.path, "its own", digest)
         return partial(abi.Plugin, _load_from_memory(data, digest))
     path = _beside(opened.path) if explicit is None else library.find(explicit)
-    check_library(lock, opened.path, path, bundle.file_hash(path))
+    check_library(lock, opened.path, path, file_hash(path))
     return partial(abi.Plugin, abi.load(path))
 
 

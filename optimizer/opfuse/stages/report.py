@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SUFFIXES = (".json", ".txt", ".html")
+CHECK_SUFFIXES = (".json", ".txt")
 COMPARISON_SUFFIXES = (".json", ".txt")
 BENCH_SUFFIXES = (".json",)
 

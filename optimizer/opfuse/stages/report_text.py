@@ -30,15 +30,16 @@ def clean(text: object) -> str:
 
 def as_text(report: Report) -> str:
     """The report as plain text, for a file."""
-    return _plain(render(report))
+    return plain_text(render(report))
 
 
 def comparison_as_text(comparison: Comparison) -> str:
     """The outputs of two models side by side as plain text, for a file."""
-    return _plain(render_comparison(comparison))
+    return plain_text(render_comparison(comparison))
 
 
-def _plain(shown: RenderableType) -> str:
+def plain_text(shown: RenderableType) -> str:
+    """What a console shows, without colours, for a file."""
     console = Console(
         file=io.StringIO(), width=_FILE_WIDTH, color_system=None, force_terminal=False
     )

@@ -1,0 +1,1 @@
+"""What opfuse.lock pins of a model, and how a run is held against it."""

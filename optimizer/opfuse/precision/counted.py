@@ -1,0 +1,39 @@
+"""In which types a graph computes its products."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx_graphsurgeon as gs
+from onnx import FunctionProto
+
+from opfuse.graph import edit
+from opfuse.graph.facts import Facts
+from opfuse.precision import rules
+from opfuse.precision.types import NAMES
+
+
+def is_product(node: gs.Node, functions: Mapping[str, FunctionProto]) -> bool:
+    """Whether a node is a matrix product, a convolution, or an attention, or holds one.
+
+    Args:
+        node: Of a fused graph.
+        functions: The definitions of the fused ops, by name.
+    """
+    function = functions.get(node.op)
+    if function is not None and not edit.is_standard(node):
+        return any(inner.op_type in rules.PRODUCTS for inner in function.node)
+    return node.op in rules.PRODUCTS
+
+
+def products(
+    graph: gs.Graph, facts: Facts, functions: Mapping[str, FunctionProto]
+) -> dict[str, int]:
+    """Count the products by the type of what they give; types that are not known left out."""
+    found: Counter[str] = Counter()
+    for node in graph.nodes:
+        element = facts.dtype(node.outputs[0]) if node.outputs else None
+        if element is not None and is_product(node, functions):
+            found[NAMES.get(element, str(element))] += 1
+    return dict(sorted(found.items()))

@@ -1,0 +1,313 @@
+"""opfuse check: what a lock catches, and how the command says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import opfuse
+from opfuse import lockfile
+from opfuse.runtime import library
+from tests.gate import planted
+
+LOCK = "opfuse.lock"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory) -> Path:
+    """A folder with a model and its lock."""
+    folder = tmp_path_factory.mktemp("locked")
+    model = planted.save(folder / "bert.onnx")
+    assert opfuse.check(model, folder / LOCK, update=True).written
+    return folder
+
+
+@pytest.fixture
+def place(locked, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder, as the working directory."""
+    shutil.copytree(locked, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failures(result) -> list[str]:
+    return [line for line in result.out.splitlines() if line.startswith("FAILED")]
+
+
+def edited(place: Path, change) -> None:
+    lock = json.loads((place / LOCK).read_text())
+    change(lock)
+    (place / LOCK).write_text(json.dumps(lock))
+
+
+def test_a_clean_run_passes(cli, place):
+    before = (place / LOCK).read_bytes()
+    result = cli("check", "bert.onnx")
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [f"{LOCK}: all 26 expectations hold"]
+    assert (place / LOCK).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "section", "says"),
+    [
+        (
+            planted.axis,
+            "fusions.FlashAttention",
+            "FlashAttention 3 -> 2: Softmax_57 (Softmax): works along axis 2, want the last of 4; "
+            "try: work along the last axis",
+        ),
+        (
+            planted.stranger,
+            "fusions.FlashAttention",
+            "FlashAttention 3 -> 2: Softmax_57 (Softmax) became MaskedSoftmax, 2 others "
+            "FlashAttention: its result goes to 'stranger' (Abs), where others have MatMul",
+        ),
+        (planted.erf, "fusions.GemmAct", "GemmAct 3 -> 2: Div_67 (Div): "),
+        (planted.epsilon, "outputs.last_hidden_state", "differs by "),
+        (planted.weight, "outputs.last_hidden_state", "differs by "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_change_is_one_clear_line(cli, place, change, section, says):
+    planted.save(place / "bert.onnx", change)
+    result = cli("check", "bert.onnx")
+    assert result.code == 1, result.err
+    (line,) = [line for line in failures(result) if line.startswith(f"FAILED {section}: ")]
+    assert says in line
+
+
+def test_a_merge_that_goes_with_an_attention_says_so(cli, place):
+    planted.save(place / "bert.onnx", planted.axis)
+    (line,) = [line for line in failures(cli("check", "bert.onnx")) if "qkv_merge" in line]
+    assert line.endswith("qkv_merge 3 -> 2: it goes with FlashAttention")
+
+
+def test_a_numeric_change_alone_fails_nothing_else(cli, place):
+    planted.save(place / "bert.onnx", planted.epsilon)
+    assert len(failures(cli("check", "bert.onnx"))) == 1
+
+
+def test_more_fusions_than_locked_pass_with_a_note(cli, place):
+    edited(place, lambda lock: lock["fusions"]["GemmAct"].update(fused=2))
+    result = cli("check", "bert.onnx")
+    assert result.code == 0
+    assert "note GemmAct 2 -> 3: --update pins the new ones" in result.out
+
+
+def test_another_model_type_is_a_precision_change(cli, place):
+    planted.save(place / "bert.onnx", dtype=np.float16)
+    result = cli("check", "bert.onnx")
+    assert result.code == 1
+    assert any("products and attentions in fp32 15 -> fp16 15" in x for x in failures(result))
+
+
+def test_another_precision_than_locked(cli, place):
+    result = cli("check", "bert.onnx", "--fp16")
+    assert result.code == 1
+    assert "FAILED options.precision: option precision keep -> fp16" in result.out
+
+
+def test_a_locked_precision_needs_no_option(cli, place):
+    assert cli("check", "bert.onnx", "--fp16", "--update").code == 0
+    result = cli("check", "bert.onnx")
+    assert result.code == 0, result.out
+    result = cli("check", "bert.onnx", "--precision", "keep")
+    assert (result.code, "option precision fp16 -> keep" in result.out) == (1, True)
+    section = json.loads((place / LOCK).read_text())["precision"]
+    assert section["products"] == {"fp16": 15}
+    edited(place, lambda lock: lock["precision"].update(casts=0))
+    assert "FAILED precision.casts: Casts 0 -> " in cli("check", "bert.onnx").out
+
+
+def test_another_plugin_library(cli, place):
+    real = library.find()
+    other = place / "libopfuse_plugins.so"
+    other.write_bytes(real.read_bytes() + b"\0")
+    result = cli("check", "bert.onnx", "--plugins", other)
+    assert result.code == 1
+    (line,) = failures(result)
+    assert line.startswith("FAILED plugins.sha256: another plugin library than the locked one")
+
+
+def test_another_tensorrt(cli, place):
+    edited(place, lambda lock: lock["tensorrt"].update({"tensorrt-rtx": "1.6.0"}))
+    result = cli("check", "bert.onnx")
+    assert result.code == 1
+    (line,) = failures(result)
+    assert line.startswith("FAILED tensorrt.tensorrt-rtx: tensorrt-rtx 1.6.0 -> 1.")
+    assert "try: pip install 'tensorrt-rtx-cu13==1.6.0'" in line
+
+
+def bench_report(place: Path, median: float, gpu: str = "NVIDIA H100") -> Path:
+    latency = {"median_us": median, "p90_us": median, "p99_us": median, "runs_per_s": 1.0}
+    engine = {"path": "e", "gpu": gpu, "shapes": {"x": [1, 8]}, "graph": latency}
+    path = place / "bench.json"
+    path.write_text(json.dumps({"engines": [engine]}))
+    return path
+
+
+def test_a_slower_time(cli, place):
+    assert cli("check", "bert.onnx", "--update", "--bench", bench_report(place, 500.0)).code == 0
+    bounds = json.loads((place / LOCK).read_text())["bounds"]
+    assert bounds["latency_us"] == {"median": 550, "gpu": "NVIDIA H100", "shapes": {"x": [1, 8]}}
+    assert cli("check", "bert.onnx", "--bench", bench_report(place, 549.0)).code == 0
+    result = cli("check", "bert.onnx", "--bench", bench_report(place, 551.0))
+    assert result.code == 1
+    assert failures(result) == [
+        "FAILED bounds.latency_us: a run takes 551.0 us, the lock allows 550 us"
+    ]
+    result = cli("check", "bert.onnx", "--bench", bench_report(place, 1.0, "NVIDIA L4"))
+    assert result.code == 1
+    assert "timed with other GPU than the lock's: NVIDIA H100 -> NVIDIA L4" in result.out
+
+
+def test_a_limit_without_a_measurement_is_told(cli, place):
+    cli("check", "bert.onnx", "--update", "--bench", bench_report(place, 500.0))
+    result = cli("check", "bert.onnx")
+    assert result.code == 0
+    assert "skipped bounds.latency_us: nothing was timed: give --bench REPORT" in result.out
+
+
+def test_a_larger_engine(cli, place):
+    engine = place / "bert.engine"
+    engine.write_bytes(bytes(1000))
+    assert cli("check", "bert.onnx", "--update", "--engine", engine).code == 0
+    assert cli("check", "bert.onnx", "--engine", engine).code == 0
+    engine.write_bytes(bytes(1051))
+    result = cli("check", "bert.onnx", "--engine", engine)
+    assert result.code == 1
+    assert failures(result) == [
+        f"FAILED bounds.engine_bytes: {engine} has 1051 bytes, the lock allows 1050"
+    ]
+
+
+def test_update_prints_the_difference_as_a_table(cli, place):
+    planted.save(place / "bert.onnx", planted.axis)
+    result = cli("check", "bert.onnx", "--update")
+    assert result.code == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in result.out.splitlines()
+        if line.startswith("│")
+    ]
+    assert ["fusions.FlashAttention.fused", "3", "2"] in cells
+    assert cli("check", "bert.onnx").code == 0
+
+
+def test_update_keeps_the_sections_of_others(cli, place):
+    edited(place, lambda lock: lock.update(verdicts={"AddLayerNorm": [1, "plugin"]}, later=3))
+    assert cli("check", "bert.onnx", "--update").code == 0
+    lock = json.loads((place / LOCK).read_text())
+    assert (lock["verdicts"], lock["later"]) == ({"AddLayerNorm": [1, "plugin"]}, 3)
+
+
+def test_update_without_a_difference_leaves_the_file(cli, place):
+    stamp = (place / LOCK).stat().st_mtime_ns
+    result = cli("check", "bert.onnx", "--update")
+    assert result.out.strip() == f"{LOCK} is as it was"
+    assert (place / LOCK).stat().st_mtime_ns == stamp
+
+
+def test_update_keeps_a_tolerance_that_somebody_set(cli, place):
+    edited(place, lambda lock: lock["outputs"].update(rtol=1e-4))
+    planted.save(place / "bert.onnx", planted.epsilon)
+    assert cli("check", "bert.onnx").code == 0
+    assert cli("check", "bert.onnx", "--update").code == 0
+    assert json.loads((place / LOCK).read_text())["outputs"]["rtol"] == 1e-4
+
+
+def test_the_json_has_every_expectation(cli, place):
+    planted.save(place / "bert.onnx", planted.axis)
+    result = cli("check", "bert.onnx", "--json", "--report", "check.json")
+    report = json.loads(result.out)
+    assert report == json.loads((place / "check.json").read_text())
+    assert (report["passed"], report["failed"]) == (False, 3)
+    found = {item["name"]: item for item in report["expectations"]}
+    assert found["FlashAttention"]["node"] == "Softmax_57 (Softmax)"
+    assert report["nearly"][0]["kind"] == "FlashAttention"
+
+
+def test_no_lock(cli, place):
+    (place / LOCK).unlink()
+    cli("check", "bert.onnx").refused(2, "there is no lock opfuse.lock", "--update")
+
+
+def test_a_lock_that_is_none(cli, place):
+    text = (place / LOCK).read_text()
+    for broken, says in (
+        (text[:-20], "is no lock"),
+        ("[]", "no number 'format'"),
+        (f"<<<<<<< HEAD\n{text}", "resolve the merge conflict"),
+        (text.replace('"fused": 3', '"fused": "3"', 1), "is not a whole number"),
+        (text.replace('"fused": 3', '"fused": NaN', 1), "NaN is no number"),
+        (text.replace('"casts": 0,', "").replace('"bounds"', '"format"', 1), "twice"),
+    ):
+        (place / LOCK).write_text(broken)
+        cli("check", "bert.onnx").refused(2, LOCK, says)
+        cli("check", "bert.onnx", "--update").refused(2, LOCK, says)
+        assert (place / LOCK).read_text() == broken
+
+
+def test_a_lock_of_a_newer_format(cli, place):
+    edited(place, lambda lock: lock.update(format=lockfile.FORMAT + 1))
+    cli("check", "bert.onnx").refused(2, "format 2", "install the opfuse that wrote it")
+
+
+def test_a_lock_of_another_model(cli, place):
+    cli("check", Path(__file__).parents[2] / "models" / "vit.onnx").refused(
+        2, "lock of another model, bert.onnx", "pixel_values", "--lock", "--update"
+    )
+
+
+def test_a_lock_with_verdicts_alone(cli, place):
+    (place / LOCK).write_text('{"format": 1, "verdicts": {}}')
+    cli("check", "bert.onnx").refused(2, "pins nothing of bert.onnx yet", "--update")
+    assert cli("check", "bert.onnx", "--update").code == 0
+    assert json.loads((place / LOCK).read_text())["verdicts"] == {}
+
+
+def test_bad_files(cli, place):
+    (place / "none.json").write_text("{}")
+    cli("check", "bert.onnx", "--bench", "none.json").refused(2, "no report of opfuse bench")
+    cli("check", "bert.onnx", "--bench", "gone.json").refused(2, "gone.json")
+    cli("check", "bert.onnx", "--engine", "gone.engine").refused(2, "gone.engine")
+    cli("check", "bert.onnx", "--report", "x.yaml").refused(2, ".yaml")
+    cli("check", "bert.onnx", "--update", "--lock", "bert.onnx").refused(2, "bert.onnx")
+    cli("check", "bert.onnx", "--plugins", "gone.so").refused(3, "gone.so")
+
+
+@pytest.mark.parametrize("options", [[], ["--fp16"]], ids=["keep", "fp16"])
+def test_the_same_bytes_on_another_machine(
+    spawn, place, tmp_path_factory, monkeypatch, environment, options
+):
+    """As far as one can be played here: folder, home, hash seed, threads, and BLAS kernels."""
+    files = []
+    for number, blas in (("1", "Haswell"), ("2", "Prescott")):
+        folder = tmp_path_factory.mktemp("machine")
+        shutil.copy(place / "bert.onnx", folder)
+        environment |= {"PYTHONHASHSEED": number, "OMP_NUM_THREADS": number, "HOME": str(folder)}
+        environment |= {"OPENBLAS_CORETYPE": blas, "TZ": f"UTC+{number}"}
+        assert spawn("check", "bert.onnx", "--update", *options, cwd=folder).code == 0
+        assert spawn("fuse", "bert.onnx", "-o", "fused.onnx", *options, cwd=folder).code == 0
+        files.append([(folder / name).read_bytes() for name in (LOCK, "fused.onnx")])
+    assert files[0] == files[1]
+
+
+def test_a_proof_that_fails(cli, place, monkeypatch):
+    def fail(*arguments):
+        raise opfuse.CheckFailed("the fused model does not compute what the original does: 0.5")
+
+    monkeypatch.setattr("opfuse.checking.fuse_and_prove", fail)
+    result = cli("check", "bert.onnx")
+    assert result.code == 1
+    assert failures(result) == [
+        "FAILED proof.failed: the fused model does not compute what the original does: 0.5"
+    ]
+    before = (place / LOCK).read_bytes()
+    assert cli("check", "bert.onnx", "--update").code == 1
+    assert (place / LOCK).read_bytes() == before

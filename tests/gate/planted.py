@@ -1,0 +1,70 @@
+"""A small BERT, and copies of it with one thing changed in one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from models import tiny
+
+LAYERS = 3
+
+
+def bert(dtype: type[np.floating] = np.float32) -> ModelProto:
+    return tiny.bert(layers=LAYERS, hidden=32, heads=2, intermediate=64, dtype=dtype).model()
+
+
+def nodes(model: ModelProto, op: str) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type == op]
+
+
+def attribute(node: NodeProto, name: str) -> onnx.AttributeProto:
+    return next(item for item in node.attribute if item.name == name)
+
+
+def plain(model: ModelProto) -> None:
+    """Nothing."""
+
+
+def epsilon(model: ModelProto) -> None:
+    """One norm of the second layer with the epsilon of another framework."""
+    attribute(nodes(model, "LayerNormalization")[3], "epsilon").f = 1e-5
+
+
+def weight(model: ModelProto) -> None:
+    """One of 2048 weights of one product, by one percent."""
+    tensor = next(t for t in model.graph.initializer if t.name == "layers.1.up.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[3, 5] *= 1.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def axis(model: ModelProto) -> None:
+    """One softmax along the queries: the pattern fits up to the guard."""
+    attribute(nodes(model, "Softmax")[1], "axis").i = 2
+
+
+def stranger(model: ModelProto) -> None:
+    """One node more, which computes nothing new: probabilities are positive."""
+    softmax = nodes(model, "Softmax")[1]
+    (made,) = softmax.output
+    for node in model.graph.node:
+        node.input[:] = ["planted" if name == made else name for name in node.input]
+    place = list(model.graph.node).index(softmax) + 1
+    model.graph.node.insert(place, helper.make_node("Abs", [made], ["planted"], "stranger"))
+
+
+def erf(model: ModelProto) -> None:
+    """One GELU that is none."""
+    nodes(model, "Erf")[1].op_type = "Tanh"
+
+
+def save(path: Path, change=plain, dtype: type[np.floating] = np.float32) -> Path:
+    model = bert(dtype)
+    change(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
