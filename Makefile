@@ -64,8 +64,9 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 # opfuse is there by now, so pip installs what the extra adds and builds nothing again.
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/installed tests/serving/schema.txt
 	$(PIP) 'opfuse[test]'
+	$(PIP) --no-deps --require-hashes -r tests/serving/schema.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opfuse.api import build as build
     from opfuse.api import explain as explain
     from opfuse.api import fuse as fuse
+    from opfuse.api import package as package
     from opfuse.api import plugins as plugins
     from opfuse.api import verify as verify
     from opfuse.config import Config as Config
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("bench", "build", "explain", "fuse", "plugins", "verify"), "opfuse.api"),
+    **dict.fromkeys(
+        ("bench", "build", "explain", "fuse", "package", "plugins", "verify"), "opfuse.api"
+    ),
     "Config": "opfuse.config",
     **dict.fromkeys(
         (

@@ -28,6 +28,7 @@ def parser() -> Parser:
     commands.explain(add)
     commands.verify(add)
     commands.bench(add)
+    commands.package(add)
     commands.plugins(add)
     commands.completion(add)
     return top
