@@ -30,13 +30,13 @@ check: $(VENV)/installed-dev  ## lint, types, and format; writes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	find plugins tests/plugins -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | \
+	find plugins tests/plugins examples -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | \
 		xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/installed-dev  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find plugins tests/plugins -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | \
+	find plugins tests/plugins examples -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | \
 		xargs $(BIN)/clang-format -i
 
 fuzz: $(VENV)/installed-test  ## fuse random spellings and broken blocks for MINUTES (default: 10)
@@ -64,8 +64,9 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 # opfuse is there by now, so pip installs what the extra adds and builds nothing again.
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/installed tests/serving/schema.txt
 	$(PIP) 'opfuse[test]'
+	$(PIP) --no-deps --require-hashes -r tests/serving/schema.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opfuse.api import check as check
     from opfuse.api import explain as explain
     from opfuse.api import fuse as fuse
+    from opfuse.api import package as package
     from opfuse.api import plugins as plugins
     from opfuse.api import verify as verify
     from opfuse.config import Config as Config
@@ -29,7 +30,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(
-        ("bench", "build", "check", "explain", "fuse", "plugins", "verify"), "opfuse.api"
+        ("bench", "build", "check", "explain", "fuse", "package", "plugins", "verify"),
+        "opfuse.api",
     ),
     "Config": "opfuse.config",
     **dict.fromkeys(

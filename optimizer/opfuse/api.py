@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opfuse.gate.result import Check
     from opfuse.runtime.library import LibraryInfo
     from opfuse.stages.bench import Bench
+    from opfuse.stages.package import Packaged
     from opfuse.stages.verify import Comparison
 
 AnyPath = str | os.PathLike[str]
@@ -81,6 +82,39 @@ def bench(engine: AnyPath, *others: AnyPath, **options: Any) -> Bench:
     """
     config = _config(engine, None, options)
     return pipeline.bench(Path(engine), [Path(other) for other in others], config)
+
+
+def package(
+    engine: AnyPath,
+    repository: AnyPath,
+    *,
+    name: str | None = None,
+    report: AnyPath | None = None,
+    max_batch: int | None = None,
+    plugin_library: AnyPath | None = None,
+) -> Packaged:
+    """Writes an engine or a bundle into a Triton model repository.
+
+    Args:
+        engine: The file that `build` wrote.
+        repository: The folder of models, which gets one folder more.
+        name: The model's name; None takes that of the file.
+        report: The JSON report of the build; None takes the one beside the engine, if any.
+        max_batch: The largest batch that Triton may join requests to; None decides.
+        plugin_library: The library that the engine was built with; None takes the package's.
+
+    Raises:
+        OpfuseError: Any foreseen failure; the repository is then as it was.
+    """
+    named, library = (None if p is None else Path(p) for p in (report, plugin_library))
+    return pipeline.package(
+        Path(engine),
+        Path(repository),
+        name=name,
+        report=named,
+        max_batch=max_batch,
+        plugin_library=library,
+    )
 
 
 def plugins(library: AnyPath | None = None) -> LibraryInfo:

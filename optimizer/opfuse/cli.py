@@ -146,6 +146,26 @@ def _bench(args: Namespace, progress: Progress) -> int:
     return 0
 
 
+def _package(args: Namespace, progress: Progress) -> int:
+    from opfuse import pipeline
+    from opfuse.stages.report_text import render_package
+
+    if args.triton is None:
+        raise InputError("package has no model repository", "name one with --triton DIR")
+    if args.max_batch is not None and args.max_batch < 0:
+        raise InputError(f"--max-batch {args.max_batch} is negative", "give 0 or more")
+    packaged = pipeline.package(
+        args.engine,
+        args.triton,
+        name=args.name,
+        report=args.build_report,
+        max_batch=args.max_batch,
+        plugin_library=args.plugin_library,
+    )
+    _show(args, lambda: _json(packaged), lambda: render_package(packaged))
+    return 0
+
+
 def _plugins(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
     from opfuse.stages.report_text import render_library
@@ -162,6 +182,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Progress], int]] = {
     "verify": _verify,
     "check": _check,
     "bench": _bench,
+    "package": _package,
     "plugins": _plugins,
 }
 

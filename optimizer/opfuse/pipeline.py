@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opfuse.stages.fuse import Fused
     from opfuse.stages.library import Library
     from opfuse.stages.load import Source
+    from opfuse.stages.package import Packaged
     from opfuse.stages.prove import Proof
     from opfuse.stages.verify import Comparison
 
@@ -143,6 +144,21 @@ def unfused(path: Path, folder: Path, number: int, config: Config, progress: Pro
         own = replace(config, output=output, timing_cache=None, use_cache=False)
         build(model, folder, own, progress)
         return output
+
+
+def package(
+    engine: Path,
+    repository: Path,
+    *,
+    name: str | None = None,
+    report: Path | None = None,
+    max_batch: int | None = None,
+    plugin_library: Path | None = None,
+) -> Packaged:
+    """Writes an engine or a bundle into a Triton model repository."""
+    from opfuse.stages.package import package as write
+
+    return write(engine, repository, name, report, max_batch, plugin_library)
 
 
 def plugins(library: Path | None) -> LibraryInfo:

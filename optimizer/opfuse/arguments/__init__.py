@@ -30,6 +30,7 @@ def parser() -> Parser:
     commands.verify(add)
     commands.check(add)
     commands.bench(add)
+    commands.package(add)
     commands.plugins(add)
     commands.completion(add)
     return top

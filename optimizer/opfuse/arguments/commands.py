@@ -176,6 +176,42 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
     common(command, (".json",))
 
 
+def package(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse package`."""
+    command = commands.add_parser(
+        "package",
+        help="write an engine or bundle into a Triton model repository",
+        description="Write ENGINE as a model of Triton: its configuration, a warm-up, the plugin\n"
+        "library where it needs one, and the command that serves it.",
+        epilog=EPILOG,
+    )
+    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    command.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="the model repository, in which the folder of the model is written (has to be named)",
+    )
+    command.add_argument("--name", help="the name of the model (default: that of the file)")
+    command.add_argument(
+        "--build-report",
+        type=Path,
+        metavar="R.json",
+        help="the report of the build; without a GPU nothing else knows the inputs of an engine "
+        "(default: the one beside ENGINE, if it is that of ENGINE)",
+    )
+    command.add_argument(
+        "--max-batch",
+        type=int,
+        metavar="N",
+        help="the largest batch that Triton may join requests to; 0 for none (default: that of "
+        "the engine where the first dimension of all inputs and outputs is called a batch, else 0)",
+    )
+    library(command, ("--plugins",))
+    config_file(command)
+    output_options(command)
+
+
 def plugins(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds `opfuse plugins`."""
     command = commands.add_parser(

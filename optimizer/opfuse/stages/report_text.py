@@ -16,6 +16,7 @@ from opfuse.stages.report import Report, plain
 
 if TYPE_CHECKING:
     from opfuse.runtime.library import LibraryInfo
+    from opfuse.stages.package import Packaged
     from opfuse.stages.verify import Comparison
 
 _MOST_NEARLY = 20
@@ -198,6 +199,17 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     if comparison.refused:
         line = f"[red]different[/]: the second model does not run: {clean(comparison.refused)}"
     return Group(table, Text.from_markup(line))
+
+
+def render_package(packaged: Packaged) -> RenderableType:
+    """What was written for Triton, and how to serve it."""
+    batch = packaged.max_batch_size
+    headline = f"[bold]{clean(packaged.folder)}[/]: for Triton's {packaged.backend} backend"
+    headline += f", batches of up to {batch}" if batch else ""
+    lines = [f"  {clean(name)}" for name in packaged.files]
+    lines += ["serve it with", *(f"  {clean(command)}" for command in packaged.serve)]
+    lines += [f"note: {clean(note)}" for note in packaged.notes]
+    return Group(*map(_line, (headline, *lines)))
 
 
 def render_library(library: LibraryInfo) -> RenderableType:

@@ -1,0 +1,1 @@
+"""What servers have to be told of an engine."""

@@ -1,0 +1,157 @@
+"""What an engine file holds: inputs, outputs, plugins, and by which TensorRT it was built."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import TensorProto
+
+from opfuse.engine import gpu
+from opfuse.errors import InputError, MissingComponent
+from opfuse.graph.filekind import file_kind
+from opfuse.graph.protos import type_name
+from opfuse.runtime import bundle, library
+from opfuse.runtime.engine import Engine
+from opfuse.runtime.schedule import Value
+from opfuse.runtime.tensorrt import import_module, module_of
+from opfuse.serving import signature
+from opfuse.serving.signature import Port
+
+_OF_THE_LIBRARY = b"opfuse_tensorrt_headers"  # a symbol: its bytes lie in engines as they are
+_BUILD = "opfuse build ... --report R.json, then opfuse package ... --build-report R.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine file, and what was found out about it.
+
+    Args:
+        path: The file.
+        maker: "tensorrt" or "tensorrt_rtx".
+        version: Its version.
+        plugins: Whether it needs the plugin library.
+        embedded: Whether it holds that itself.
+        ports: Its inputs and outputs.
+    """
+
+    path: Path
+    maker: str
+    version: str
+    plugins: bool
+    embedded: bool
+    ports: tuple[Port, ...]
+
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether TensorRT itself loads it: no bundle, and not built by TensorRT for RTX."""
+        return self.maker == "tensorrt" and not bundle.is_bundle(self.path)
+
+
+def examine(path: Path, report: Path | None) -> Subject:
+    """Finds out about an engine or a bundle.
+
+    Args:
+        path: The file.
+        report: The JSON report of its build; None takes the one beside it, if it is that.
+
+    Raises:
+        InputError: It is no engine, or the report is not of it.
+        MissingComponent: Only TensorRT could tell, and there is no GPU.
+    """
+    head, found = _first_look(path)
+    if bundle.is_bundle(path):
+        return _bundle(path)
+    kind = file_kind(head) if head else "empty"
+    if kind is not None and "engine" not in kind:
+        raise InputError(f"{path} is {kind}, no engine", "name what opfuse build wrote")
+    maker = module_of(head)
+    facts = _report(path, report)
+    if facts is not None:
+        try:
+            made = facts["engine"]
+            plugins = bool(made["plugin_layers"])
+            ports = signature.from_report(facts)
+            return Subject(path, maker, str(made["version"]), plugins, found, ports)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{report or path}: the report lacks {error}", _BUILD) from None
+    if gpu.absent():
+        raise MissingComponent(
+            f"what {path} takes and gives only TensorRT can tell, which needs a GPU for it: "
+            f"{gpu.absent()}",
+            f"give the report of its build, which has it all: {_BUILD}",
+        )
+    return _loaded(path, maker, found)
+
+
+def _loaded(path: Path, maker: str, embedded: bool) -> Subject:
+    """What TensorRT says of an engine; the names of dimensions are gone by then."""
+    with Engine.load(path) as engine:
+        usual = engine.usual_shapes()
+        inputs = [replace(_port(v, True), tuned=usual[v.name]) for v in engine.inputs]
+        ports = (*inputs, *(_port(value, False) for value in engine.outputs))
+    version = str(import_module(maker).__version__)  # which no other version's engine loads in
+    plugins = embedded or (path.parent / library.FILE_NAME).is_file()
+    return Subject(path, maker, version, plugins, embedded, ports)
+
+
+def _first_look(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of the file, and whether the plugin library is in it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+            if not head:
+                return head, False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return head, content.find(_OF_THE_LIBRARY) >= 0
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path}: {reason}", "name an engine") from None
+
+
+def _report(path: Path, named: Path | None) -> dict[str, Any] | None:
+    """The report of the build of this very engine; what only lies beside it may be another's."""
+    place = named or path.with_suffix(".json")
+    try:
+        facts = json.loads(place.read_bytes())
+        digest = facts["engine"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if named is None:
+            return None
+        reason = error.strerror if isinstance(error, OSError) else "it has no engine"
+        raise InputError(f"{named} is no report of a build: {reason}", _BUILD) from None
+    if digest == bundle.file_hash(path):
+        return dict(facts)
+    if named is None:
+        return None
+    raise InputError(f"{named} is the report of another engine than {path}", _BUILD)
+
+
+def _bundle(path: Path) -> Subject:
+    opened = bundle.Bundle.open(path)
+    profile = opened.manifest["profile"]
+    schedule = opened.schedule
+    inputs = [
+        replace(_port(value, True), levels=signature.levels(profile.get(value.name)))
+        for value in schedule.inputs
+    ]
+    ports = (*inputs, *(_port(value, False) for value in schedule.outputs))
+    lock = opened.lock
+    embedded = opened.holds(bundle.LIBRARY)
+    return Subject(path, lock.module, lock.tensorrt, bool(lock.library), embedded, ports)
+
+
+def _port(value: Value, is_input: bool) -> Port:
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in value.shape)
+    dtype = _DTYPES.get(value.dtype, type_name(value.dtype).lower())
+    return Port(value.name, is_input, dtype, shape, signature.symbols(value.shape))
+
+
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}

@@ -1,0 +1,335 @@
+"""`opfuse package`: model repositories that are whole, of engines that nothing here can load."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+import opfuse
+from opfuse.cli import main
+from opfuse.engine import gpu
+from opfuse.errors import InputError, MissingComponent
+from opfuse.numerics.session import OnnxRuntime
+from opfuse.runtime import library
+from tests.engine_models import ROOT, plugins
+from tests.runtime import host
+
+LLAMA = ROOT / "models" / "llama.onnx"
+SYMBOL = b"\0opfuse_tensorrt_headers\0"
+needs_plugins = pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
+needs_no_gpu = pytest.mark.skipif(not gpu.absent(), reason="a GPU would load the engine")
+
+
+def report(digest, *, plugin_layers=None, version="10.14.1"):
+    tensor = {"range": None, "dtype": "fp32"}
+    return {
+        "model": {
+            "inputs": [{"name": "x", "dtype": "FLOAT", "shape": ["batch", 4]}],
+            "outputs": [{"name": "y", "dtype": "FLOAT", "shape": ["batch", 2]}],
+        },
+        "engine": {
+            "sha256": digest,
+            "version": version,
+            "plugin_layers": plugin_layers or {},
+            "io": [
+                {**tensor, "name": "x", "mode": "input", "shape": [-1, 4],
+                 "range": [[1, 4], [2, 4], [8, 4]]},
+                {**tensor, "name": "y", "mode": "output", "shape": [-1, 2]},
+            ],
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """A file that begins as TensorRT's engines do, with its report beside it."""
+
+    def make(content=b"weights", **facts):
+        path = tmp_path / "net.engine"
+        path.write_bytes(b"ftrt" + content)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_suffix(".json").write_text(json.dumps(report(digest, **facts)))
+        return path
+
+    return make
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_engine_without_plugins(engine, tmp_path, parse_config):
+    made = opfuse.package(engine(), tmp_path / "repository")
+    model = tmp_path / "repository" / "net"
+    assert files(tmp_path / "repository") == [
+        "net/1/model.plan", "net/config.pbtxt", "net/opfuse.json"]  # fmt: skip
+    assert (model / "1" / "model.plan").read_bytes() == b"ftrtweights"
+    config = parse_config((model / "config.pbtxt").read_text())
+    assert (config.name, config.backend, config.max_batch_size) == ("net", "tensorrt", 8)
+    assert [list(item.dims) for item in (*config.input, *config.output)] == [[4], [2]]
+    assert made.serve == (f"tritonserver --model-repository={tmp_path / 'repository'}",)
+    assert "10.14.1" in made.notes[0]
+    facts = json.loads((model / "opfuse.json").read_text())
+    for name, digest in facts["sha256"].items():
+        assert hashlib.sha256((model / name).read_bytes()).hexdigest() == digest
+
+
+def test_an_engine_that_holds_its_plugins(engine, tmp_path):
+    made = opfuse.package(engine(SYMBOL, plugin_layers={"Rope": 2}), tmp_path)
+    assert made.serve[0].endswith("--backend-config=tensorrt,version-compatible=true")
+    assert not (tmp_path / "net" / "plugins").exists()
+
+
+@needs_plugins
+def test_an_engine_that_does_not(engine, tmp_path):
+    headers = library.describe(plugins()).headers
+    made = opfuse.package(engine(plugin_layers={"Rope": 2}, version=f"{headers}.9"), tmp_path)
+    twin = tmp_path / "net" / "plugins" / "libopfuse_plugins_registered.so"
+    assert twin.read_bytes() == plugins().with_name(twin.name).read_bytes()
+    command = f"tritonserver --model-repository={tmp_path}"
+    assert made.serve == (
+        f"{command} --backend-config=tensorrt,plugins={twin}", f"LD_PRELOAD={twin} {command}"
+    )  # fmt: skip
+    remarks = (tmp_path / "net" / "config.pbtxt").read_text()
+    assert all(f"# {line}\n" in remarks for line in made.serve)
+
+
+@needs_plugins
+def test_a_library_for_another_tensorrt(engine, tmp_path):
+    with pytest.raises(MissingComponent, match=r"the engine was built by 99\.1"):
+        opfuse.package(engine(plugin_layers={"Rope": 2}, version="99.1"), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_it_replaces_its_own_folder_at_once(engine, tmp_path):
+    opfuse.package(engine(), tmp_path)
+    old = (tmp_path / "net").stat().st_ino
+    opfuse.package(engine(b"other"), tmp_path, max_batch=0)
+    assert (tmp_path / "net" / "1" / "model.plan").read_bytes() == b"ftrtother"
+    assert "max_batch_size: 0" in (tmp_path / "net" / "config.pbtxt").read_text()
+    assert (tmp_path / "net").stat().st_ino != old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "net.engine", "net.json"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "in two"])
+def test_a_failure_leaves_the_old_model(engine, tmp_path, monkeypatch, exchange):
+    opfuse.package(engine(), tmp_path)
+    before = {name: (tmp_path / "net" / name).read_bytes() for name in files(tmp_path / "net")}
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("opfuse.files._sync" if exchange else "shutil.copyfile", fail)
+    with pytest.raises(InputError, match="no room to write"):
+        opfuse.package(engine(b"other"), tmp_path)
+    assert {n: (tmp_path / "net" / n).read_bytes() for n in files(tmp_path / "net")} == before
+    assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_bytes(b"\x89PNG"), "a PNG image"),
+        (lambda p: p.write_bytes(b"some text"), "a text file"),
+        (lambda p: p.write_bytes(b"PK\x03\x04"), "is damaged"),
+        (lambda p: p.unlink(), "No such file"),
+        (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
+    ],
+    ids=["empty", "image", "text", "zip", "missing", "folder"],
+)
+def test_files_that_are_no_engines(engine, tmp_path, change, says):
+    path = engine()
+    change(path)
+    with pytest.raises(InputError, match=says):
+        opfuse.package(path, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@needs_no_gpu
+def test_without_a_report_nobody_knows_the_inputs(engine, tmp_path):
+    path = engine()
+    path.write_bytes(b"ftrt of another build")
+    with pytest.raises(MissingComponent, match="only TensorRT can tell") as caught:
+        opfuse.package(path, tmp_path / "r")
+    assert "--build-report" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "is no report"), ("[]", "is no report"), ('{"engine": null}', "is no report"),
+     ('{"engine": {"sha256": "0"}}', "another engine")],
+)  # fmt: skip
+def test_reports_of_something_else(engine, tmp_path, text, says):
+    path = engine()
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InputError, match=says):
+        opfuse.package(path, tmp_path / "r", report=tmp_path / "r.json")
+    with pytest.raises(InputError, match="No such file"):
+        opfuse.package(path, tmp_path / "r", report=tmp_path / "none.json")
+
+
+def test_a_report_that_lacks_something(engine, tmp_path):
+    path = engine()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    del facts["engine"]["io"][0]["shape"]
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="lacks 'shape'"):
+        opfuse.package(path, tmp_path / "r")
+
+
+def test_repositories_that_cannot_be(engine, tmp_path):
+    path = engine()
+    (tmp_path / "file").touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "net").mkdir()
+    (tmp_path / "others" / "link").symlink_to(tmp_path)
+    for repository, name, says in [
+        (tmp_path / "file", None, "is no folder"),
+        (tmp_path / "not" / "there", None, "does not exist"),
+        (tmp_path / "others", None, "has not written it"),
+        (tmp_path / "others", "link", "has not written it"),
+        (tmp_path, "..", "is no name"),
+        (tmp_path, "a/b", "is no name"),
+        (tmp_path, "", "is no name"),
+        (tmp_path, ".hidden", "is no name"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            opfuse.package(path, repository, name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ([], 2, "no model repository"),
+        (["--triton", "r", "--max-batch", "-1"], 2, "negative"),
+        (["--triton", "r", "--max-batch", "9"], 2, "batches of 1 to 8"),
+        (["--triton", "r"], 0, ""),
+    ],
+)
+def test_the_command(engine, tmp_path, monkeypatch, capsys, options, code, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(["package", str(engine()), *options]) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    if code == 0:
+        assert "tritonserver --model-repository=r" in captured.out
+        assert main(["package", "net.engine", "--triton", "r", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["backend"] == "tensorrt"
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+@pytest.fixture
+def triton_utils(monkeypatch):
+    """What Triton's Python backend gives to a model.py."""
+    module = ModuleType("triton_python_backend_utils")
+    module.Tensor = Tensor
+    module.TritonError = module.TritonModelException = RuntimeError
+    module.InferenceResponse = lambda output_tensors, error=None: SimpleNamespace(
+        tensors={t.name(): t.as_numpy() for t in output_tensors}, error=error
+    )
+    module.get_input_tensor_by_name = lambda request, name: request.inputs[name]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def request(outputs=("logits",), **arrays):
+    inputs = {name: Tensor(name, array) for name, array in arrays.items()}
+    return SimpleNamespace(inputs=inputs, requested_output_names=lambda: list(outputs))
+
+
+def imported(path: Path):
+    spec = importlib.util.spec_from_file_location("model", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel()
+
+
+@needs_plugins
+def test_a_bundle_is_served_by_the_python_backend(
+    tmp_path, monkeypatch, triton_utils, parse_config
+):
+    """Its model.py runs, on the GPU that is none, and gives what the ONNX model gives."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    ops = frozenset(op.name for op in library.describe(plugins()).ops)
+    model = host.lowered(LLAMA, folder, ops)
+    host.bundle(model, folder, plugins(), tmp_path / "llama.opfuse")
+    made = opfuse.package(tmp_path / "llama.opfuse", tmp_path / "repository")
+    where = tmp_path / "repository" / "llama"
+    assert files(where) == ["1/model.opfuse", "1/model.py", "config.pbtxt", "opfuse.json"]
+    config = parse_config((where / "config.pbtxt").read_text())
+    assert (config.backend, config.max_batch_size) == ("python", 0)
+    assert [list(item.dims) for item in config.input] == [[-1, -1]] * 3
+    assert list(config.model_warmup[0].inputs["input_ids"].dims) == [1, 128]
+    assert "tensorrt-rtx" in made.notes[0]
+
+    opened = host.open_engine(monkeypatch, where / "1" / "model.opfuse", model)
+    loads = []
+
+    def load(path, **options):
+        loads.append((path, options))
+        return opened
+
+    monkeypatch.setattr("opfuse.runtime.engine.Engine.load", load)
+    served = imported(where / "1" / "model.py")
+    ports = {kind: [{"name": item.name} for item in getattr(config, kind)]
+             for kind in ("input", "output")}  # fmt: skip
+    served.initialize({"model_config": json.dumps(ports), "model_instance_device_id": "1"})
+    assert loads == [(where / "1" / "model.opfuse", {"device": 1})]
+    ids = np.arange(10, dtype=np.int64).reshape(2, 5) % 7
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids),
+             "position_ids": np.tile(np.arange(5), (2, 1))}  # fmt: skip
+    right, wrong, none = served.execute(
+        [
+            request(**feeds),
+            request(**{**feeds, "input_ids": ids.astype(np.int32)}),
+            request((), **feeds),
+        ]
+    )
+    (expected,) = OnnxRuntime(onnx.load(LLAMA)).run(feeds)
+    np.testing.assert_allclose(right.tensors["logits"], expected, rtol=1e-4, atol=1e-4)
+    assert right.error is None
+    assert (wrong.tensors, none.tensors) == ({}, {})
+    assert wrong.error is not None
+    served.finalize()
+
+
+def test_an_engine_of_tensorrt_for_rtx_is_served_by_the_python_backend(engine, tmp_path):
+    path = engine()
+    path.write_bytes(b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]))
+    facts = report(hashlib.sha256(path.read_bytes()).hexdigest(), version="1.7.1.116")
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    made = opfuse.package(path, tmp_path)
+    assert (made.backend, made.max_batch_size) == ("python", 0)
+    assert files(tmp_path / "net") == [
+        "1/model.engine",
+        "1/model.py",
+        "config.pbtxt",
+        "opfuse.json",
+    ]
+    with pytest.raises(InputError, match="joins no requests"):
+        opfuse.package(path, tmp_path, max_batch=4)
+    for item in facts["engine"]["io"]:
+        item["dtype"] = "bf16"
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="'x' is bf16"):
+        opfuse.package(path, tmp_path)
