@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
+from opfuse.files import file_hash
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import type_name
 from opfuse.runtime import bundle, library
@@ -123,7 +124,7 @@ def _report(path: Path, named: Path | None) -> dict[str, Any] | None:
             return None
         reason = error.strerror if isinstance(error, OSError) else "it has no engine"
         raise InputError(f"{named} is no report of a build: {reason}", _BUILD) from None
-    if digest == bundle.file_hash(path):
+    if digest == file_hash(path):
         return dict(facts)
     if named is None:
         return None

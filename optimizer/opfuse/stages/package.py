@@ -13,8 +13,8 @@ from typing import Any
 
 import opfuse
 from opfuse.errors import InputError, MissingComponent
-from opfuse.files import check_output, pending_folder, translated
-from opfuse.runtime import bundle, library
+from opfuse.files import check_output, file_hash, pending_folder, translated
+from opfuse.runtime import library
 from opfuse.serving import signature, triton
 from opfuse.serving.subject import Subject, examine
 
@@ -94,7 +94,7 @@ def package(
     with pending_folder(target) as folder:
         _write(folder, engine, made, beside)
         files = {
-            str(file.relative_to(folder)): bundle.file_hash(file)
+            str(file.relative_to(folder)): file_hash(file)
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
