@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.cut import LONE, SPLIT, Segment, cut, extract, is_plugin
+from opfuse.engine.cut import LONE, SPLIT, Segment, cut, is_plugin
+from opfuse.engine.parts import extract
 from opfuse.engine.tensors import types_of
 from tests.engine_models import add_rms_norm
 
@@ -235,7 +236,8 @@ def test_a_segment_is_a_model_of_its_own():
     types = types_of(made)
     (first, second) = result.segments
     infos = {n: types[n].info(n) for s in result.segments for n in (*s.inputs, *s.outputs)}
-    model = extract(made, second, infos)
+    ends = ([infos[n] for n in names] for names in (second.inputs, second.outputs))
+    model = extract(made, second.nodes, *ends)
     onnx.checker.check_model(model, full_check=True)
     assert [item.name for item in model.graph.initializer] == ["weight"]
     assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim][:2] == [

@@ -38,6 +38,34 @@ def test_a_mask_of_zeros_is_none(qkv):
     outcome.same({})
 
 
+SPREAD = """
+    whole = Expand(keep, [2, 1, 5, 5])
+    mask = Where(whole, {zero}, {fill})
+"""
+
+
+@pytest.mark.parametrize(("name", "causal"), [("all", 0), ("triangle", 1)])
+def test_a_mask_that_is_spread_from_constants(name, causal):
+    """torch writes BERT's mask, which hides nothing, as a choice by an expanded constant."""
+    keep = triangle() == 0 if name == "triangle" else np.ones((1, 1, 5, 1), bool)
+    text = SPREAD.format(zero="0.0", fill="-inf") + TEXT
+    outcome = attention(text, qkv=SQUARE, keep=keep)
+    assert outcome.ops == ["FlashAttention"]
+    assert outcome.attribute("FlashAttention", "causal") == causal
+    outcome.same({})
+
+
+@pytest.mark.parametrize(("zero", "fill"), [("-inf", "0.0"), ("0.5", "-inf")])
+def test_a_choice_of_other_values_stays_a_mask(zero, fill):
+    text = SPREAD.format(zero=zero, fill=fill) + TEXT
+    keep = triangle() == 0
+    keep[..., 1:] &= zero != "-inf"  # some key is left to every query
+    outcome = attention(text, qkv=SQUARE, keep=keep)
+    assert outcome.attribute("FlashAttention", "causal") == 0
+    assert len(outcome.node("FlashAttention").input) == 4
+    outcome.same({})
+
+
 def nearly(name: str) -> np.ndarray:
     mask = triangle()
     if name == "a key too many is seen":

@@ -15,17 +15,19 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 import opfuse
 from opfuse.engine import gpu
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
-from opfuse.engine.cut import Cut, Segment, cut, extract
+from opfuse.engine.cut import Cut, Segment, View, cut
 from opfuse.engine.layers import dtype_name
+from opfuse.engine.parts import extract
 from opfuse.engine.profile import Profile
 from opfuse.engine.tensors import Typed, range_of, types_of
+from opfuse.engine.views import views
 from opfuse.errors import EngineError
 from opfuse.files import file_hash, write_atomically
 from opfuse.graph.protos import BITS, label, type_name
 from opfuse.runtime import abi, bundle, memory
 from opfuse.runtime.library import describe
 from opfuse.runtime.lock import Lock
-from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Value
+from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Value, ViewStep
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ class Draft:
 
 
 def draft(
-    model: ModelProto, base_dir: Path, library: Path | None, *, around_attention: bool = True
+    model: ModelProto,
+    base_dir: Path,
+    library: Path | None,
+    *,
+    around_attention: bool = True,
+    light: bool = False,
 ) -> Draft:
     """Cut ``model`` and write its segments into ``base_dir``.
 
@@ -54,6 +61,7 @@ def draft(
         base_dir: A private folder, which holds the external weights of the model.
         library: The plugin library; None where the model has no plugin node.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
+        light: Whether a segment without heavy work may stand.
 
     Raises:
         EngineError: The model cannot be cut.
@@ -61,7 +69,9 @@ def draft(
     types = types_of(model)
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
-    plan = cut(model, ranks, check.reason, around_attention=around_attention)
+    seen = views(model, types)
+    options = {"around_attention": around_attention, "light": light}
+    plan = cut(model, ranks, check.reason, views=seen, **options)
     for segment in plan.segments:
         _check_known((*segment.inputs, *segment.outputs), types)
     infos = {
@@ -71,7 +81,8 @@ def draft(
     models = []
     for index, segment in enumerate(plan.segments):
         models.append(base_dir / f"segment-{index}.onnx")
-        write_atomically(models[-1], extract(model, segment, infos).SerializeToString())
+        ends = ([infos[name] for name in names] for names in (segment.inputs, segment.outputs))
+        write_atomically(models[-1], extract(model, segment.nodes, *ends).SerializeToString())
     schedule = _schedule(model, plan, types)
     weights = {v.name: _weight(model, v.name, base_dir) for v in schedule.constants}
     return Draft(schedule, types, tuple(models), weights, plan.left, library)
@@ -204,6 +215,8 @@ def _schedule(model: ModelProto, plan: Cut, types: Mapping[str, Typed]) -> Sched
         if isinstance(step, Segment):
             number = sum(isinstance(done, EngineStep) for done in steps)
             steps.append(EngineStep(f"engines/{number}", step.inputs, step.outputs))
+        elif isinstance(step, View):
+            steps.append(ViewStep((step.source,), (step.name,), step.target))
         else:
             node = graph.node[step]
             steps.append(

@@ -20,18 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import (
-    FunctionProto,
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    helper,
-)
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from opfuse.engine.network import NAMESPACE
-from opfuse.graph.protos import all_nodes, subgraphs
+from opfuse.engine.parts import reads
+from opfuse.graph.protos import all_nodes
 
 HEAVY = frozenset(
     (
@@ -68,13 +61,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class View:
+    """``name`` is ``source`` in another shape, for the plugins that read it; nothing runs.
+
+    ``target`` is that of a Reshape.
+    """
+
+    source: str
+    name: str
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Cut:
-    """The steps in order, a segment or the place of a plugin node; ``left`` says what was undone.
+    """The steps in order: a segment, a view, or the place of a plugin node.
 
     ``left`` maps the name of each plugin node that was given back to TensorRT to the reason.
     """
 
-    steps: tuple[Segment | int, ...]
+    steps: tuple[Segment | View | int, ...]
     left: Mapping[str, str]
 
     @property
@@ -93,6 +98,8 @@ def cut(
     refuses: Callable[[NodeProto], str],
     *,
     around_attention: bool = True,
+    views: Mapping[int, tuple[int, ...]] | None = None,
+    light: bool = False,
 ) -> Cut:
     """Find the steps of ``model``, and turn plugin nodes that do not pay into calls of their body.
 
@@ -101,15 +108,18 @@ def cut(
         ranks: From the shape analysis; tensors that are missing are taken for data.
         refuses: Why a plugin cannot run a node; empty where it can.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
+        views: The nodes that are views, from engine/views.
+        light: Whether a segment without heavy work may stand.
     """
     left: dict[str, str] = {}
     for node in model.graph.node:
         if is_plugin(node) and (reason := refuses(node)) and leave(model, node):
             left[node.name] = reason
     while True:
-        plan = _Plan(model, ranks)
+        plan = _Plan(model, ranks, views or {})
         fences = [] if around_attention else [(node, SPLIT) for node in plan.fences_of_attention()]
-        fences = fences or [(node, LONE) for node in plan.fences_of_light()]
+        if not fences and not light:
+            fences = [(node, LONE) for node in plan.fences_of_light()]
         undone = {node.name: reason for node, reason in fences if leave(model, node)}
         if not undone:
             return Cut(plan.steps(), left)
@@ -140,62 +150,17 @@ def leave(model: ModelProto, node: NodeProto) -> bool:
     return bool(name)
 
 
-def extract(
-    model: ModelProto, segment: Segment, values: Mapping[str, ValueInfoProto]
-) -> ModelProto:
-    """The segment as a model; ``values`` has its inputs and outputs."""
-    nodes = [model.graph.node[index] for index in segment.nodes]
-    used = {name for node in nodes for name in reads(node)}
-    weights = [item for item in model.graph.initializer if item.name in used]
-    graph = helper.make_graph(
-        nodes,
-        "segment",
-        [values[name] for name in segment.inputs],
-        [values[name] for name in segment.outputs],
-        weights,
-    )
-    made = helper.make_model(
-        graph, opset_imports=model.opset_import, functions=_functions(model, nodes)
-    )
-    made.ir_version = model.ir_version
-    return made
-
-
-def reads(node: NodeProto) -> list[str]:
-    """Every tensor that a node reads, those that its subgraphs take from outside included."""
-    found = [name for name in node.input if name]
-    for graph in subgraphs(node):
-        own = {item.name for item in (*graph.input, *graph.initializer)}
-        own |= {name for inner in graph.node for name in inner.output}
-        inner = [name for item in graph.node for name in reads(item)]
-        inner += [item.name for item in graph.output]
-        found += [name for name in inner if name not in own]
-    return list(dict.fromkeys(found))
-
-
-def _functions(model: ModelProto, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
-    """The functions that the nodes call, and those that these call."""
-    by_key = {(item.domain, item.name): item for item in model.functions}
-    wanted: dict[tuple[str, str], FunctionProto] = {}
-    open_nodes = list(all_nodes(nodes))
-    while open_nodes:
-        node = open_nodes.pop()
-        key = node.domain, node.op_type
-        if key in by_key and key not in wanted:
-            wanted[key] = by_key[key]
-            open_nodes += all_nodes(by_key[key].node)
-    return [item for key, item in by_key.items() if key in wanted]
-
-
 @dataclass
 class _Plan:
     """The levels of one model, computed on construction."""
 
     model: ModelProto
     ranks: Ranks
+    views: Mapping[int, tuple[int, ...]]
     producer: dict[str, int] = field(default_factory=dict)
     level: list[int] = field(default_factory=list)
     shaping: set[int] = field(default_factory=set)
+    seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.model.graph
@@ -203,15 +168,18 @@ class _Plan:
         self.reads = [reads(node) for node in self.nodes]
         self.plugin = [is_plugin(node) for node in self.nodes]
         self.constants = _constants(graph)
+        self.outputs = {item.name for item in graph.output}
         for index, node in enumerate(self.nodes):
-            self.level.append(self._level(index))
             if self._is_shaping(index):
                 self.shaping.add(index)
+            elif index in self.views:
+                self.seen[node.output[0]] = self._whole(node.input[0])
+            self.level.append(self._level(index))
             self.producer |= {name: index for name in node.output if name}
-        self.kept = {item.name for item in graph.output}
+        self.kept = set(self.outputs)
         for index, names in enumerate(self.reads):
             if self.plugin[index]:
-                self.kept.update(names)
+                self.kept.update(map(self._whole, names))
         self.heavy = _holding(self.model, self.nodes, {("", op) for op in HEAVY})
         attention = {(f.domain, f.name) for f in self.model.functions if _is_attention(f)}
         self.attention = _holding(self.model, self.nodes, attention | {("", "Attention")})
@@ -220,11 +188,15 @@ class _Plan:
         """The segment of a node, or the segment after which a plugin runs."""
         lowest = _FIRST if self.plugin[index] else 0
         for name in self.reads[index]:
-            made_by = self.producer.get(name)
+            made_by = self.producer.get(self._whole(name))
             if made_by is not None:
                 behind = self.plugin[made_by] and not self.plugin[index]
                 lowest = max(lowest, self.level[made_by] + behind)
         return lowest
+
+    def _whole(self, name: str) -> str:
+        """The tensor that has the memory of this one."""
+        return self.seen.get(name, name)
 
     def _is_shaping(self, index: int) -> bool:
         """Whether a node computes with sizes alone, and so can be copied for nothing."""
@@ -246,26 +218,44 @@ class _Plan:
 
     def _owns(self, index: int) -> bool:
         """Whether a node belongs to its level, rather than to whoever needs it."""
+        written = self.nodes[index].output
         if self.plugin[index]:
             return False
-        return index not in self.shaping or any(n in self.kept for n in self.nodes[index].output)
+        if index in self.shaping:
+            return any(name in self.kept for name in written)
+        return index not in self.views or written[0] in self.outputs
 
-    def steps(self) -> tuple[Segment | int, ...]:
-        """The segments and plugin nodes in the order in which they run."""
+    def steps(self) -> tuple[Segment | View | int, ...]:
+        """The segments, views, and plugin nodes in the order in which they run."""
         at_level: dict[int, list[int]] = {}
         for index, level in enumerate(self.level):
             at_level.setdefault(level, []).append(index)
         drafts = {level: self._members(indices) for level, indices in at_level.items()}
         wanted = self.kept.union(*(inputs for _, inputs in drafts.values()))
-        found: list[Segment | int] = []
+        found: list[Segment | View | int] = []
         for level in sorted(at_level):
             nodes, inputs = drafts[level]
             if nodes:
                 own = [i for i in nodes if self._owns(i) and self.level[i] == level]
                 made = [name for i in own for name in self.nodes[i].output if name in wanted]
                 found.append(Segment(nodes, inputs, tuple(made)))
-            found += [i for i in at_level[level] if self.plugin[i]]
+            for index in at_level[level]:
+                if self.plugin[index]:
+                    found += [view for view in self._views_for(index) if view not in found]
+                    found.append(index)
         return tuple(found)
+
+    def _views_for(self, index: int) -> list[View]:
+        """What a plugin reads in another shape than it was written in, sources first."""
+        found: list[View] = []
+        queue = [name for name in self.reads[index] if name in self.seen]
+        for name in queue:  # which grows meanwhile
+            made_by = self.producer[name]
+            source = self.nodes[made_by].input[0]
+            found.insert(0, View(source, name, self.views[made_by]))
+            if source in self.seen:
+                queue.append(source)
+        return list(dict.fromkeys(found))
 
     def _members(self, indices: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The nodes of a segment with copied shape nodes, and what it reads from outside."""
@@ -277,7 +267,7 @@ class _Plan:
                 made_by = self.producer.get(name)
                 if made_by in members or name in self.constants:
                     continue
-                if made_by is not None and made_by in self.shaping:
+                if made_by is not None and (made_by in self.shaping or name in self.seen):
                     members.add(made_by)
                     queue.append(made_by)
                 else:
@@ -306,7 +296,9 @@ class _Plan:
     def _around(self, segment: Segment) -> tuple[list[int], list[int]]:
         """The plugins that run right before a segment for it, and those that wait for it."""
         made = set(segment.outputs)
-        after = [i for i, on in enumerate(self.plugin) if on and not made.isdisjoint(self.reads[i])]
+        after = [
+            i for i, on in enumerate(self.plugin) if on and not made.isdisjoint(self._needs(i))
+        ]
         level = max((self.level[i] for i in segment.nodes), default=0)
         before = [
             i
@@ -314,6 +306,9 @@ class _Plan:
             if on and self.level[i] == level - 1 and level > 0 and self._feeds(i, segment)
         ]
         return before, after
+
+    def _needs(self, index: int) -> set[str]:
+        return set(map(self._whole, self.reads[index]))
 
     def _feeds(self, index: int, segment: Segment) -> bool:
         return any(name in segment.inputs for name in self.nodes[index].output)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_operands import REACHABLE
 from opfuse.graph import weights
+from opfuse.graph.edit import producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 
+_LARGEST = 1 << 27  # elements that are looked through
 _ROWS = 1024  # that are compared at a time
 
 
@@ -23,21 +27,40 @@ def settled(
         masks: What is added to the scores, or where they are kept, or nothing.
         space: The shape of the scores, [batch, heads, queries, keys].
     """
-    if not masks or not isinstance(masks[0], gs.Constant):
+    values = _values(work, masks[0]) if masks else None
+    if values is None:
         return masks, 0
-    sizes = masks[0].shape
-    if tuple(sizes[-2:]) != space[-2:] and any(size != 1 for size in sizes[:-1]):
-        return masks, 0
-    values = np.asarray(weights.load(masks[0], work.base_dir))
     if values.dtype == bool:  # what is kept
         values = np.where(values, np.float32(0), np.float32(-np.inf))
     if not values.any():
         return (), 0
     # One triangle for all: with as many keys as queries, both corners that it may start in are one.
-    square = len(sizes) >= 2 and sizes[-1] == sizes[-2] and tuple(sizes[-2:]) == space[-2:]
-    if square and values.size == sizes[-1] ** 2 and _is_triangle(values.reshape(sizes[-2:])):
+    sizes = values.shape[-2:]
+    square = len(sizes) == 2 and sizes[0] == sizes[1] and sizes == tuple(space[-2:])
+    if square and all(map(_is_triangle, values.reshape(-1, *sizes))):
         return (), 1
     return masks, 0
+
+
+def _values(work: Work, tensor: gs.Tensor) -> np.ndarray | None:
+    """Return what a tensor of constants holds, before it is spread; None where it is computed."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(weights.load(tensor, work.base_dir)) if _small(tensor) else None
+    node = producer(tensor)
+    if node is None or node.op not in ("Expand", "Where"):
+        return None
+    if node.op == "Expand":
+        return _values(work, node.inputs[0])
+    keep, first, second = (_values(work, part) for part in node.inputs)
+    if keep is None or first is None or second is None:
+        return None
+    if keep.all():
+        return first
+    return np.where(keep, first, second)
+
+
+def _small(tensor: gs.Constant) -> bool:
+    return bool(prod(tensor.shape) <= _LARGEST)
 
 
 def _is_triangle(values: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from opfuse.runtime import abi, memory
 from opfuse.runtime.cold import Cold
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.dlpack import byte_count
-from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value
+from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value, ViewStep
 from opfuse.runtime.tensorrt import Loader, ports
 
 Shape = tuple[int, ...]
@@ -142,6 +142,8 @@ class Place:
         for step in program.schedule.steps:
             if isinstance(step, EngineStep):
                 self._runners.append(program.loader.context(program.engines[step.engine]))
+            elif isinstance(step, ViewStep):
+                self._runners.append(None)
             else:
                 assert program.make_plugin is not None
                 self._runners.append(program.make_plugin(step.op, step.attributes))
@@ -217,6 +219,8 @@ class Place:
             scratch = where.get(index, 0)
             if isinstance(step, EngineStep):
                 self._run_engine(index, step, where, scratch, layout.scratch.get(index, 0))
+            elif isinstance(step, ViewStep):
+                where[step.outputs[0]] = where[step.inputs[0]]
             else:
                 self._runners[index].enqueue(
                     self._tensors(step.inputs, layout.shapes, where),
@@ -282,6 +286,9 @@ class Place:
                     if min(shapes[name], default=0) < 0:
                         raise EngineError(f"the shape of {name!r} is not known before it is run")
                 size = int(runner.update_device_memory_size_for_shapes())
+            elif isinstance(step, ViewStep):
+                shapes[step.outputs[0]] = step.shape(shapes[step.inputs[0]])
+                continue
             else:
                 size = self._infer_plugin(runner, step, shapes)
             if size:

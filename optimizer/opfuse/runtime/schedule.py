@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from opfuse.errors import InputError
@@ -40,7 +41,35 @@ class PluginStep:
     outputs: tuple[str, ...]
 
 
-Step = EngineStep | PluginStep
+@dataclass(frozen=True)
+class ViewStep:
+    """Another name and shape for a tensor, in the memory of that tensor: nothing runs.
+
+    ``target`` is the shape as ONNX's Reshape takes it: 0 keeps a size, one -1 is what is left.
+    """
+
+    inputs: tuple[str]
+    outputs: tuple[str]
+    target: tuple[int, ...]
+
+    def shape(self, source: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the view of a tensor of shape ``source``.
+
+        Raises:
+            InputError: No view of this target has as many elements.
+        """
+        sizes = [source[i] if size == 0 else size for i, size in enumerate(self.target)]
+        given = prod(size for size in sizes if size != -1)
+        whole = prod(source)
+        if -1 in sizes and given and whole % given == 0:
+            sizes[sizes.index(-1)] = whole // given
+        if prod(sizes) != whole or -1 in sizes:
+            what = f"{self.inputs[0]!r} of shape {list(source)}"
+            raise InputError(f"{what} cannot be seen as {list(self.target)}")
+        return tuple(sizes)
+
+
+Step = EngineStep | PluginStep | ViewStep
 
 
 @dataclass(frozen=True)
@@ -58,11 +87,18 @@ class Schedule:
     steps: tuple[Step, ...]
 
     def lifetimes(self) -> dict[str, tuple[int, int]]:
-        """The first and the last step that touch each of ``between``."""
+        """The first and the last step that touch each of ``between``, by itself or by a view.
+
+        Views have no memory of their own and are not among them.
+        """
         found: dict[str, tuple[int, int]] = {}
         own = {value.name for value in self.between}
+        seen: dict[str, str] = {}
         for index, step in enumerate(self.steps):
-            for name in (*step.inputs, *step.outputs):
+            if isinstance(step, ViewStep):
+                (source,), (view,) = step.inputs, step.outputs
+                seen[view] = seen.get(source, source)
+            for name in (seen.get(name, name) for name in (*step.inputs, *step.outputs)):
                 if name in own:
                     found[name] = (found.get(name, (index, index))[0], index)
         return found
@@ -94,7 +130,7 @@ class Schedule:
     def as_dict(self) -> dict[str, Any]:
         """The schedule as JSON has it."""
         facts = asdict(self)
-        kinds = ["engine" if isinstance(step, EngineStep) else "plugin" for step in self.steps]
+        kinds = [_KINDS[type(step)] for step in self.steps]
         facts["steps"] = [
             {"kind": kind, **step} for kind, step in zip(kinds, facts["steps"], strict=True)
         ]
@@ -117,8 +153,14 @@ class Schedule:
         return schedule
 
 
+_KINDS: Mapping[type[Step], str] = {EngineStep: "engine", PluginStep: "plugin", ViewStep: "view"}
+
+
 def _step(facts: Mapping[str, Any]) -> Step:
     reads, writes = tuple(facts["inputs"]), tuple(facts["outputs"])
     if facts["kind"] == "engine":
         return EngineStep(facts["engine"], reads, writes)
+    if facts["kind"] == "view":
+        (source,), (view,) = reads, writes
+        return ViewStep((source,), (view,), tuple(map(int, facts["target"])))
     return PluginStep(facts["op"], facts["node"], dict(facts["attributes"]), reads, writes)

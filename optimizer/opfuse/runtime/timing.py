@@ -17,7 +17,7 @@ from opfuse.graph.protos import type_name
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.engine import Engine
 from opfuse.runtime.program import Layout, Place, Shape
-from opfuse.runtime.schedule import EngineStep
+from opfuse.runtime.schedule import EngineStep, PluginStep
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> t
         if isinstance(step, EngineStep)
         else StepTime(step.node, True, median)
         for step, median in zip(steps, medians, strict=True)
+        if isinstance(step, (EngineStep, PluginStep))
     )
 
 
