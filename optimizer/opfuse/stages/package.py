@@ -14,7 +14,7 @@ from typing import Any
 import opfuse
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import check_output, file_hash, pending_folder, translated
-from opfuse.runtime import library
+from opfuse.runtime import bundle, library
 from opfuse.serving import signature, triton
 from opfuse.serving.subject import Subject, examine
 
