@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import onnxruntime
+import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,3 +24,27 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# onnxruntime 1.23, the last for Python 3.10, computes these otherwise than 1.32 or refuses them.
+WRONG_IN_ONNXRUNTIME_1_23 = {
+    "test_attention_op.py::test_a_cap_stands_before_the_mask": "Attention with a softcap and a mask differs",
+    "test_attention_op.py::test_a_fully_masked_row_gives_zeros": "Attention gives NaN for a row that is masked whole",
+    "test_attention_op.py::test_heads_side_by_side_and_causal": "causal Attention of 3-D inputs differs",
+    "test_rope_op.py::test_it_fuses[<rotary_embedding_dim=6>]": "wants num_heads for 4-D inputs",
+    "test_rope_op.py::test_other_rotations_are_refused[<rotary_embedding_dim=4>-B, S, 2]": "the same",
+    "test_microsoft_gqa.py::test_a_token_after_a_cache[a window]": "GroupQueryAttention with a local window differs",
+    "test_microsoft_gqa.py::test_several_tokens_after_a_cache[a window]": "the same",
+    "test_microsoft_gqa.py::test_a_prompt[a window]": "the same",
+    "test_fuzz.py::test_mutants[20]": "refuses a model with a Cast to the type that is there",
+    "test_fuzz.py::test_what_was_found_stays_mended[a LayerNorm of another power": "the same",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect the failures that are onnxruntime 1.23's own."""
+    if not onnxruntime.__version__.startswith("1.23."):
+        return
+    for item in items:
+        for name, reason in WRONG_IN_ONNXRUNTIME_1_23.items():
+            if name in item.nodeid:
+                item.add_marker(pytest.mark.xfail(reason=f"onnxruntime 1.23: {reason}"))

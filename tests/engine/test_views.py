@@ -111,7 +111,7 @@ def test_a_chain_of_views_is_resolved_in_its_order():
 
 def test_a_view_that_is_an_output_is_written():
     graph = SHAPED.replace("(float[b,4] y)", "(float[b,4] y, float[b,2,2] v)")
-    model, result = planned(
+    _model, result = planned(
         f"{FLAT} a = MatMul(x, w)  v = Reshape(a, t)  n = {PLUGIN}(a, g)  y = MatMul(n, w)", graph
     )
     assert result.segments[0].outputs == ("a", "v")
