@@ -18,7 +18,7 @@ from opfuse.pipeline import (
     fuse_model,
 )
 from opfuse.progress import Progress
-from opfuse.stages.report import CHECK_SUFFIXES, check_suffix
+from opfuse.stages.report import SUFFIXES, check_suffix
 
 if TYPE_CHECKING:
     from opfuse.explanation.result import Anchor
@@ -39,7 +39,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
     outputs = [*config.reports, *([config.lock] if config.update else [])]
     check_outputs(outputs)
     for path in config.reports:
-        check_suffix(path, CHECK_SUFFIXES)
+        check_suffix(path, SUFFIXES)
     with progress.stage("load"):
         source = load(config.model)
         check_shapes(source, config)
@@ -51,7 +51,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
         result = gate.check(found, locked, config, progress, anchors, measure)
     result = replace(result, timings=dict(progress.timings))
     for path in config.reports:
-        write(result, path)
+        write(result, path, config.lock.read_text())
     return result
 
 

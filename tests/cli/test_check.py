@@ -232,6 +232,20 @@ def test_the_json_has_every_expectation(cli, place):
     assert report["nearly"][0]["kind"] == "FlashAttention"
 
 
+def test_reports_of_every_format(cli, place):
+    planted.save(place / "bert.onnx", planted.axis)
+    names = [f"check.{kind}" for kind in ("json", "txt", "html", "md", "sarif", "junit.xml")]
+    options = [part for name in names for part in ("--report", name)]
+    assert cli("check", "bert.onnx", *options).code == 1
+    for name in names:
+        text = (place / name).read_text().replace("\\", "")
+        assert "Softmax_57 (Softmax): works along axis 2, want the last of 4" in text, name
+    log = json.loads((place / "check.sarif").read_text())
+    (first, *_) = log["runs"][0]["results"]
+    line = first["locations"][0]["physicalLocation"]["region"]["startLine"]
+    assert "FlashAttention" in (place / LOCK).read_text().splitlines()[line - 1]
+
+
 def test_no_lock(cli, place):
     (place / LOCK).unlink()
     cli("check", "bert.onnx").refused(2, "there is no lock opfuse.lock", "--update")

@@ -139,7 +139,7 @@ def check(commands: argparse._SubParsersAction[Parser]) -> None:
     precision(command)
     library(command, ("--plugins",))
     proof(command)
-    common(command, (".json", ".txt"))
+    common(command)
     command.set_defaults(precision=None, io_precision=None, prove=None, seed=None)
 
 

@@ -222,7 +222,10 @@ def tolerance(command: Parser) -> None:
     )
 
 
-def common(command: Parser, formats: tuple[str, ...] = (".json", ".txt", ".html")) -> None:
+FORMATS = (".json", ".txt", ".html", ".md", ".sarif", ".xml")
+
+
+def common(command: Parser, formats: tuple[str, ...] = FORMATS) -> None:
     """Reports in the given formats, the time limit, and what goes to the terminal."""
     for name in REFUSED:
         command.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from opfuse.stages.load import Source
 
 SCHEMA = 1
-SUFFIXES = (".json", ".txt", ".html")
-CHECK_SUFFIXES = (".json", ".txt")
+SUFFIXES = (".json", ".txt", ".html", ".md", ".sarif", ".xml")
 COMPARISON_SUFFIXES = (".json", ".txt")
 BENCH_SUFFIXES = (".json",)
 
@@ -86,18 +85,23 @@ class Report:
             InputError: The suffix is not known, or the file cannot be written.
         """
         check_suffix(path, SUFFIXES)
-        if path.suffix == ".json":
-            text = self.as_json()
-        elif path.suffix == ".html":
+        # Names of files need not be text: those bytes are told as \\udcXX.
+        write_atomically(path, self._text(path.suffix).encode(errors="backslashreplace"))
+
+    def _text(self, suffix: str) -> str:
+        if suffix == ".json":
+            return self.as_json()
+        if suffix == ".html":
             from opfuse.explanation.page import page
 
-            text = page(self.as_dict(), self.explanation)
-        else:
+            return page(self.as_dict(), self.explanation)
+        if suffix == ".txt":
             from opfuse.stages.report_text import as_text
 
-            text = as_text(self)
-        # Names of files need not be text: those bytes are told as \\udcXX.
-        write_atomically(path, text.encode(errors="backslashreplace"))
+            return as_text(self)
+        from opfuse import formats
+
+        return formats.of_report(self.as_dict(), suffix)
 
     def nearly(self, kind: str) -> list[NearMiss]:
         """The candidates of a kind that were left alone, in a stable order."""
