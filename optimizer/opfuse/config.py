@@ -52,7 +52,8 @@ class Config:
         warm_up: How many runs come before those.
         gpu: The GPU that savings are told for; a name of ``GPUS``.
         dry_run: Do all but write: neither the output nor a report.
-        lock: The file that `check` holds the model against.
+        lock: The file that `check` holds the model against, and that keeps what was tuned.
+        tune: Time plugins against TensorRT on this GPU where the lock has no verdict yet.
         update: Write that file anew.
         bench: A report of `opfuse bench` in JSON, for the limit of the time.
         engine: The engine that was built, for the limits of its size and its time.
@@ -88,6 +89,7 @@ class Config:
     gpu: str = "H100"
     dry_run: bool = False
     lock: Path = Path("opfuse.lock")
+    tune: bool = False
     update: bool = False
     bench: Path | None = None
     engine: Path | None = None

@@ -24,6 +24,7 @@ from opfuse.arguments.options import (
     proof,
     shapes,
     tolerance,
+    tuning,
 )
 from opfuse.arguments.parser import EPILOG, Parser
 from opfuse.config import BACKENDS, LOWERINGS
@@ -57,6 +58,7 @@ def build(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     shapes(command, ENGINE_SHAPES)
     precision(command)
+    tuning(command)
     command.add_argument(
         "--timing-cache",
         "--timingCacheFile",

@@ -180,9 +180,9 @@ class _Plan:
         for index, names in enumerate(self.reads):
             if self.plugin[index]:
                 self.kept.update(map(self._whole, names))
-        self.heavy = _holding(self.model, self.nodes, {("", op) for op in HEAVY})
+        self.heavy = holding(self.model, self.nodes, {("", op) for op in HEAVY})
         attention = {(f.domain, f.name) for f in self.model.functions if _is_attention(f)}
-        self.attention = _holding(self.model, self.nodes, attention | {("", "Attention")})
+        self.attention = holding(self.model, self.nodes, attention | {("", "Attention")})
 
     def _level(self, index: int) -> int:
         """The segment of a node, or the segment after which a plugin runs."""
@@ -318,7 +318,7 @@ def _constants(graph: GraphProto) -> set[str]:
     return {item.name for item in graph.initializer}
 
 
-def _holding(
+def holding(
     model: ModelProto, nodes: Sequence[NodeProto], calls: Collection[tuple[str, str]]
 ) -> set[int]:
     """The nodes that are such calls, or have one in a function or a subgraph."""

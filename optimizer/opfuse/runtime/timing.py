@@ -99,7 +99,7 @@ def measure(
     before = open_device().used_bytes()
     with Engine.load(path, plugins=plugins, graphs=False) as engine:
         load_s = time.perf_counter() - began
-        arrays = _inputs(engine, shapes, seed)
+        arrays = inputs_of(engine, shapes, seed)
         first = engine.run(arrays)
         first_result_s = time.perf_counter() - began
         with engine.place() as place:
@@ -188,7 +188,7 @@ def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
     return Latency(median, p90, p99, runs_per_s)
 
 
-def _inputs(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
+def inputs_of(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
     """Floats are standard normal; integers are 0 and 1, which every table and mask takes."""
     names = {value.name for value in engine.inputs}
     if odd := sorted(set(shapes) - names):
