@@ -52,7 +52,6 @@ def draft(
     library: Path | None,
     *,
     around_attention: bool = True,
-    light: bool = False,
 ) -> Draft:
     """Cut ``model`` and write its segments into ``base_dir``.
 
@@ -61,7 +60,6 @@ def draft(
         base_dir: A private folder, which holds the external weights of the model.
         library: The plugin library; None where the model has no plugin node.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
-        light: Whether a segment without heavy work may stand.
 
     Raises:
         EngineError: The model cannot be cut.
@@ -70,8 +68,7 @@ def draft(
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
     seen = views(model, types)
-    options = {"around_attention": around_attention, "light": light}
-    plan = cut(model, ranks, check.reason, views=seen, **options)
+    plan = cut(model, ranks, check.reason, around_attention=around_attention, views=seen)
     for segment in plan.segments:
         _check_known((*segment.inputs, *segment.outputs), types)
     infos = {

@@ -144,7 +144,7 @@ def _cut(
     model: ModelProto, base_dir: Path, config: Config, plugin_library: Path | None
 ) -> assemble.Draft:
     around = config.lower != "auto"  # which decides for the faster, as far as that was measured
-    return assemble.draft(model, base_dir, plugin_library, around_attention=around, light=True)
+    return assemble.draft(model, base_dir, plugin_library, around_attention=around)
 
 
 def _bundle(

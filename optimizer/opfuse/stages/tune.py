@@ -193,7 +193,7 @@ class _Tuner:
             return None
 
     def _bundle(self, part: ModelProto, library: Path | None, profile: Profile, path: Path) -> Path:
-        parts = assemble.draft(part, self._base_dir, library, light=True)
+        parts = assemble.draft(part, self._base_dir, library)
         with scratch() as folder:
             made = assemble.requests(parts, profile, folder, verbose=self._config.debug)
             built = self._child(self._backend.build, [made])
