@@ -46,6 +46,7 @@ class Config:
         time_limit: Seconds of wall time that the run may take; None is no limit.
         plugin_library: The plugin library to load instead of the one in the package.
         embed_plugins: Put the plugin library into the engine file.
+        layers: Compare what every step of a bundle writes, too.
         rtol: Largest relative error that passes; None takes the default of the data type.
         seed: Seed of the random inputs of the proof.
         iterations: How many runs `bench` times.
@@ -82,6 +83,7 @@ class Config:
     time_limit: float | None = None
     plugin_library: Path | None = None
     embed_plugins: bool = True
+    layers: bool = False
     rtol: float | None = None
     seed: int = 0
     iterations: int = 100

@@ -120,6 +120,11 @@ def verify(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument(
         "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
     )
+    command.add_argument(
+        "--layers",
+        action="store_true",
+        help="compare what every step of a bundle writes, and name the first that differs",
+    )
     shapes(command, RUN_SHAPES)
     library(command, ("--plugins",))
     tolerance(command)
