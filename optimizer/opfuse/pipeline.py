@@ -128,7 +128,12 @@ def bench(
         with progress.stage("bench"):
             result = measure(paths, config, progress)
     for path in config.reports:
-        write_json(result, path)
+        if path.suffix == ".svg":
+            from opfuse.stages.bench_plot import write_plot
+
+            write_plot(result, path)
+        else:
+            write_json(result, path)
     return result
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +126,16 @@ class Loader:
             raise EngineError(f"TensorRT makes no execution context{self._last()}")
         return context
 
+    @contextmanager
+    def profiling(self, context: Any) -> Iterator[list[tuple[str, float]]]:
+        """The name and the microseconds of every layer that ``context`` runs in the block."""
+        times: list[tuple[str, float]] = []
+        context.profiler = _profiler(self.api, times)
+        try:
+            yield times
+        finally:
+            context.profiler = None
+
     def complaint(self, what: str) -> EngineError:
         """The error for a call that TensorRT answered with False, with what it logged."""
         return EngineError(f"TensorRT refuses {what}{self._last()}")
@@ -149,6 +160,18 @@ def ports(engine: Any) -> tuple[Port, ...]:
         mode = engine.get_tensor_mode(name).name
         found.append(Port(name, ELEMENTS[kind], shape, mode == "INPUT"))
     return tuple(found)
+
+
+def _profiler(api: ModuleType, times: list[tuple[str, float]]) -> Any:
+    """What TensorRT tells the time of each layer, in milliseconds."""
+
+    def start(self: Any) -> None:
+        api.IProfiler.__init__(self)
+
+    def report(self: Any, name: str, ms: float) -> None:
+        times.append((name, ms * 1e3))
+
+    return type("Profile", (api.IProfiler,), {"__init__": start, "report_layer_time": report})()
 
 
 def _logger(api: ModuleType, messages: list[str]) -> Any:

@@ -25,7 +25,7 @@ SCHEMA = 1
 SUFFIXES = (".json", ".txt", ".html")
 CHECK_SUFFIXES = (".json", ".txt")
 COMPARISON_SUFFIXES = (".json", ".txt")
-BENCH_SUFFIXES = (".json",)
+BENCH_SUFFIXES = (".json", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)
