@@ -24,7 +24,7 @@ LEAVES |= {"lockfile"}
 FRONT = {"cli", "__main__", "arguments", "terminal", "versions", "api", "__init__"}
 NATIVE = {"engine", "runtime", "numerics"}
 NATIVE_USERS = {"stages/build", "stages/prove", "stages/verify", "stages/library", "stages/shapes"}
-NATIVE_USERS |= {"stages/bench", "stages/precision", "stages/check"}
+NATIVE_USERS |= {"stages/bench", "stages/tune", "stages/precision", "stages/check"}
 NATIVE_USERS |= {"stages/package", "serving/subject"}
 
 

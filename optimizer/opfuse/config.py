@@ -46,13 +46,15 @@ class Config:
         time_limit: Seconds of wall time that the run may take; None is no limit.
         plugin_library: The plugin library to load instead of the one in the package.
         embed_plugins: Put the plugin library into the engine file.
+        layers: Compare what every step of a bundle writes, too.
         rtol: Largest relative error that passes; None takes the default of the data type.
         seed: Seed of the random inputs of the proof.
         iterations: How many runs `bench` times.
         warm_up: How many runs come before those.
         gpu: The GPU that savings are told for; a name of ``GPUS``.
         dry_run: Do all but write: neither the output nor a report.
-        lock: The file that `check` holds the model against.
+        lock: The file that `check` holds the model against, and that keeps what was tuned.
+        tune: Time plugins against TensorRT on this GPU where the lock has no verdict yet.
         update: Write that file anew.
         bench: A report of `opfuse bench` in JSON, for the limit of the time.
         engine: The engine that was built, for the limits of its size and its time.
@@ -81,6 +83,7 @@ class Config:
     time_limit: float | None = None
     plugin_library: Path | None = None
     embed_plugins: bool = True
+    layers: bool = False
     rtol: float | None = None
     seed: int = 0
     iterations: int = 100
@@ -88,6 +91,7 @@ class Config:
     gpu: str = "H100"
     dry_run: bool = False
     lock: Path = Path("opfuse.lock")
+    tune: bool = False
     update: bool = False
     bench: Path | None = None
     engine: Path | None = None

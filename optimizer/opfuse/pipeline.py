@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opfuse.stages.fuse import Fused
     from opfuse.stages.library import Library
     from opfuse.stages.load import Source
+    from opfuse.stages.lower import Lowering
     from opfuse.stages.package import Packaged
     from opfuse.stages.prove import Proof
     from opfuse.stages.verify import Comparison
@@ -127,7 +128,12 @@ def bench(
         with progress.stage("bench"):
             result = measure(paths, config, progress)
     for path in config.reports:
-        write_json(result, path)
+        if path.suffix == ".svg":
+            from opfuse.stages.bench_plot import write_plot
+
+            write_plot(result, path)
+        else:
+            write_json(result, path)
     return result
 
 
@@ -346,16 +352,32 @@ def _built(
         with progress.stage("lower"):
             save(fused.graph, model, source.base_dir, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
+        note = ""
+        if config.lower == "auto" and library.path is not None:
+            with progress.stage("tune"):
+                from opfuse.stages.tune import decide
+
+                decided = decide(model, folder, library.path, config, progress)
+                lowering, note = _with_reasons(lowering, decided.nodes), decided.note
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
             if config.dry_run:
                 engine = check(model, folder, config, progress, used)
             else:
                 engine = build(model, folder, config, progress, used, accept)
-    lowering = tuple(
-        replace(item, choice="leave", reason=engine.left[item.node])
-        if item.node in engine.left
+    left = {node: ("leave", reason) for node, reason in engine.left.items()}
+    if note:
+        engine = replace(engine, notes=(*engine.notes, note))
+    return {"lowering": _with_reasons(lowering, left), "engine": engine}
+
+
+def _with_reasons(
+    lowering: Sequence[Lowering], known: Mapping[str, tuple[str, str]]
+) -> tuple[Lowering, ...]:
+    """The lowering with the choices and reasons that came to be known later."""
+    return tuple(
+        replace(item, choice=known[item.node][0], reason=known[item.node][1])
+        if item.node in known
         else item
         for item in lowering
     )
-    return {"lowering": lowering, "engine": engine}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import onnx
-import pytest
 
-from opfuse.engine.cut import LONE, SPLIT, Segment, cut, is_plugin
+from opfuse.engine.cut import SPLIT, Segment, cut
 from opfuse.engine.parts import extract
 from opfuse.engine.tensors import types_of
 from tests.engine_models import add_rms_norm
@@ -118,29 +117,6 @@ def test_a_shape_that_is_an_output_is_computed_once_and_kept():
     assert spelt(model, result)[2] == "Shape MatMul Reshape"
 
 
-@pytest.mark.parametrize(
-    ("graph", "left"),
-    [
-        # Before the first product: the plugin behind it is given back.
-        (f"a = Relu(x)  n = {NORM}(a)  y = MatMul(n, w)", 1),
-        # Behind the last one: the plugin before it.
-        (f"a = MatMul(x, w)  n = {NORM}(a)  y = Relu(n)", 1),
-        # Between two plugins: one of them is enough.
-        (f"a = MatMul(x, w) n = {NORM}(a) r = Relu(n) m = {NORM}(r) y = MatMul(m, w)", 1),
-        # Nothing but plugins and small ops around them.
-        (f"a = Relu(x)  n = {NORM}(a)  y = Relu(n)", 1),
-    ],
-)
-def test_no_segment_is_left_without_a_matrix_product_beside_one_that_has_it(graph, left):
-    model = parsed(f"g (float[b,4] x, float[4,4] w) => (float[b,4] y) {{ {graph} }}")
-    for index, node in enumerate(model.graph.node):
-        node.name = f"node {index}"
-    result = plan(model)
-    assert list(result.left.values()) == [LONE] * left
-    assert sum(map(is_plugin, model.graph.node)) == graph.count("opfuse.Norm") - left
-    assert {node.op_type for node in model.graph.node if node.name in result.left} == {"Norm_body"}
-
-
 ATTENTION = """
 <ir_version: 10, opset_import: ["": 18, "opfuse": 1]>
 g (float[b,4] x, float[4,4] w) => (float[b,4] y) {
@@ -178,19 +154,6 @@ def test_attention_that_is_a_plugin_cuts():
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     result = cut(model, ranks, lambda node: "", around_attention=False)
     assert (len(result.segments), result.left) == (5, {})
-
-
-def test_a_product_inside_a_function_counts():
-    model = parsed(
-        f"""
-        g (float[b,4] x, float[4,4] w) => (float[b,4] y) {{
-            a = opfuse.Heavy_body(x)  n = {NORM}(a)  y = MatMul(n, w)
-        }}""",
-        ("Norm", "Heavy"),
-    )
-    heavy = next(item for item in model.functions if item.name == "Heavy_body")
-    heavy.node[0].CopyFrom(onnx.helper.make_node("MatMul", ["x", "x"], ["y"]))
-    assert plan(model).left == {}
 
 
 def test_a_node_that_the_plugin_refuses_is_given_back_with_the_reason():

@@ -55,6 +55,24 @@ def test_a_mask_that_is_spread_from_constants(name, causal):
     outcome.same({})
 
 
+def test_a_triangle_that_is_compared_from_positions():
+    """So torch leaves one that is too large for it to fold."""
+    size = 300
+    text = """
+        seen = LessOrEqual(columns, rows)
+        same = Equal(zeros, zeros)
+        keep = And(seen, same)
+        mask = Where(keep, 0.0, -inf)
+    """
+    at = np.arange(size)
+    positions = {"columns": at[None, None, None], "rows": at[None, None, :, None]}
+    square = SQUARE.replace("5, D", f"{size}, D")
+    outcome = attention(text + TEXT, qkv=square, zeros=np.zeros((1, 1, size, 1)), **positions)
+    assert outcome.ops == ["FlashAttention"]
+    assert outcome.attribute("FlashAttention", "causal") == 1
+    outcome.same({})
+
+
 @pytest.mark.parametrize(("zero", "fill"), [("-inf", "0.0"), ("0.5", "-inf")])
 def test_a_choice_of_other_values_stays_a_mask(zero, fill):
     text = SPREAD.format(zero=zero, fill=fill) + TEXT

@@ -18,6 +18,7 @@ from opfuse.numerics import sample
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
 from opfuse.runtime import Engine
+from opfuse.runtime.library import find
 
 MODEL = Path(__file__).parents[2] / "models" / "llama_fp16.onnx"
 TOLERANCE = 2e-2
@@ -126,3 +127,47 @@ def test_bench_measures(bundle: Path) -> None:
     assert 0 < measured.graph.median_us <= measured.graph.p90_us <= measured.graph.p99_us
     assert measured.peak_bytes > 0
     assert sum(step.plugin for step in measured.steps) == measured.plugins > 0
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_byte_is_refused(bundle: Path, tmp_path: Path, place: float) -> None:
+    data = bytearray(bundle.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    broken = tmp_path / "broken.opfuse"
+    broken.write_bytes(data)
+    with pytest.raises(opfuse.InputError, match="damaged"):
+        Engine.load(broken)
+
+
+def test_another_plugin_library_is_refused(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "libopfuse_plugins.so"
+    other.write_bytes(find().read_bytes() + b"another")
+    with pytest.raises(opfuse.MissingComponent, match="SHA-256"):
+        Engine.load(bundle, plugins=other)
+
+
+def test_every_step_is_right(bundle: Path) -> None:
+    comparison = opfuse.verify(MODEL, bundle, layers=True)
+    assert len(comparison.layers) > 10
+    assert comparison.first_apart is None
+
+
+def test_the_profile_has_the_layers_of_every_engine(bundle: Path) -> None:
+    (measured,) = opfuse.bench(bundle, iterations=5, warm_up=2).engines
+    engines = [step for step in measured.steps if not step.plugin]
+    assert all(step.layers for step in engines)
+    assert all(us > 0 for step in engines for _, us in step.layers)
+
+
+def test_tuning_writes_verdicts_and_builds_from_them(tmp_path: Path, bundle: Path) -> None:
+    """``bundle`` is there for its skips."""
+    options = {"backend": "segmented", "prove": False, "lock": tmp_path / "opfuse.lock"}
+    shapes = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (1, 32))
+    options |= {f"{level}_shapes": shapes for level in ("min", "opt", "max")}
+    tuned = opfuse.build(MODEL, tmp_path / "a.opfuse", tune=True, **options)
+    text = (tmp_path / "opfuse.lock").read_text()
+    again = opfuse.build(MODEL, tmp_path / "b.opfuse", **options)
+    assert [item.choice for item in again.lowering] == [item.choice for item in tuned.lowering]
+    assert all("us" in item.reason for item in tuned.lowering)
+    assert (tmp_path / "opfuse.lock").read_text() == text
+    assert opfuse.verify(MODEL, tmp_path / "b.opfuse", opt_shapes=shapes).passed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import onnx
 import pytest
@@ -14,8 +16,10 @@ from opfuse.numerics import engine as comparing
 from opfuse.numerics.handover import Handover
 from opfuse.progress import Progress
 from opfuse.runtime import library, timing
+from opfuse.runtime.bundle import Bundle
 from opfuse.runtime.engine import Engine
 from opfuse.stages.bench import Bench, bench
+from opfuse.stages.bench_plot import PRODUCTS, parts_of, write_plot
 from opfuse.stages.bench_text import render_bench
 from opfuse.stages.verify import verify
 from tests.engine_models import ROOT, plugins
@@ -54,8 +58,8 @@ def test_a_measurement(made, device):
     shapes = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (1, 9))
     found = timing.measure(made[0], shapes, 5, 2, 0)
     assert found.shapes == shapes
-    assert (found.segments, found.plugins) == (6, 5)
-    assert [step.plugin for step in found.steps].count(True) == 5
+    assert (found.segments, found.plugins) == (10, 13)
+    assert [step.plugin for step in found.steps].count(True) == 13
     assert found.eager.median_us == found.graph.p99_us == 1.0  # of the test's clock
     assert found.peak_bytes >= found.arena_bytes > 0
     assert found.load_s < found.first_result_s
@@ -97,7 +101,7 @@ def test_the_table_compares_with_the_first(made, device):
     console.print(render_bench(Bench((first, first))))
     text = console.export_text()
     assert "1.000" in text
-    assert "6 engines and 5 plugin launches a run" in text
+    assert "10 engines and 13 plugin launches a run" in text
     assert "plugin AddRmsNorm" in text
 
 
@@ -160,3 +164,20 @@ def test_without_a_gpu_both_commands_say_so(made):
         verify(made[0], LLAMA, Config(made[0]))
     with pytest.raises(MissingComponent, match="runs engines on a GPU"):
         bench([made[0]], Config(made[0]), Progress())
+
+
+def test_the_plot_shows_where_the_time_goes(made, device, tmp_path):
+    found = timing.measure(made[0], {}, 3, 2, 0)
+    assert [step.layers for step in found.steps if not step.plugin] == [(("a MatMul", 2.0),)] * 10
+    parts = parts_of(found)
+    assert set(parts) == {PRODUCTS, *(step.op for step in plugin_steps(made[0]))}
+    assert sum(parts.values()) == pytest.approx(found.graph.median_us)
+    write_plot(Bench((found, found)), tmp_path / "x.svg")
+    drawing = ElementTree.parse(tmp_path / "x.svg").getroot()
+    bars = [item for item in drawing if item.tag.endswith("rect") and len(item)]
+    assert len(bars) == 2 * len(parts)
+    assert max(float(b.get("x")) + float(b.get("width")) for b in bars) == pytest.approx(880, abs=1)
+
+
+def plugin_steps(path):
+    return list(Bundle.open(path).schedule.plugins())

@@ -190,13 +190,6 @@ def test_the_attention_plugin_is_for_masks_that_it_takes(dtype, mask, choice):
     assert types(made) == ["FlashAttention" if choice == "plugin" else "FlashAttention_body"]
 
 
-def test_attention_is_a_plugin_only_where_asked_for():
-    made = typed_attention(TensorProto.FLOAT16, TensorProto.FLOAT16)
-    ((choice, reason),) = choices(lower(made, "auto", ["FlashAttention"]))
-    assert choice == "leave"
-    assert "TensorRT's own attention" in reason
-
-
 def test_ops_without_a_native_form_are_left():
     made = fused("GatedAct", ["gate_up"], ["y"], activation="silu")
     assert choices(lower(made, "native", ())) == {("leave", "TensorRT has no single layer for it")}

@@ -24,6 +24,7 @@ from opfuse.arguments.options import (
     proof,
     shapes,
     tolerance,
+    tuning,
 )
 from opfuse.arguments.parser import EPILOG, Parser
 from opfuse.config import BACKENDS, LOWERINGS
@@ -57,6 +58,7 @@ def build(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     shapes(command, ENGINE_SHAPES)
     precision(command)
+    tuning(command)
     command.add_argument(
         "--timing-cache",
         "--timingCacheFile",
@@ -117,6 +119,11 @@ def verify(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument("a", type=Path, metavar="A", help="the model to compare with (.onnx)")
     command.add_argument(
         "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
+    )
+    command.add_argument(
+        "--layers",
+        action="store_true",
+        help="compare what every step of a bundle writes, and name the first that differs",
     )
     shapes(command, RUN_SHAPES)
     library(command, ("--plugins",))

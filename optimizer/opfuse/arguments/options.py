@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opfuse.arguments.parser import Parser
 from opfuse.config import GPUS, PRECISIONS
+from opfuse.lockfile import NAME
 
 _CONVERTS = "say which: --precision fp16 or --precision bf16"
 _QUANTISE = (
@@ -105,6 +106,27 @@ def precision(command: Parser) -> None:
         metavar="DATA.npz",
         help="inputs on which activations are measured, an array for each input of the model, or "
         "several stacked in front; may be given several times (default: random inputs)",
+    )
+
+
+def tuning(command: Parser) -> None:
+    """Whether plugins are weighed here, and where the verdicts are kept."""
+    group = command.add_argument_group(
+        "tuning",
+        "With --lower auto each distinct group of plugins is weighed against what TensorRT makes\n"
+        "of the same nodes: by the verdicts in the lock, else by the table that opfuse ships.",
+    )
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="time what the lock has no verdict on, on this GPU, and add the verdicts to the lock",
+    )
+    group.add_argument(
+        "--lock",
+        type=Path,
+        metavar="LOCK",
+        default=Path(NAME),
+        help=f"the lock with the verdicts (default: {NAME})",
     )
 
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import opfuse
-from opfuse.engine import gpu
+from opfuse.engine import gpu, wheel
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
 from opfuse.engine.cut import Cut, Segment, View, cut
 from opfuse.engine.layers import dtype_name
@@ -52,7 +52,6 @@ def draft(
     library: Path | None,
     *,
     around_attention: bool = True,
-    light: bool = False,
 ) -> Draft:
     """Cut ``model`` and write its segments into ``base_dir``.
 
@@ -61,7 +60,6 @@ def draft(
         base_dir: A private folder, which holds the external weights of the model.
         library: The plugin library; None where the model has no plugin node.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
-        light: Whether a segment without heavy work may stand.
 
     Raises:
         EngineError: The model cannot be cut.
@@ -70,8 +68,7 @@ def draft(
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
     seen = views(model, types)
-    options = {"around_attention": around_attention, "light": light}
-    plan = cut(model, ranks, check.reason, views=seen, **options)
+    plan = cut(model, ranks, check.reason, around_attention=around_attention, views=seen)
     for segment in plan.segments:
         _check_known((*segment.inputs, *segment.outputs), types)
     infos = {
@@ -119,7 +116,7 @@ def pack(
     parts: Draft,
     built: Sequence[EngineInfo],
     profile: Profile,
-    base_dir: Path,
+    base_dir: Path | None,
     output: Path,
     *,
     embed: bool,
@@ -130,7 +127,7 @@ def pack(
         parts: What the engines were built from.
         built: What was built, in order.
         profile: The shapes of the inputs.
-        base_dir: Holds ``fused.onnx`` and its data file.
+        base_dir: Holds ``fused.onnx`` and its data file; None leaves them out.
         output: The bundle.
         embed: Whether the plugin library goes into it.
 
@@ -144,10 +141,10 @@ def pack(
     constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
     members |= {constants[name]: data for name, data in parts.weights.items()}
     used = next(iter(parts.schedule.plugins()), None) is not None
-    lock = _lock(built[0] if built else None, parts.library if used else None)
+    lock = _lock(built[0] if built else _no_engine(), parts.library if used else None)
     if used and embed and parts.library is not None:
         members[bundle.LIBRARY] = parts.library
-    members |= _fallback(base_dir)
+    members |= {} if base_dir is None else _fallback(base_dir)
     planned, side_by_side = _largest(parts, profile)
     manifest = {
         "schedule": parts.schedule.as_dict(),
@@ -265,10 +262,16 @@ def _weight(model: ModelProto, name: str, base_dir: Path) -> bytes:
     return values
 
 
-def _lock(built: EngineInfo | None, library: Path | None) -> Lock:
+def _no_engine() -> EngineInfo:
+    """Of a model that is plugins alone: the TensorRT that would build its segments."""
+    name, version = next(iter(wheel.versions().items()), ("tensorrt-rtx", ""))
+    return EngineInfo(name, version, "", "", 0, "", 0, {}, {}, {}, (), "the schedule")
+
+
+def _lock(built: EngineInfo, library: Path | None) -> Lock:
     return Lock(
-        module="tensorrt_rtx" if built is None or built.backend == "tensorrt-rtx" else "tensorrt",
-        tensorrt=built.version if built else "",
+        module=built.backend.replace("-", "_"),
+        tensorrt=built.version,
         gpu=gpu.current(),
         library="" if library is None else file_hash(library),
         architectures=() if library is None else describe(library).architectures,
@@ -303,9 +306,8 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
         f"what lies between them takes {between[0]} bytes at the largest shapes "
         f"({between[1]} if nothing shared memory)",
     ]
-    first = built[0]
     return replace(
-        first,
+        built[0] if built else _no_engine(),
         backend="segmented",
         bytes=0,
         sha256="",

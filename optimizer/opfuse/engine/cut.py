@@ -10,9 +10,7 @@ Attention that is no plugin is worth more than the plugins around it: BERT-base 
 took 3639 us on an H100, uncut 2169, for TensorRT no longer fused the attention between the cuts.
 So where attention stays with TensorRT, so does what would cut it off.
 
-A segment without a matrix product is not worth an engine, and CUDA graphs of lone LayerNorm engines
-were seen to die on replay (H100, TensorRT-RTX 1.4): the plugins that would fence one off are left
-to TensorRT instead.
+A view that a plugin reads, such as a Reshape, is neither: it is another name for memory.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ SPLIT = (
     "attention beside it stays with TensorRT, which fuses it in an uncut network only; "
     "--lower plugin cuts all the same"
 )
-LONE = "the part of the network around it has no matrix product and makes no engine of its own"
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,6 @@ def cut(
     *,
     around_attention: bool = True,
     views: Mapping[int, tuple[int, ...]] | None = None,
-    light: bool = False,
 ) -> Cut:
     """Find the steps of ``model``, and turn plugin nodes that do not pay into calls of their body.
 
@@ -109,7 +105,6 @@ def cut(
         refuses: Why a plugin cannot run a node; empty where it can.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
         views: The nodes that are views, from engine/views.
-        light: Whether a segment without heavy work may stand.
     """
     left: dict[str, str] = {}
     for node in model.graph.node:
@@ -118,8 +113,6 @@ def cut(
     while True:
         plan = _Plan(model, ranks, views or {})
         fences = [] if around_attention else [(node, SPLIT) for node in plan.fences_of_attention()]
-        if not fences and not light:
-            fences = [(node, LONE) for node in plan.fences_of_light()]
         undone = {node.name: reason for node, reason in fences if leave(model, node)}
         if not undone:
             return Cut(plan.steps(), left)
@@ -180,9 +173,8 @@ class _Plan:
         for index, names in enumerate(self.reads):
             if self.plugin[index]:
                 self.kept.update(map(self._whole, names))
-        self.heavy = _holding(self.model, self.nodes, {("", op) for op in HEAVY})
         attention = {(f.domain, f.name) for f in self.model.functions if _is_attention(f)}
-        self.attention = _holding(self.model, self.nodes, attention | {("", "Attention")})
+        self.attention = holding(self.model, self.nodes, attention | {("", "Attention")})
 
     def _level(self, index: int) -> int:
         """The segment of a node, or the segment after which a plugin runs."""
@@ -283,16 +275,6 @@ class _Plan:
                     found.update(side)
         return [self.nodes[index] for index in sorted(found)]
 
-    def fences_of_light(self) -> list[NodeProto]:
-        """The plugins to give back, so that a segment without heavy work joins a neighbour."""
-        for segment in (step for step in self.steps() if isinstance(step, Segment)):
-            if self.heavy.isdisjoint(segment.nodes):
-                before, after = self._around(segment)
-                fewer = min((before, after), key=lambda side: (not side, len(side), side is before))
-                if fewer:
-                    return [self.nodes[index] for index in fewer]
-        return []
-
     def _around(self, segment: Segment) -> tuple[list[int], list[int]]:
         """The plugins that run right before a segment for it, and those that wait for it."""
         made = set(segment.outputs)
@@ -318,7 +300,7 @@ def _constants(graph: GraphProto) -> set[str]:
     return {item.name for item in graph.initializer}
 
 
-def _holding(
+def holding(
     model: ModelProto, nodes: Sequence[NodeProto], calls: Collection[tuple[str, str]]
 ) -> set[int]:
     """The nodes that are such calls, or have one in a function or a subgraph."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,6 +17,17 @@ from opfuse.graph.fusion import Work
 
 _LARGEST = 1 << 27  # elements that are looked through
 _ROWS = 1024  # that are compared at a time
+_OPS: dict[str, Callable[..., Any]] = {
+    "Where": np.where,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Not": np.logical_not,
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+}
 
 
 def settled(
@@ -47,16 +60,17 @@ def _values(work: Work, tensor: gs.Tensor) -> np.ndarray | None:
     if isinstance(tensor, gs.Constant):
         return np.asarray(weights.load(tensor, work.base_dir)) if _small(tensor) else None
     node = producer(tensor)
-    if node is None or node.op not in ("Expand", "Where"):
+    if node is None or node.op not in (*_OPS, "Expand"):
         return None
     if node.op == "Expand":
         return _values(work, node.inputs[0])
-    keep, first, second = (_values(work, part) for part in node.inputs)
-    if keep is None or first is None or second is None:
+    parts = [_values(work, part) for part in node.inputs]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or prod(np.broadcast_shapes(*(p.shape for p in known))) > _LARGEST:
         return None
-    if keep.all():
-        return first
-    return np.where(keep, first, second)
+    if node.op == "Where" and known[0].all():
+        return known[1]
+    return np.asarray(_OPS[node.op](*known))
 
 
 def _small(tensor: gs.Constant) -> bool:

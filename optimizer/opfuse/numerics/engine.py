@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from opfuse import child
 from opfuse.errors import InputError
 from opfuse.numerics.chunks import LIMIT
 from opfuse.numerics.compare import FLOATS, Array, is_float, tolerance
+from opfuse.numerics.layers import compare_steps
 from opfuse.numerics.retype import convert
 from opfuse.numerics.session import CannotRun
 from opfuse.numerics.whole import Comparison, Loaded, Subject, judge, paired
@@ -25,10 +27,12 @@ def compare_engine(
     rtol: float | None,
     shapes: Mapping[str, tuple[int, ...]],
     plugins: Path | None = None,
+    layers: bool = False,
 ) -> Comparison:
     """Run ``original`` on inputs made for it, and the engine twice on the same.
 
-    The second run of the engine replays its CUDA graph, and has to give the same bits.
+    The second run of the engine replays its CUDA graph, and has to give the same bits. With
+    ``layers`` what every step of a bundle writes is compared too.
 
     Raises:
         OpfuseError: The engine cannot be loaded, or does not take the inputs.
@@ -49,12 +53,13 @@ def compare_engine(
             if difference := _unequal(plain, replayed):
                 return Comparison({}, 0.0, refused=difference)
             results.append(replayed)
+        steps = compare_steps(path, engine, _adapted(engine, runs[0][0])) if layers else ()
     allowed = rtol if rtol is not None else max(_TF32, tolerance(first.elements | elements))
     try:
         matched = [paired(e, found) for (_, e), found in zip(runs, results, strict=True)]
     except CannotRun as reason:
         return Comparison({}, allowed, refused=str(reason))
-    return judge(original, first, runs, matched, allowed)
+    return replace(judge(original, first, runs, matched, allowed), layers=steps)
 
 
 def _adapted(engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -53,6 +53,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What one step of a bundle wrote, against the reference."""
+
+    step: str
+    tensor: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two models on the same inputs.
 
@@ -63,6 +72,7 @@ class Comparison:
         refused: Why the second model does not run although the first does.
         excused: Outputs beyond the tolerance on which the first model, computed in float32, is as
             far from itself: half precision decides nothing there.
+        layers: What every step wrote, where that was asked for.
     """
 
     outputs: Mapping[str, Difference]
@@ -70,6 +80,13 @@ class Comparison:
     not_run: str = ""
     refused: str = ""
     excused: frozenset[str] = frozenset()
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def first_apart(self) -> Layer | None:
+        """The first step beyond the tolerance."""
+        apart = (item for item in self.layers if not item.difference.within(self.tolerance))
+        return next(apart, None)
 
     @property
     def max_rel_err(self) -> float:

@@ -73,6 +73,10 @@ class Bundle:
         except (KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path}: cannot read {member}: {error}", _AGAIN) from None
 
+    def names(self) -> list[str]:
+        """The names of all members."""
+        return self._archive.namelist()
+
     def holds(self, member: str) -> bool:
         """Whether there is a member of this name."""
         return member in self._archive.namelist()

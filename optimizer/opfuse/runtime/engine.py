@@ -19,7 +19,7 @@ from opfuse.graph.protos import type_name
 from opfuse.runtime import dlpack, loading
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.program import Layout, Place, Program, Shape
-from opfuse.runtime.schedule import Schedule, Value
+from opfuse.runtime.schedule import EngineStep, Schedule, Value, ViewStep
 
 AnyPath = str | os.PathLike[str]
 
@@ -160,6 +160,47 @@ class Engine:
             if staged:
                 return self._run_staged(place, layout, views, library, by_graph)
             return self._run_in_place(place, layout, views, library)
+
+    def written_by(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each step in words, and the tensors that it writes; views write nothing."""
+        steps = (step for step in self.schedule.steps if not isinstance(step, ViewStep))
+        return [
+            (step.engine if isinstance(step, EngineStep) else step.node, step.outputs)
+            for step in steps
+        ]
+
+    def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run step by step, and return what every step wrote, as NumPy arrays by name.
+
+        Args:
+            inputs: NumPy arrays, as for :meth:`run`.
+
+        Raises:
+            InputError, EngineError: As for :meth:`run`.
+        """
+        device, steps = self.device, self.schedule.steps
+        device.enter()
+        self._check_names(inputs)
+        found: dict[str, Any] = {}
+        with self.place() as place:
+            views = {v.name: self._view(v, inputs[v.name], place) for v in self.inputs}
+            layout = place.layout({n: item.shape for n, item in views.items()}, staged=True)
+            for name, item in views.items():
+                device.copy(place.address(layout, name), item.address, item.bytes, place.stream)
+
+            def keep(index: int) -> None:
+                step = steps[index]
+                for name in () if isinstance(step, ViewStep) else step.outputs:
+                    value = self._program.values[name]
+                    kind = helper.tensor_dtype_to_np_dtype(value.dtype)
+                    array = np.empty(layout.shapes[name], kind)
+                    source = place.address(layout, name)
+                    device.copy(array.ctypes.data, source, array.nbytes, place.stream)
+                    found[name] = array
+                device.synchronize(place.stream)
+
+            place.enqueue(layout, {}, keep)
+        return found
 
     @contextmanager
     def place(self) -> Iterator[Place]:

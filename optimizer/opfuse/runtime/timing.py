@@ -32,11 +32,15 @@ class Latency:
 
 @dataclass(frozen=True)
 class StepTime:
-    """The median of one step, run after the others; ``plugin`` marks our kernels."""
+    """The median of one step, run after the others; ``plugin`` marks our kernels.
+
+    ``layers`` has the name and the microseconds of each layer of an engine, as TensorRT tells them.
+    """
 
     what: str
     plugin: bool
     median_us: float
+    layers: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def measure(
     before = open_device().used_bytes()
     with Engine.load(path, plugins=plugins, graphs=False) as engine:
         load_s = time.perf_counter() - began
-        arrays = _inputs(engine, shapes, seed)
+        arrays = inputs_of(engine, shapes, seed)
         first = engine.run(arrays)
         first_result_s = time.perf_counter() - began
         with engine.place() as place:
@@ -173,13 +177,14 @@ def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> t
     for event in events:
         device.close_event(event)
     medians = [float(np.median(found)) for found in samples]
-    return tuple(
-        StepTime(step.engine, False, median)
-        if isinstance(step, EngineStep)
-        else StepTime(step.node, True, median)
-        for step, median in zip(steps, medians, strict=True)
-        if isinstance(step, (EngineStep, PluginStep))
-    )
+    layers = place.layer_times(layout)
+    found_steps = []
+    for index, (step, median) in enumerate(zip(steps, medians, strict=True)):
+        if isinstance(step, EngineStep):
+            found_steps.append(StepTime(step.engine, False, median, tuple(layers[index])))
+        elif isinstance(step, PluginStep):
+            found_steps.append(StepTime(step.node, True, median))
+    return tuple(found_steps)
 
 
 def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
@@ -188,7 +193,7 @@ def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
     return Latency(median, p90, p99, runs_per_s)
 
 
-def _inputs(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
+def inputs_of(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
     """Floats are standard normal; integers are 0 and 1, which every table and mask takes."""
     names = {value.name for value in engine.inputs}
     if odd := sorted(set(shapes) - names):

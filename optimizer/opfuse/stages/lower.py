@@ -38,9 +38,9 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
 
     Args:
         model: A fused model; afterwards it is for TensorRT only, not for the ONNX checker.
-        want: "plugin" takes the plugin where there is one, "auto" where it is known to win,
-            "native" standard operators where TensorRT has layers for them, "leave" the body; what
-            cannot be had is left.
+        want: "plugin" and "auto" take the plugin where there is one (what does not pay is left
+            later, by stages/tune), "native" standard operators where TensorRT has layers for them,
+            "leave" the body; what cannot be had is left.
         plugins: The ops that the plugin library has; empty without a library.
 
     Returns:
@@ -131,7 +131,7 @@ def _choose(
     """The choice, its reason, and the nodes that stand for it."""
     if want in ("auto", "plugin"):
         if node.op_type in plugins:
-            if reason := _why_not(node, want, facts):
+            if reason := _why_not(node, facts):
                 return "leave", reason, [_left(node)]
             node.overload = ""
             return "plugin", "the plugin library has it", [node]
@@ -144,12 +144,10 @@ def _choose(
     return "leave", "asked for", [_left(node)]
 
 
-def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
+def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type != "FlashAttention":
         return ""
-    if want == "auto":  # an H100's figures are in benchmarks/results/attention_h100_speed.txt
-        return "the plugin has not been seen to beat TensorRT's own attention"
     known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
     masks = [dtype for name in node.input[3:] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUFFIXES = (".json", ".txt", ".html", ".md", ".sarif", ".xml")
 COMPARISON_SUFFIXES = (".json", ".txt")
-BENCH_SUFFIXES = (".json",)
+BENCH_SUFFIXES = (".json", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,24 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     line = f"{verdict} within a relative error of {comparison.tolerance:g}"
     if comparison.refused:
         line = f"[red]different[/]: the second model does not run: {clean(comparison.refused)}"
-    return Group(table, Text.from_markup(line))
+    return Group(table, *_layers(comparison), Text.from_markup(line))
+
+
+def _layers(comparison: Comparison) -> list[RenderableType]:
+    """What every step of a bundle wrote, and the first that is beyond the tolerance."""
+    if not comparison.layers:
+        return []
+    table = Table(title="steps", title_justify="left")
+    for column in ("step", "writes"):
+        table.add_column(column, overflow="fold")
+    table.add_column("difference", justify="right")
+    for layer in comparison.layers:
+        table.add_row(clean(layer.step), clean(layer.tensor), clean(str(layer.difference)))
+    first = comparison.first_apart
+    told = "no step is beyond the tolerance"
+    if first is not None:
+        told = f"the first step beyond the tolerance is {first.step}, which writes {first.tensor}"
+    return [table, Text(told)]
 
 
 def render_package(packaged: Packaged) -> RenderableType:

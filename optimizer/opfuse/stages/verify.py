@@ -40,6 +40,8 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         raise InputError(
             f"{a} and {b} are both engines", "compare each with the ONNX model it was built from"
         )
+    if config.layers and not engines:
+        raise InputError("--layers is for a bundle, and both are models", "leave it out")
     model = b if engines == [a] else a
     first = load(model)
     protect(first, config.reports, model_too=True)
@@ -55,7 +57,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
             call, arguments = _MODEL_CALL, (subject, other)
             del second
         del first
-        extra = (config.plugin_library,) if engines else ()
+        extra = (config.plugin_library, config.layers) if engines else ()
         comparison: Comparison = child.run(
             call,
             (*arguments, config.seed, config.rtol, dict(config.opt_shapes), *extra),

@@ -1,0 +1,147 @@
+"""What was measured of a region, what follows from it, and where that is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+LEAVE = "leave"
+SECTION = "verdicts"
+_TABLES = Path(__file__).parent / "tables"
+_LEAST_GAIN = 0.01  # of TensorRT's time: less is not worth a plugin
+_NOISE = 3.0  # median absolute deviations of the differences that a gain has to exceed
+
+Times = Mapping[str, Mapping[str, Sequence[float]]]
+"""Microseconds by the name of the point and of the variant, one of each round."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which variant of a region is built: "leave", or the ops that are plugins, joined by "+".
+
+    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, and
+    ``source`` says where the verdict is from.
+    """
+
+    choice: str
+    ops: tuple[str, ...]
+    us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    library: str = ""
+    source: str = ""
+
+    def takes(self, op: str) -> bool:
+        """Whether a plugin of the region stays one."""
+        return op in self.choice.split("+")
+
+    def reason(self) -> str:
+        """The figures in words."""
+        shown = []
+        for point, times in self.us.items():
+            best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
+            shown.append(f"{point}: {best} us")
+        return f"{self.source}: " + ("; ".join(shown) or self.choice)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as the lock has it."""
+        facts = asdict(self)
+        del facts["source"]
+        return {**facts, "ops": list(self.ops)}
+
+    @staticmethod
+    def from_dict(facts: Mapping[str, Any], source: str) -> Verdict:
+        """Read what `as_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, AttributeError: It is something else.
+        """
+        us = {point: dict(times) for point, times in facts["us"].items()}
+        ops = tuple(facts["ops"])
+        return Verdict(str(facts["choice"]), ops, us, str(facts.get("library", "")), source)
+
+
+def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
+    """The fastest variant that is nowhere slower than what TensorRT makes of the region.
+
+    A gain counts where it is more than the noise and more than a hundredth. The first point is the
+    one that the engine is tuned for, which decides between variants.
+    """
+    points = list(times)
+    candidates = [name for name in times[points[0]] if name != LEAVE] if points else []
+    better: dict[str, float] = {}
+    for name in candidates:
+        gains = [_gain(times[point], name) for point in points]
+        if all(gain is not None for gain in gains) and _wins([g for g in gains if g is not None]):
+            better[name] = median(times[points[0]][name])
+    choice = min(better, key=lambda name: better[name], default=LEAVE)
+    us = {
+        point: {name: round(median(values), 2) for name, values in found.items() if values}
+        for point, found in times.items()
+    }
+    return Verdict(choice, tuple(ops), us, library, "measured here")
+
+
+def _gain(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float] | None:
+    """How much less time a variant takes than leaving, the noise of that, and leaving itself."""
+    if not times.get(LEAVE) or not times.get(name):
+        return None
+    differences = [a - b for a, b in zip(times[LEAVE], times[name], strict=True)]
+    middle = median(differences)
+    noise = median(abs(value - middle) for value in differences)
+    return middle, noise, median(times[LEAVE])
+
+
+def _wins(gains: Sequence[tuple[float, float, float]]) -> bool:
+    first, *others = gains
+    gain, noise, whole = first
+    if gain <= max(_NOISE * noise, _LEAST_GAIN * whole):
+        return False
+    return all(gain >= -max(_NOISE * noise, _LEAST_GAIN * whole) for gain, noise, whole in others)
+
+
+def target_of(capability: str, tensorrt: str) -> str:
+    """What verdicts hold for, such as ``"sm_90 tensorrt_rtx 1.4.0.76"``."""
+    return f"sm_{capability.replace('.', '')} {tensorrt}"
+
+
+def read(section: Any, target: str) -> dict[str, Verdict]:
+    """The verdicts of a lock for one target; what cannot be read is none."""
+    found = {}
+    stored = section.get(target, {}) if isinstance(section, dict) else {}
+    for key, facts in stored.items() if isinstance(stored, dict) else ():
+        try:
+            found[key] = Verdict.from_dict(facts, "from the lock")
+        except (KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def table(capability: str) -> dict[str, Any]:
+    """The shipped measurements of an architecture; empty where there are none."""
+    path = _TABLES / f"sm_{capability.replace('.', '')}.json"
+    if not path.is_file():
+        return {}
+    facts: dict[str, Any] = json.loads(path.read_text())
+    return facts
+
+
+def by_table(facts: Mapping[str, Any], ops: Sequence[str], work: Mapping[str, int]) -> Verdict:
+    """What a shipped table says of plugins that nobody measured here.
+
+    Each op has measured points, the elements that it wrote and the time of the plugin's region over
+    TensorRT's; that of the nearest size decides. Ops that are not in the table are left.
+    """
+    taken = []
+    for op in ops:
+        measured = facts.get("ops", {}).get(op, [])
+        if measured:
+            size = max(work.get(op, 1), 1)
+            nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
+            if nearest[1] < 1 - _LEAST_GAIN:
+                taken.append(op)
+    source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
+    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source)

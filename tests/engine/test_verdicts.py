@@ -1,0 +1,83 @@
+"""What follows from times: a plugin has to win by more than the noise, and lose nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from opfuse.engine import verdicts
+from opfuse.engine.verdicts import LEAVE, Verdict, by_table, decide, read, target_of
+
+STEADY = [100.0, 101.0, 99.0, 100.5, 99.5]
+
+
+def times(**variants: list[float]) -> dict[str, list[float]]:
+    return {"leave": STEADY, **variants}
+
+
+def shifted(by: float) -> list[float]:
+    return [value + by for value in STEADY]
+
+
+def test_the_fastest_that_wins_is_taken():
+    found = decide({"opt": times(A=shifted(-10), B=shifted(-20))}, ("A", "B"), "library")
+    assert found.choice == "B"
+    assert found.us["opt"] == {"leave": 100.0, "A": 90.0, "B": 80.0}
+    assert (found.takes("A"), found.takes("B")) == (False, True)
+
+
+@pytest.mark.parametrize("gain", [-5.0, 0.0, 0.9])
+def test_less_than_a_hundredth_is_no_gain(gain):
+    assert decide({"opt": times(A=shifted(-gain))}, ("A",), "").choice == LEAVE
+
+
+def test_a_gain_within_the_noise_is_none():
+    noisy = [60.0, 140.0, 70.0, 130.0, 95.0]
+    assert decide({"opt": times(A=noisy)}, ("A",), "").choice == LEAVE
+
+
+def test_a_plugin_that_loses_at_one_point_is_left():
+    points = {"opt": times(A=shifted(-20)), "max": times(A=shifted(5))}
+    assert decide(points, ("A",), "").choice == LEAVE
+    points["max"] = times(A=shifted(0.5))
+    assert decide(points, ("A",), "").choice == "A"
+
+
+@pytest.mark.parametrize("broken", [{}, {"opt": {}}, {"opt": {"leave": [], "A": [1.0]}}])
+def test_what_could_not_be_timed_is_left(broken):
+    assert decide(broken, ("A",), "").choice == LEAVE
+    both = {"opt": times(A=shifted(-20)), "min": {"leave": STEADY}}
+    assert decide(both, ("A",), "").choice == LEAVE
+
+
+def test_verdicts_survive_the_lock():
+    made = decide({"opt": times(A=shifted(-10))}, ("A",), "abc")
+    section = {"sm_90 x 1": {"key": made.as_dict(), "torn": {"choice": "A"}}, "sm_80 x 1": {}}
+    (found,) = read(section, "sm_90 x 1").values()
+    assert (found.choice, found.us, found.ops, found.library) == ("A", made.us, ("A",), "abc")
+    assert found.reason() == "from the lock: opt: leave 100.0 A 90.0 us"
+    assert read(section, "sm_80 x 1") == read(None, "sm_90 x 1") == read([], "") == {}
+
+
+def test_the_table_decides_by_the_nearest_size():
+    table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 1.2], [100000, 0.8]]}}
+    assert by_table(table, ("A",), {"A": 2000}).choice == LEAVE
+    assert by_table(table, ("A", "B"), {"A": 90000}).choice == "A"
+    assert by_table(table, ("B",), {}).choice == LEAVE
+    assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
+    assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
+
+
+def test_shipped_tables_are_well_formed():
+    folder = verdicts._TABLES
+    for path in folder.glob("sm_*.json"):
+        facts = verdicts.table(path.stem.removeprefix("sm_"))
+        assert {"gpu", "date", "tensorrt", "ops"} <= facts.keys()
+        for points in facts["ops"].values():
+            assert points
+            assert all(size > 0 and ratio > 0 for size, ratio in points)
+    assert verdicts.table("1.0") == {}
+
+
+def test_targets():
+    assert target_of("9.0", "segmented tensorrt-rtx 1.4") == "sm_90 segmented tensorrt-rtx 1.4"
+    assert Verdict("A+B", ("A", "B")).takes("B")

@@ -1,0 +1,222 @@
+"""--tune: each distinct region once, verdicts that survive a kill, and builds that reuse them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import opfuse
+from models import tiny
+from opfuse.config import Config
+from opfuse.engine.gpu import Gpu
+from opfuse.engine.verdicts import LEAVE
+from opfuse.errors import EngineError, InputError
+from opfuse.progress import Progress
+from opfuse.stages import tune
+from tests.engine_models import plugins
+from tests.runtime import host
+
+LIBRARY = plugins()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the plugin library is not built")
+H100 = Gpu("a test", "9.0")
+
+
+class Told(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, int, int]] = []
+
+    def step(self, text: str, done: int = 0, total: int = 0) -> None:
+        self.steps.append((text, done, total))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(tune.gpu, "current", lambda: H100)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Regions are built by nobody; the op names that win are put into ``wins``."""
+    calls: list[tuple[str, ...]] = []
+    wins: set[str] = set()
+
+    def built(self, region, taken, profile, path):
+        return path
+
+    def times(self, paths, points):
+        calls.append(tuple(paths))
+        fast = {name: 10.0 if set(name.split("+")) <= wins else 30.0 for name in paths}
+        return {p: {n: [20.0] * 5 if n == LEAVE else [fast[n]] * 5 for n in paths} for p in points}
+
+    monkeypatch.setattr(tune._Tuner, "_built", built)
+    monkeypatch.setattr(tune._Tuner, "_timed", times)
+    return calls, wins
+
+
+def lowered(folder: Path, layers: int):
+    folder.mkdir()
+    path = tiny.llama(layers=layers).write(folder / "llama.onnx")
+    ops = frozenset({"RmsNorm", "AddRmsNorm", "GatedAct", "Rope", "FlashAttention"})
+    return host.lowered(path, folder, ops)
+
+
+def decided(folder: Path, layers: int = 2, progress: Progress | None = None, **options):
+    config = Config(folder / "m.onnx", backend="segmented", lock=folder.parent / "l", **options)
+    model = lowered(folder, layers)
+    return model, tune.decide(model, folder, LIBRARY, config, progress or Progress())
+
+
+def test_what_wins_stays_a_plugin_and_the_rest_is_left(tmp_path, gpu, timed):
+    calls, wins = timed
+    wins.add("GatedAct")
+    model, found = decided(tmp_path / "a", tune=True)
+    choices = {
+        (name.rpartition("/")[0] or name, choice) for name, (choice, _) in found.nodes.items()
+    }
+    assert {choice for _, choice in choices} == {"plugin", "leave"}
+    kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]
+    assert kinds.count("GatedAct") == 2
+    assert {"AddRmsNorm_body", "FlashAttention_body"} <= set(kinds)
+    assert any(variant == (LEAVE, "GatedAct") for variant in calls)
+    reasons = {reason for choice, reason in found.nodes.values() if choice == "plugin"}
+    assert all(reason.startswith("measured here: opt: ") for reason in reasons)
+
+
+def test_more_layers_cost_nothing(tmp_path, gpu, timed):
+    calls, _ = timed
+    decided(tmp_path / "a", 2, tune=True)
+    two = len(calls)
+    (tmp_path / "l").unlink()
+    decided(tmp_path / "b", 6, tune=True)
+    assert len(calls) - two == two
+
+
+def test_a_second_build_measures_nothing_and_chooses_the_same(tmp_path, gpu, timed):
+    calls, wins = timed
+    wins.add("AddRmsNorm")
+    _, first = decided(tmp_path / "a", tune=True)
+    count, text = len(calls), (tmp_path / "l").read_text()
+    _, second = decided(tmp_path / "b", tune=True)
+    _, third = decided(tmp_path / "c")
+    assert len(calls) == count
+    assert (tmp_path / "l").read_text() == text
+    for later in (second, third):
+        assert {n: c for n, (c, _) in later.nodes.items()} == {
+            n: c for n, (c, _) in first.nodes.items()
+        }
+    assert "from the lock" in third.note
+
+
+def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, gpu, timed, monkeypatch):
+    calls, _ = timed
+    genuine = tune._Tuner._measured
+
+    def killed(self, region):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return genuine(self, region)
+
+    monkeypatch.setattr(tune._Tuner, "_measured", killed)
+    with pytest.raises(KeyboardInterrupt):
+        decided(tmp_path / "a", tune=True)
+    section = json.loads((tmp_path / "l").read_text())["verdicts"]
+    assert [len(found) for found in section.values()] == [2]
+    monkeypatch.setattr(tune._Tuner, "_measured", genuine)
+    told = Told()
+    decided(tmp_path / "b", tune=True, progress=told)
+    whole = len(calls)
+    (tmp_path / "l").unlink()
+    decided(tmp_path / "c", tune=True)
+    assert len(calls) - whole == whole
+    done = [(at, total) for _, at, total in told.steps if total]
+    assert done == [(index, whole - 2) for index in range(whole - 2)]
+    assert "s left" in told.steps[-1][0]
+
+
+def test_another_library_is_measured_again(tmp_path, gpu, timed, monkeypatch):
+    calls, _ = timed
+    decided(tmp_path / "a", tune=True)
+    count = len(calls)
+    monkeypatch.setattr(tune, "file_hash", lambda path: "another library")
+    decided(tmp_path / "b", tune=True)
+    assert len(calls) == 2 * count
+
+
+def test_other_sections_of_the_lock_stay(tmp_path, gpu, timed):
+    (tmp_path / "l").write_text('{"format": 1, "fusions": {"a": 1}}')
+    decided(tmp_path / "a", tune=True)
+    lock = json.loads((tmp_path / "l").read_text())
+    assert lock["fusions"] == {"a": 1}
+    assert lock["verdicts"]
+
+
+def test_a_broken_lock_is_refused(tmp_path):
+    (tmp_path / "l").write_text("<<<<<<< \n")
+    with pytest.raises(InputError, match="is no lock"):
+        decided(tmp_path / "a")
+
+
+def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune.gpu, "current", lambda: None)
+    table = {"gpu": "a GPU", "date": "a day", "ops": {"GatedAct": [[1000, 0.5]]}}
+    monkeypatch.setattr(tune.verdicts, "table", lambda capability: table)
+    model, found = decided(tmp_path / "a", tune=True)
+    assert not (tmp_path / "l").exists()
+    assert "no GPU here, H100" in found.note
+    assert "the table of a GPU of a day" in found.note
+    kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]
+    assert "GatedAct" in kinds
+    assert "AddRmsNorm_body" in kinds
+
+
+def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, timed, monkeypatch):
+    _, wins = timed
+    wins.update(("GatedAct", "AddRmsNorm"))
+
+    def built(self, region, taken, profile, path):
+        return None if "GatedAct" in taken else path
+
+    monkeypatch.setattr(tune._Tuner, "_built", built)
+    _, found = decided(tmp_path / "a", tune=True)
+    chosen = {choice for node, (choice, _) in found.nodes.items() if "GatedAct" in node}
+    assert chosen <= {"leave"}
+    assert "plugin" in {choice for choice, _ in found.nodes.values()}
+
+
+def test_regions_are_built_as_bundles(tmp_path, gpu, monkeypatch):
+    """All but TensorRT: the segments of every variant are cut, and what is timed are bundles."""
+    seen = []
+
+    def child(self, function, arguments):
+        if function.endswith(":compare"):
+            seen.append({name: path.is_file() for name, path in arguments[0].items()})
+            raise EngineError("no TensorRT here")
+        for request in arguments[0]:
+            request.engine.write_bytes(b"vtrt")
+        return [
+            host.EngineInfo("tensorrt-rtx", host.VERSION, "", str(r.engine), 0, "", *REST)
+            for r in arguments[0]
+        ]
+
+    monkeypatch.setattr(tune._Tuner, "_child", child)
+    _, found = decided(tmp_path / "a", tune=True)
+    assert seen
+    assert all(all(made.values()) for made in seen)
+    assert {choice for choice, _ in found.nodes.values()} == {"leave"}
+
+
+REST = (1, {}, {}, {}, (), "network")
+
+
+def test_the_report_has_the_reasons(tmp_path, monkeypatch):
+    model = tiny.llama(layers=1).write(tmp_path / "llama.onnx")
+    report = opfuse.build(
+        model, tmp_path / "x.opfuse", backend="segmented", prove=False, lock=tmp_path / "l"
+    )
+    assert {item.choice for item in report.lowering} <= {"plugin", "leave"}
+    assert any("plugins or TensorRT for " in note for note in report.engine.notes)
