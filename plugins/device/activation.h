@@ -21,8 +21,8 @@ inline std::optional<Activation> find_activation(std::string_view name) {
 // The same, of those that gate.
 inline std::optional<Activation> find_gate(std::string_view name) {
     auto const found = find_activation(name);
-    bool const gates = found == Activation::kSilu || found == Activation::kGelu ||
-                       found == Activation::kGeluTanh;
+    bool const gates =
+        found == Activation::kSilu || found == Activation::kGelu || found == Activation::kGeluTanh;
     return gates ? found : std::nullopt;
 }
 

@@ -37,8 +37,8 @@ struct GatedGemm {
 
     cudaError_t run(Call const& call) const {
         auto const& in = call.inputs;
-        Operands const operands{call.outputs[0], in[0], in[1],
-                                in.size() > 2 ? in[2].data : nullptr, nullptr};
+        Operands const operands{call.outputs[0], in[0], in[1], in.size() > 2 ? in[2].data : nullptr,
+                                nullptr};
         return multiply(operands, WeightForm::kGated, *device::find_gate(activation), call.stream);
     }
 };

@@ -75,10 +75,10 @@ __device__ inline void copy_tile_to(uint16_t mask, void* to, CUtensorMap const& 
 
 // Copies a box to the tensor, elements inside of it.
 __device__ inline void store_tile(CUtensorMap const& map, void const* from, int col, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::
-                     "l"(&map),
-                 "r"(shared_address(from)), "r"(col), "r"(row)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+        "r"(shared_address(from)), "r"(col), "r"(row)
+        : "memory");
 }
 
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

@@ -126,8 +126,8 @@ struct GemmConsumer {
           g(g),
           barriers(barriers),
           chunks(stages + S::kStages * S::kStageBytes + group * 2 * S::kChunkBytes),
-          x(device::describe_box(
-              device::shared_address(stages + group * 64 * device::kBoxBytes), 0)),
+          x(device::describe_box(device::shared_address(stages + group * 64 * device::kBoxBytes),
+                                 0)),
           weight(device::describe_box(device::shared_address(stages + S::kXBytes),
                                       S::kDepth * device::kBoxBytes)),
           group(group),
@@ -184,9 +184,10 @@ struct GemmConsumer {
             bool inside = col < g.cols;
             if constexpr (kGated)
                 if (j >= kOutBlocks) col += g.cols - S::kCols / 2, inside = col < 2 * g.cols;
-            pairs[j] = g.bias && inside
-                           ? __ldg(reinterpret_cast<uint32_t const*>(static_cast<T const*>(g.bias) + col))
-                           : 0;
+            pairs[j] =
+                g.bias && inside
+                    ? __ldg(reinterpret_cast<uint32_t const*>(static_cast<T const*>(g.bias) + col))
+                    : 0;
         }
     }
 
@@ -205,8 +206,7 @@ struct GemmConsumer {
             }
             // Lane i addresses row i % 16 of the warp's, and of a pair of blocks the i / 16 th.
             int const row = warp * 16 + lane % 16;
-            uint32_t const row_at =
-                device::shared_address(buffer) + row * device::kBoxBytes;
+            uint32_t const row_at = device::shared_address(buffer) + row * device::kBoxBytes;
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
                 uint32_t const at = row_at + ((j + lane / 16) ^ row % 8) * 16;
@@ -330,9 +330,9 @@ cudaError_t launch_hopper_gemm(Gemm const& g, int band, cudaStream_t stream) {
     GemmOrder const order{static_cast<int>((g.rows + kClusterRows - 1) / kClusterRows),
                           (g.cols + kOutCols - 1) / kOutCols, band};
     device::Grid grid;
-    grid.blocks = std::min<int64_t>(machine.multiprocessors / S::kCluster,
-                                    int64_t{order.rows} * order.cols) *
-                  S::kCluster;
+    grid.blocks =
+        std::min<int64_t>(machine.multiprocessors / S::kCluster, int64_t{order.rows} * order.cols) *
+        S::kCluster;
     grid.threads = dim3(S::kThreads);
     grid.cluster = S::kCluster;
     grid.shared_bytes = S::kSharedBytes;

@@ -9,7 +9,8 @@ namespace opfuse {
 
 // ---- kernels
 
-inline constexpr int kMostParts = 8;  // of the depth: blocks of a cluster, of which more are not portable
+inline constexpr int kMostParts =
+    8;  // of the depth: blocks of a cluster, of which more are not portable
 
 template <int kCols_, int kStages_>
 struct StreamShape {
@@ -138,9 +139,8 @@ __global__ void __launch_bounds__(S::kThreads)
             uint64_t const at = stage * (S::kStageBytes / 16);
 #pragma unroll
             for (int k = 0; k < S::kDepth / 16; ++k)
-                device::multiply<T, kByRows>(d, x + at + k * 2,
-                                             weight + at + k * (kByRows ? device::kBoxBytes : 2),
-                                             true);
+                device::multiply<T, kByRows>(
+                    d, x + at + k * 2, weight + at + k * (kByRows ? device::kBoxBytes : 2), true);
             device::commit_products();
             device::wait_for_products<0>();
             if (lane == 0) device::arrive(&barriers.empty[stage]);

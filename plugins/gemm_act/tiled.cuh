@@ -19,7 +19,7 @@ template <bool kByRows>
 struct TiledShape {
     static constexpr int kThreads = 256;
     static constexpr int kRows = 128, kCols = 128, kDepth = 32, kStages = 3;
-    static constexpr int kVec = 8;             // elements of a copy
+    static constexpr int kVec = 8;               // elements of a copy
     static constexpr int kXStride = kDepth + 8;  // elements of a row in shared memory
     static constexpr int kWeightStride = kByRows ? kCols + 8 : kDepth + 8;
     static constexpr int kXSize = kRows * kXStride;
