@@ -10,7 +10,8 @@ inline constexpr int kStreamRows = 64;  // at most, for the kernel that splits t
 template <class T, bool kByRows, bool kGated>
 cudaError_t choose_hopper_gemm(Gemm const& g, cudaStream_t stream) {
     if (g.rows > kStreamRows)
-        return launch_hopper_gemm<T, GemmShape<2, 256, 4, 1>, kByRows, kGated>(g, 16, stream);
+        return launch_hopper_gemm<T, GemmShape<Sharing::kTurns, 2, 128, 6, 1>, kByRows, kGated>(
+            g, 16, stream);
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     using S = StreamShape<128, 8>;

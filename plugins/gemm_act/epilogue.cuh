@@ -30,15 +30,16 @@ __device__ inline void invert_four(float (&x)[4]) {
     x[2] = of_back * x[3], x[3] = of_back * third;
 }
 
-// x / (1 + e^-u), with u of the sign of x.  With e = e^-|u| that is x / (1 + e), or x e / (1 + e),
-// whichever is larger: neither overflows.
+// x / (1 + e^-u), with u of the sign of x.  With e = e^-|u|, which does not overflow, that is
+// x / (1 + e), or x e / (1 + e) where x is negative.
 __device__ inline void sigmoid_products(float (&x)[4], float const (&u)[4]) {
     float inverse[4], top[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         float const e = exp2_fast(-1.44269504f * fabsf(u[i]));
         inverse[i] = 1.f + fminf(e, 1.f);  // NaN stays with its own
-        top[i] = max_or_nan(x[i], x[i] * e);
+        top[i] = x[i];
+        if (x[i] < 0.f) top[i] *= e;
     }
     invert_four(inverse);
 #pragma unroll

@@ -13,18 +13,24 @@ namespace opfuse {
 
 // ---- kernels
 
-// A tile is 64 kGroups rows by kCols columns; kCluster blocks share columns, and load a part each.
-template <int kGroups_, int kCols_, int kStages_, int kCluster_, int kLead_ = 0>
+// How a block's two warp groups of consumers share the work: half of each tile's rows each, or
+// every other tile each.  By turns, one finishes its tile while the other multiplies.
+enum class Sharing { kRows, kTurns };
+
+// A tile is kRows by kCols; kCluster blocks share columns, and load a part each.
+template <Sharing kSharing_, int kGroups_, int kCols_, int kStages_, int kCluster_>
 struct GemmShape {
-    static constexpr int kLead = kLead_;
+    static constexpr bool kTurns = kSharing_ == Sharing::kTurns;
     static constexpr int kGroups = kGroups_, kCols = kCols_, kStages = kStages_;
     static constexpr int kCluster = kCluster_;
     static constexpr int kThreads = 128 * (kGroups + 1);
-    static constexpr int kRows = 64 * kGroups;
+    static constexpr int kHeights = kTurns ? 2 : 1;  // of 64 rows, of one group
+    static constexpr int kRows = 64 * (kTurns ? kHeights : kGroups);
     static constexpr int kDepth = 64;  // of a stage: a row of a box
     static constexpr int kXBytes = kRows * device::kBoxBytes;
     static constexpr int kWeightBytes = kCols * device::kBoxBytes;
     static constexpr int kStageBytes = kXBytes + kWeightBytes;
+    static constexpr int kReaders = kTurns ? 1 : kGroups;       // groups that read a stage
     static constexpr int kChunkBytes = 64 * device::kBoxBytes;  // of 64 rows by 64 columns of y
     static constexpr int kSharedBytes =
         kStages * kStageBytes + 2 * kGroups * kChunkBytes + 1024 + 256;
@@ -55,10 +61,11 @@ __device__ GemmTile gemm_tile(GemmOrder const& order, int index, int rank) {
             inside / rows * (kGated ? S::kCols / 2 : S::kCols)};
 }
 
+// Calls `work` with this block's tiles, from `first` on each `stride`th.
 template <class S, bool kGated, class Work>
-__device__ void for_each_tile(GemmOrder const& order, int rank, Work work) {
-    int const clusters = gridDim.x / S::kCluster;
-    for (int i = blockIdx.x / S::kCluster; i < order.rows * order.cols; i += clusters)
+__device__ void for_each_tile(GemmOrder const& order, int rank, int first, int stride, Work work) {
+    int const clusters = gridDim.x / S::kCluster, own = blockIdx.x / S::kCluster;
+    for (int i = own + first * clusters; i < order.rows * order.cols; i += stride * clusters)
         work(gemm_tile<S, kGated>(order, i, rank));
 }
 
@@ -90,7 +97,7 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
                            unsigned char* stages, int steps, int rank) {
     int stage = 0;
     uint32_t parity = 1;
-    for_each_tile<S, kGated>(order, rank, [&](GemmTile const& tile) {
+    for_each_tile<S, kGated>(order, rank, 0, 1, [&](GemmTile const& tile) {
         for (int step = 0; step < steps; ++step) {
             device::wait(&barriers.empty[stage], parity);
             uint64_t* const full = &barriers.full[stage];
@@ -104,11 +111,13 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
     });
 }
 
-// A consumer: warp group `group` has 64 rows of each tile.
+// A consumer: warp group `group` has 64 rows of each tile, or 128 of its own.
 template <class T, class S, bool kByRows, bool kGated>
 struct GemmConsumer {
-    static constexpr int kBlocks = S::kCols / 8;
+    static constexpr int kBlocks = S::kCols / 8;  // of a row of sums
     static constexpr int kOutBlocks = kGated ? kBlocks / 2 : kBlocks;
+    static constexpr int kAcross = kOutBlocks / 8, kChunks = S::kHeights * kAcross;
+    using Sums = float[S::kHeights][kBlocks][4];
 
     GemmMaps const& maps;
     Gemm const& g;
@@ -116,7 +125,8 @@ struct GemmConsumer {
     unsigned char* const chunks;  // two, of this group
     uint64_t x, weight;           // descriptions of boxes; of the first stage
     int const group, lane, warp;
-    bool const leader;  // of the group's threads, the one that copies
+    int const first_row;  // of the tile
+    bool const leader;    // of the group's threads, the one that copies
     int stage = 0;
     uint32_t parity = 0, residual_parity = 0;
 
@@ -126,14 +136,18 @@ struct GemmConsumer {
           g(g),
           barriers(barriers),
           chunks(stages + S::kStages * S::kStageBytes + group * 2 * S::kChunkBytes),
-          x(device::describe_box(device::shared_address(stages + group * 64 * device::kBoxBytes),
-                                 0)),
           weight(device::describe_box(device::shared_address(stages + S::kXBytes),
                                       S::kDepth * device::kBoxBytes)),
           group(group),
           lane(threadIdx.x % 32),
           warp(threadIdx.x / 32 % 4),
-          leader(threadIdx.x % 128 == 0) {}
+          first_row(S::kTurns ? 0 : group * 64),
+          leader(threadIdx.x % 128 == 0) {
+        x = device::describe_box(device::shared_address(stages + first_row * device::kBoxBytes), 0);
+    }
+
+    // Gated, there is none.
+    __device__ bool has_residual() const { return !kGated && g.residual; }
 
     __device__ void release(int which) const {
         if constexpr (S::kCluster > 1) {
@@ -143,37 +157,55 @@ struct GemmConsumer {
         }
     }
 
-    __device__ void accumulate(float (&sums)[kBlocks][4], int steps) {
+    __device__ void pass(int steps) {
+        int const next = stage + steps;
+        parity ^= next / S::kStages & 1;
+        stage = next % S::kStages;
+    }
+
+    // A group of products: those of a stage.
+    __device__ void issue(Sums& sums, bool add) const {
+        uint64_t const at = stage * (S::kStageBytes / 16);
+#pragma unroll
+        for (int i = 0; i < S::kDepth / 16; ++i)
+#pragma unroll
+            for (int h = 0; h < S::kHeights; ++h)
+                device::multiply<T, kByRows>(
+                    sums[h], x + at + h * 64 * device::kBoxBytes / 16 + i * 2,
+                    weight + at + i * (kByRows ? device::kBoxBytes : 2), add || i > 0);
+        device::commit_products();
+    }
+
+    __device__ void accumulate(Sums& sums, int steps) {
         int before = 0;
-        bool const apart = S::kLead > 0 && steps >= 2 * S::kStages;
-        if (apart && group == 1) device::meet(3, 256);
         for (int step = 0; step < steps; ++step) {
             device::wait(&barriers.full[stage], parity);
             device::fence_products();
-            uint64_t const at = stage * (S::kStageBytes / 16);
-#pragma unroll
-            for (int i = 0; i < S::kDepth / 16; ++i)
-                device::multiply<T, kByRows>(
-                    sums, x + at + i * 2,
-                    weight + at + i * (kByRows ? 16 * device::kBoxBytes / 16 : 2), step + i > 0);
-            device::commit_products();
-            if (apart && group == 0 && step == S::kLead - 1) device::arrive_to_meet(3, 256);
+            issue(sums, step > 0);
             if (step > 0) {
                 device::wait_for_products<1>();
                 release(before);
             }
             before = stage;
-            if (++stage == S::kStages) stage = 0, parity ^= 1;
+            pass(1);
         }
         device::wait_for_products<0>();
         release(before);
     }
 
     __device__ void fetch_residual(GemmTile const& tile, int chunk) {
+        if (chunk >= kChunks) return;
         uint64_t* const barrier = &barriers.residual[group][chunk % 2];
         device::arrive_expecting(barrier, S::kChunkBytes);
         device::copy_tile(chunks + chunk % 2 * S::kChunkBytes, maps.residual, barrier,
-                          tile.col + chunk * 64, tile.row + group * 64);
+                          chunk_col(tile, chunk), chunk_row(tile, chunk));
+    }
+
+    __device__ int chunk_row(GemmTile const& tile, int chunk) const {
+        return tile.row + first_row + chunk / kAcross * 64;
+    }
+    __device__ static int chunk_col(GemmTile const& tile, int chunk) {
+        return tile.col + chunk % kAcross * 64;
     }
 
     // The pairs of columns of `bias` that this thread has, two of zeros where there are none.
@@ -192,12 +224,12 @@ struct GemmConsumer {
     }
 
     template <device::Activation kActivation>
-    __device__ void finish(float (&sums)[kBlocks][4], uint32_t const (&bias)[kBlocks],
-                           GemmTile const& tile) {
+    __device__ void finish(Sums& sums, uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
 #pragma unroll
-        for (int chunk = 0; chunk < kOutBlocks / 8; ++chunk) {
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+            float (&row_sums)[kBlocks][4] = sums[chunk / kAcross];
             unsigned char* const buffer = chunks + chunk % 2 * S::kChunkBytes;
-            if (g.residual) {
+            if (has_residual()) {
                 device::wait(&barriers.residual[group][chunk % 2], residual_parity);
                 if (chunk % 2 == 1) residual_parity ^= 1;
             } else {
@@ -211,26 +243,26 @@ struct GemmConsumer {
             for (int j = 0; j < 8; j += 2) {
                 uint32_t const at = row_at + ((j + lane / 16) ^ row % 8) * 16;
                 uint32_t added[4] = {};
-                if (g.residual) device::load_matrices_at(added, at);
+                if (has_residual()) device::load_matrices_at(added, at);
                 uint32_t out[4];
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {  // rows lane / 4 + 8 r
                     float four[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        int const block = chunk * 8 + j + i / 2;
+                        int const block = chunk % kAcross * 8 + j + i / 2;
                         float2 const b = device::unpack<T>(bias[block]);
-                        four[i] = sums[block][r * 2 + i % 2] + (i % 2 ? b.y : b.x);
+                        four[i] = row_sums[block][r * 2 + i % 2] + (i % 2 ? b.y : b.x);
                     }
                     device::activate_four<kActivation>(four);
                     if constexpr (kGated)
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
-                            int const block = chunk * 8 + j + i / 2 + kOutBlocks;
+                            int const block = chunk % kAcross * 8 + j + i / 2 + kOutBlocks;
                             float2 const b = device::unpack<T>(bias[block]);
-                            four[i] *= sums[block][r * 2 + i % 2] + (i % 2 ? b.y : b.x);
+                            four[i] *= row_sums[block][r * 2 + i % 2] + (i % 2 ? b.y : b.x);
                         }
-                    if (g.residual)
+                    if (has_residual())
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
                             float2 const more = device::unpack<T>(added[r + i / 2 * 2]);
@@ -244,9 +276,9 @@ struct GemmConsumer {
             device::publish_to_copies();
             device::meet(1 + group, 128);
             if (leader) {
-                device::store_tile(maps.y, buffer, tile.col + chunk * 64, tile.row + group * 64);
+                device::store_tile(maps.y, buffer, chunk_col(tile, chunk), chunk_row(tile, chunk));
                 device::commit_stores();
-                if (g.residual && chunk + 2 < kOutBlocks / 8) {
+                if (has_residual() && chunk + 2 < kChunks) {
                     device::wait_for_stores<0>();
                     fetch_residual(tile, chunk + 2);
                 }
@@ -255,9 +287,9 @@ struct GemmConsumer {
     }
 
     __device__ void multiply(GemmTile const& tile, int steps) {
-        float sums[kBlocks][4];
+        Sums sums;
         uint32_t bias[kBlocks];
-        if (g.residual && leader) {
+        if (has_residual() && leader) {
             device::wait_for_stores<0>();
             fetch_residual(tile, 0);
             fetch_residual(tile, 1);
@@ -286,7 +318,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::kStages; ++i) {
             device::init_barrier(&barriers.full[i], 1);
-            device::init_barrier(&barriers.empty[i], 4 * S::kGroups * S::kCluster);
+            device::init_barrier(&barriers.empty[i], 4 * S::kReaders * S::kCluster);
         }
         for (auto& of_group : barriers.residual)
             for (auto& barrier : of_group) device::init_barrier(&barrier, 1);
@@ -309,8 +341,12 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     } else {
         device::take_registers<240>();
         GemmConsumer<T, S, kByRows, kGated> consumer(maps, g, barriers, stages, group);
-        for_each_tile<S, kGated>(order, rank,
-                                 [&](GemmTile const& tile) { consumer.multiply(tile, steps); });
+        if (S::kTurns && group == 1) consumer.pass(steps);
+        for_each_tile<S, kGated>(order, rank, S::kTurns ? group : 0, S::kTurns ? 2 : 1,
+                                 [&](GemmTile const& tile) {
+                                     consumer.multiply(tile, steps);
+                                     if (S::kTurns) consumer.pass(steps);
+                                 });
         if (consumer.leader) device::wait_for_stores<0>();
     }
     if constexpr (S::kCluster > 1) device::meet_cluster();  // no block ends while others tell it

@@ -10,14 +10,14 @@
 
 namespace opfuse {
 
-// y = activation(x w + bias) + residual; gated, y = activation(x g + b) * (x u + c) + residual,
-// with [g | u] the weight and [b | c] the bias.
+// y = activation(x w + bias) + residual; gated, y = activation(x g + b) * (x u + c), with [g | u]
+// the weight and [b | c] the bias.
 struct Gemm {
     void* y;               // [rows, cols]
     void const* x;         // [rows, depth]
     void const* weight;    // [depth, cols], or `transposed` [cols, depth]; gated, 2 cols
     void const* bias;      // [cols], gated [2 cols]; or null
-    void const* residual;  // [rows, cols], or null
+    void const* residual;  // [rows, cols], or null; gated, null
     int64_t rows;
     int cols, depth;
     device::Activation activation;

@@ -19,7 +19,8 @@ SHAPES = [
     (65, 64, 256), (128, 256, 512), (129, 136, 1112), (300, 4096, 1024), (1000, 768, 3072),
     (1, 1, 1), (5, 7, 9), (33, 65, 127), (130, 31, 33), (257, 1001, 2), (2, 12, 20), (70, 100, 264),
 ]  # fmt: skip
-NOISE = 1e-5  # of fp32 sums of up to 4104 products, of scale 1
+# Of sums of up to 4104 products, of scale 1: tensor cores cut off what fp32 does not hold.
+NOISE = 5e-5
 
 
 def random(

@@ -21,6 +21,7 @@ static RegisterCase const gated_gemm({
                    {"xx", {x, {"64", "48"}}, {{}}},
                    {"xx", {x, {"48"}}, {{}}},
                    {"xxx", {x, weight, {"32"}}, {{}}}},
+    .takes_float = false,
 });
 
 }  // namespace contract

@@ -25,6 +25,7 @@ static RegisterCase const gemm_act({
                    {"xx", {x, {"2", "48", "64"}}, {{}}},
                    {"xxx", {x, weight, {"48"}}, {{}}},
                    {"xxxx", {x, weight, {"64"}, y}, {{}}}},
+    .takes_float = false,
 });
 
 }  // namespace contract
