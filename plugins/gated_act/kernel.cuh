@@ -94,8 +94,8 @@ cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, i
     case Activation::kSilu: return launch.template operator()<Activation::kSilu>();
     case Activation::kGelu: return launch.template operator()<Activation::kGelu>();
     case Activation::kGeluTanh: return launch.template operator()<Activation::kGeluTanh>();
+    default: return cudaErrorInvalidValue;
     }
-    return cudaErrorInvalidValue;
 }
 
 template <class T>

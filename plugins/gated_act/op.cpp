@@ -16,7 +16,7 @@ struct GatedAct {
         return std::tuple(Field<GatedAct, std::string>{"activation", &GatedAct::activation});
     }
     void check() const {
-        if (!device::find_activation(activation))
+        if (!device::find_gate(activation))
             throw std::invalid_argument("attribute 'activation' is '" + activation +
                                         "', need silu, gelu, or gelu_tanh");
     }
@@ -44,7 +44,7 @@ struct GatedAct {
             T const* up = packed ? gate + y.cols() : data<T>(call.inputs[1]);
             int64_t const stride = packed ? 2 * y.cols() : y.cols();
             return gated_act<T>(data<T>(y), gate, up, stride, y.rows(), y.cols(),
-                                *device::find_activation(activation), call.stream);
+                                *device::find_gate(activation), call.stream);
         });
     }
 };

@@ -62,6 +62,10 @@ CASES = {
         f"{QKV}, float[2, 1, 5, 5] m",
         f"y = opfuse.FlashAttention<{HEADS}, causal = 1, softcap = 2.0, nan_guard = 1>(q, k, v, m)",
     ),
+    "gated product": (
+        "float[2, 5, 4] x, float[4, 12] w, float[12] b",
+        'y = opfuse.GatedGemm<activation = "silu">(x, w, b)',
+    ),
     "softmax": (f"{X} s", "y = opfuse.MaskedSoftmax<scale = 0.5, causal = 0>(s)"),
     "masked softmax": (
         f"{X} s, float[5, 6] m",

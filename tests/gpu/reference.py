@@ -26,8 +26,14 @@ def layer_norm(
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """Elementwise, in float64."""
     x = x.double()
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return x.relu()
     if activation == "silu":
         return x * torch.sigmoid(x)
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     if activation == "gelu":
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -42,6 +42,8 @@ EXPECTED = {
         },
     ),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
+    "GatedGemm": ((2, 3), 1, {"activation": "STRING"}),
+    "GemmAct": ((2, 4), 1, {"activation": "STRING", "transposed": "INT", "residual": "INT"}),
     "QkNormRope": ((3, 6), 3, ROTATION | HEADS | {"epsilon": "FLOAT"}),
     "RmsNorm": ((2, 2), 1, {"epsilon": "FLOAT"}),
     "Rope": ((3, 3), 1, ROTATION | {"num_heads": "INT"}),

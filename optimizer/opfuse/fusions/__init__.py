@@ -15,6 +15,7 @@ from opfuse.fusions import (
     attention_op,
     gate_up_merge,
     gated_act,
+    gated_gemm,
     gelu,
     gemm_act,
     group_norm_silu,
@@ -56,7 +57,7 @@ FUSIONS = (
 
 # Wider still, and only for an engine of a library that has them: they take fused nodes together,
 # so the fused graph and its counts stay what the model is made of.
-WIDENINGS = (qk_norm_rope.FUSION,)
+WIDENINGS = (qk_norm_rope.FUSION, gated_gemm.FUSION)
 
 DEFINITIONS = {
     definition.op: definition
@@ -70,6 +71,7 @@ DEFINITIONS = {
         rope.DEFINITION,
         qk_norm_rope.DEFINITION,
         gated_act.DEFINITION,
+        gated_gemm.DEFINITION,
         gemm_act.DEFINITION,
     )
 }

@@ -16,11 +16,13 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from opfuse.errors import EngineError
+from opfuse.fusions.activation_body import KIND
 from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 
 DOMAIN = "opfuse"
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_PRODUCTS = ("GemmAct", "GatedGemm")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
         if node.op_type == "Attention":
             _prepare_attention(node)
     return tuple(choices)
+
+
+def wanted(want: str, plugins: Collection[str]) -> frozenset[str]:
+    """The ops of ``plugins`` for which nodes may be taken together: "auto" would leave some."""
+    return frozenset(plugins) - (frozenset(_PRODUCTS) if want == "auto" else frozenset())
 
 
 class Unable(Exception):
@@ -134,6 +141,7 @@ def _choose(
             if reason := _why_not(node, facts):
                 return "leave", reason, [_left(node)]
             node.overload = ""
+            _drop(node, KIND)  # the body's alone
             return "plugin", "the plugin library has it", [node]
         return "leave", _why_no_plugin(plugins), [_left(node)]
     if want == "native":
@@ -146,6 +154,8 @@ def _choose(
 
 def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
+    if node.op_type in _PRODUCTS:
+        return _why_no_product(node, want, facts)
     if node.op_type != "FlashAttention":
         return ""
     known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
@@ -155,16 +165,31 @@ def _why_not(node: NodeProto, facts: _Facts) -> str:
     return ""
 
 
+def _why_no_product(node: NodeProto, want: str, facts: _Facts) -> str:
+    """The plugin multiplies fp16 and bf16 on tensor cores; TensorRT chooses among many kernels."""
+    if want == "auto":
+        return "the plugin has not been seen to beat TensorRT's own GEMM in an engine"
+    known = [dtype for name in node.input if (dtype := facts.types.get(name))]
+    if not known or not set(known) <= set(_HALVES):
+        have = ", ".join(map(type_name, known)) or "an unknown type"
+        return f"the plugin takes fp16 and bf16, it has {have}"
+    return ""
+
+
 def _why_no_plugin(plugins: Collection[str]) -> str:
     return "the plugin library does not have it" if plugins else "no plugin library is loaded"
 
 
 def _left(node: NodeProto) -> NodeProto:
     """The node as a plain function call: the attribute is what makes it a plugin."""
-    kept = [item for item in node.attribute if item.name != "plugin_namespace"]
+    _drop(node, "plugin_namespace")
+    return node
+
+
+def _drop(node: NodeProto, attribute: str) -> None:
+    kept = [item for item in node.attribute if item.name != attribute]
     del node.attribute[:]
     node.attribute.extend(kept)
-    return node
 
 
 def _native(node: NodeProto, facts: _Facts) -> list[NodeProto]:

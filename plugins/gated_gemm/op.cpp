@@ -1,0 +1,48 @@
+#include "../core/op.h"
+
+#include "../core/shapes.h"
+#include "../device/dispatch.h"
+#include "../gemm_act/operands.h"
+
+namespace opfuse {
+
+struct GatedGemm {
+    // x, weight (columns of gate, then of up), bias? -> y; the kernels are those of GemmAct
+    static constexpr OpTraits kTraits{"GatedGemm", "1", 2, 3, 1};
+
+    std::string activation = "silu";
+
+    static auto fields() {
+        return std::tuple(Field<GatedGemm, std::string>{"activation", &GatedGemm::activation});
+    }
+    void check() const {
+        if (!device::find_gate(activation))
+            throw std::invalid_argument("attribute 'activation' is '" + activation +
+                                        "', need silu, gelu, or gelu_tanh");
+    }
+
+    bool accepts(size_t input, std::span<DataType const> types) const {
+        return input == 0 ? is_half(types[0]) : types[input] == types[0];
+    }
+    void types(std::span<DataType const> in, std::span<DataType> out) const { out[0] = in[0]; }
+    void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath& math) const {
+        Dim const both = need_product(in[0], in[1], false);
+        if (both.known() && both.value % 2 != 0)
+            throw std::invalid_argument("weight has " + std::to_string(both.value) +
+                                        " columns, need an even number");
+        if (in.size() > 2) need_elements("bias", in[2], both);
+        out[0] = in[0];
+        out[0].dims[out[0].rank - 1] = math.apply(DimOp::kFloorDiv, both, math.constant(2));
+    }
+
+    cudaError_t run(Call const& call) const {
+        auto const& in = call.inputs;
+        Operands const operands{call.outputs[0], in[0], in[1], in.size() > 2 ? in[2].data : nullptr,
+                                nullptr};
+        return multiply(operands, WeightForm::kGated, *device::find_gate(activation), call.stream);
+    }
+};
+
+}  // namespace opfuse
+
+OPFUSE_REGISTER_OP(opfuse::GatedGemm)

@@ -1,0 +1,104 @@
+// Clusters of blocks, and copies between tensors in device memory and shared memory in two
+// dimensions (TMA), to several blocks at once where asked.
+#pragma once
+#include "../device/tma.cuh"
+
+namespace opfuse::device {
+
+__device__ inline int cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return static_cast<int>(rank);
+}
+
+__device__ inline void meet_cluster() {
+    asm volatile(
+        "barrier.cluster.arrive.release;\n"
+        "barrier.cluster.wait.acquire;" ::
+            : "memory");
+}
+
+__device__ inline int cluster_size() {
+    uint32_t size;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return static_cast<int>(size);
+}
+
+// The address that `address` of this block's shared memory has in block `rank`.
+__device__ inline uint32_t address_in(uint32_t address, int rank) {
+    uint32_t remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+__device__ inline void arrive_in(uint64_t* barrier, int rank) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
+                     address_in(shared_address(barrier), rank))
+                 : "memory");
+}
+
+__device__ inline float4 load_from(uint32_t cluster_address) {
+    float4 value;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(cluster_address)
+                 : "memory");
+    return value;
+}
+
+// Asks for a box to be in L2.
+__device__ inline void prefetch_tile(CUtensorMap const& map, int col, int row) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
+                 "r"(col), "r"(row)
+                 : "memory");
+}
+
+// Copies the map's box at (col, row) to `to`; elements outside of the tensor are 0.
+__device__ inline void copy_tile(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
+                                 int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row)
+        : "memory");
+}
+
+// The same, to the same place in each block of `mask`, whose barriers are told.
+__device__ inline void copy_tile_to(uint16_t mask, void* to, CUtensorMap const& map,
+                                    uint64_t* barrier, int col, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row), "h"(mask)
+        : "memory");
+}
+
+// Copies a box to the tensor, elements inside of it.
+__device__ inline void store_tile(CUtensorMap const& map, void const* from, int col, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+        "r"(shared_address(from)), "r"(col), "r"(row)
+        : "memory");
+}
+
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until all but kPending of this thread's committed stores have read shared memory.
+template <int kPending>
+__device__ void wait_for_stores() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+// What ordinary stores wrote to shared memory is seen by later copies.
+__device__ inline void publish_to_copies() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Four 8x8 matrices from fragments; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ inline void store_matrices(uint32_t address, uint32_t const (&from)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
+
+}  // namespace opfuse::device

@@ -1,0 +1,48 @@
+#include "operands.h"
+
+#include <limits>
+
+#include "../core/shapes.h"
+
+namespace opfuse {
+namespace {
+
+bool aligned(void const* data, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
+
+}  // namespace
+
+Dim need_product(Shape const& x, Shape const& weight, bool transposed) {
+    need_last_axis(x);
+    if (weight.rank != 2) throw std::invalid_argument("weight is no matrix");
+    Dim const depth = weight.dims[transposed ? 1 : 0], of_x = x.dims[x.rank - 1];
+    if (depth.known() && of_x.known() && depth.value != of_x.value)
+        throw std::invalid_argument("x has " + std::to_string(of_x.value) +
+                                    " columns, and weight " + std::to_string(depth.value) +
+                                    " rows");
+    return weight.dims[transposed ? 0 : 1];
+}
+
+cudaError_t multiply(Operands const& operands, WeightForm form, device::Activation activation,
+                     cudaStream_t stream) {
+    Tensor const &y = operands.y, &x = operands.x;
+    int64_t const most = std::numeric_limits<int32_t>::max() / 2;
+    if (x.cols() > most || y.cols() > most) return cudaErrorInvalidValue;
+    if (y.rows() == 0 || y.cols() == 0) return cudaSuccess;
+    Gemm g{};
+    g.y = y.data, g.x = x.data, g.weight = operands.weight.data;
+    g.bias = operands.bias, g.residual = operands.residual;
+    g.rows = y.rows();
+    g.cols = static_cast<int>(y.cols()), g.depth = static_cast<int>(x.cols());
+    g.activation = activation;
+    g.transposed = form == WeightForm::kTransposed, g.gated = form == WeightForm::kGated;
+    bool const whole_rows = g.depth % 8 == 0 && (g.transposed || g.cols % 8 == 0);
+    g.in_vectors = whole_rows && aligned(g.x, 16) && aligned(g.weight, 16);
+    g.y_in_pairs = g.cols % 2 == 0 && aligned(g.y, 4);
+    g.y_in_boxes = g.cols % 8 == 0 && aligned(g.y, 16) && aligned(g.residual, 16);
+    return y.type == DataType::kFloat16 ? multiply<__half>(g, stream)
+                                        : multiply<__nv_bfloat16>(g, stream);
+}
+
+}  // namespace opfuse

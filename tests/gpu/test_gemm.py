@@ -1,0 +1,163 @@
+"""GemmAct and GatedGemm against float64: all epilogues, both layouts, odd sizes, few and many rows.
+
+The error that is allowed is that of fp32 sums of products that are exact, and one rounding.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.harness import Buffers, Runner, torch
+from tests.gpu.reference import activate
+
+DTYPES = [torch.float16, torch.bfloat16]
+ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+GATES = ["silu", "gelu", "gelu_tanh"]
+# (rows, depth, columns): each kernel with whole and with broken tiles, and what no vector fits.
+SHAPES = [
+    (1, 64, 64), (1, 4096, 1000), (3, 200, 1000), (16, 8, 8), (17, 4104, 264), (64, 4096, 512),
+    (65, 64, 256), (128, 256, 512), (129, 136, 1112), (300, 4096, 1024), (1000, 768, 3072),
+    (1, 1, 1), (5, 7, 9), (33, 65, 127), (130, 31, 33), (257, 1001, 2), (2, 12, 20), (70, 100, 264),
+]  # fmt: skip
+# Of sums of up to 4104 products, of scale 1: tensor cores cut off what fp32 does not hold.
+NOISE = 5e-5
+
+
+def random(
+    generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0
+) -> torch.Tensor:
+    return (torch.randn(shape, generator=generator, device="cuda") * scale).to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gemm_act(
+    runner: Runner,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    transposed: int,
+    shape: tuple[int, int, int],
+) -> None:
+    rows, depth, cols = shape
+    for number, activation in enumerate(ACTIVATIONS):
+        buffers = Buffers(offset=int(number == 1))
+        x = buffers.place(random(generator, (rows, depth), dtype))
+        weight = random(generator, (depth, cols), dtype, depth**-0.5)
+        placed = buffers.place(weight.T.contiguous() if transposed else weight)
+        inputs, total = [x, placed], x.double() @ weight.double()
+        if number % 2 == 0:
+            inputs.append(buffers.place(random(generator, (cols,), dtype)))
+            total = total + inputs[-1].double()
+        expected = activate(total, activation)
+        if number >= 3:
+            inputs.append(buffers.place(random(generator, (rows, cols), dtype)))
+            expected = expected + inputs[-1].double()
+        y = buffers.empty((rows, cols), dtype)
+        attributes = {"activation": activation, "transposed": transposed}
+        runner("GemmAct", {**attributes, "residual": int(number >= 3)}, inputs, [y])
+        runner.compare(f"GemmAct {activation}", y, expected, NOISE)
+        buffers.check_guards()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_gemm(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    rows, depth, cols = shape
+    for number, activation in enumerate(GATES):
+        buffers = Buffers(offset=int(number == 1))
+        x = buffers.place(random(generator, (rows, depth), dtype))
+        weight = buffers.place(random(generator, (depth, 2 * cols), dtype, depth**-0.5))
+        inputs, both = [x, weight], x.double() @ weight.double()
+        if number % 2 == 0:
+            inputs.append(buffers.place(random(generator, (2 * cols,), dtype)))
+            both = both + inputs[-1].double()
+        gate, up = both.chunk(2, -1)
+        y = buffers.empty((rows, cols), dtype)
+        runner("GatedGemm", {"activation": activation}, inputs, [y])
+        runner.compare(f"GatedGemm {activation}", y, activate(gate, activation) * up, NOISE)
+        buffers.check_guards()
+
+
+def test_large_product(runner: Runner, generator: torch.Generator) -> None:
+    """More tiles than multiprocessors, a depth of many stages, and edges: every tile is right."""
+    rows, depth, cols = 4000, 2056, 4360
+    x = random(generator, (rows, depth), torch.float16)
+    weight = random(generator, (depth, cols), torch.float16, depth**-0.5)
+    y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
+    runner("GemmAct", {}, [x, weight], [y])
+    runner.compare("GemmAct large", y, x.double() @ weight.double(), NOISE)
+
+
+def test_beyond_32_bits(runner: Runner, generator: torch.Generator) -> None:
+    """x and y have more than 2^31 elements; the last rows show whether offsets fit."""
+    rows, depth, cols = 1 << 20, 2056, 2056
+    x = torch.zeros((rows, depth), dtype=torch.float16, device="cuda")
+    x[-128:] = random(generator, (128, depth), torch.float16)
+    weight = random(generator, (depth, cols), torch.float16, depth**-0.5)
+    y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
+    runner("GemmAct", {}, [x, weight], [y])
+    runner.compare("GemmAct beyond", y[-128:], x[-128:].double() @ weight.double(), NOISE)
+    assert y[:-128].abs().max() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 64, 1000])
+def test_error_is_not_above_cublas(runner: Runner, generator: torch.Generator, rows: int) -> None:
+    """Same inputs, bias and GELU; torch's fused epilogue is cuBLASLt's."""
+    depth, cols = 4096, 1024
+    x = random(generator, (rows, depth), torch.float16)
+    weight = random(generator, (depth, cols), torch.float16, depth**-0.5)
+    bias = random(generator, (cols,), torch.float16)
+    y = torch.empty((rows, cols), dtype=torch.float16, device="cuda")
+    expected = activate(x.double() @ weight.double() + bias.double(), "gelu_tanh")
+    theirs = torch._addmm_activation(bias, x, weight, use_gelu=True)
+    runner("GemmAct", {"activation": "gelu_tanh"}, [x, weight, bias], [y])
+    own, other = ((found.double() - expected).norm() for found in (y, theirs))
+    assert own <= other * 1.001
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_empty(runner: Runner, rows: int) -> None:
+    """No rows give nothing; no depth gives the activation of the bias."""
+    depth = 64 if rows == 0 else 0
+    x = torch.empty((rows, depth), dtype=torch.float16, device="cuda")
+    weight = torch.empty((depth, 32), dtype=torch.float16, device="cuda")
+    bias = torch.arange(32, device="cuda").half()
+    y = torch.full((rows, 32), float("nan"), dtype=torch.float16, device="cuda")
+    runner("GemmAct", {}, [x, weight, bias], [y])
+    assert torch.equal(y, bias.expand(rows, 32))
+
+
+@pytest.mark.parametrize("shape", [(3, 72, 136), (200, 72, 264), (5, 7, 9)], ids=str)
+def test_memory_is_exact(
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int, int]
+) -> None:
+    """For compute-sanitizer: each buffer is an allocation of its own."""
+    rows, depth, cols = shape
+    x = random(generator, (rows, depth), torch.float16)
+    weight = random(generator, (depth, 2 * cols), torch.float16)
+    plain = weight[:, :cols].contiguous()
+    residual = random(generator, (rows, cols), torch.float16)
+    y, gated = torch.empty_like(residual), torch.empty_like(residual)
+    runner("GemmAct", {"activation": "gelu", "residual": 1}, [x, plain, residual], [y])
+    runner("GatedGemm", {}, [x, weight], [gated])
+    assert y.isfinite().all()
+    assert gated.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [7, 300])
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_specials_stay_in_their_row(
+    runner: Runner, activation: str, special: float, rows: int
+) -> None:
+    x = torch.randn(rows, 64, device="cuda").half()
+    weight = torch.eye(64, device="cuda").half()
+    bias = torch.zeros(64, device="cuda").half()
+    bias[5] = special
+    y = torch.empty_like(x)
+    runner("GemmAct", {"activation": activation}, [x, weight, bias], [y])
+    expected = activate(x.double() + bias.double(), activation)
+    assert torch.allclose(y.double(), expected, rtol=1e-2, atol=1e-2, equal_nan=True)
