@@ -118,6 +118,8 @@ struct GemmConsumer {
     static constexpr int kOutBlocks = kGated ? kBlocks / 2 : kBlocks;
     static constexpr int kAcross = kOutBlocks / 8, kChunks = S::kHeights * kAcross;
     using Sums = float[S::kHeights][kBlocks][4];
+    static constexpr int kTurn =
+        3;  // the first of two named barriers; those before are the groups'
 
     GemmMaps const& maps;
     Gemm const& g;
@@ -176,8 +178,18 @@ struct GemmConsumer {
         device::commit_products();
     }
 
+    // By turns, a group waits for its stages only when the other has all of its own: a barrier
+    // tells one phase from the next, not from the one after it.
+    __device__ void await_turn() const {
+        if constexpr (S::kTurns) device::meet(kTurn + group, 256);
+    }
+    __device__ void end_turn() const {
+        if constexpr (S::kTurns) device::arrive_to_meet(kTurn + 1 - group, 256);
+    }
+
     __device__ void accumulate(Sums& sums, int steps) {
         int before = 0;
+        await_turn();
         for (int step = 0; step < steps; ++step) {
             device::wait(&barriers.full[stage], parity);
             device::fence_products();
@@ -189,6 +201,7 @@ struct GemmConsumer {
             before = stage;
             pass(1);
         }
+        end_turn();
         device::wait_for_products<0>();
         release(before);
     }
@@ -341,7 +354,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     } else {
         device::take_registers<240>();
         GemmConsumer<T, S, kByRows, kGated> consumer(maps, g, barriers, stages, group);
-        if (S::kTurns && group == 1) consumer.pass(steps);
+        if (S::kTurns && group == 1) {
+            consumer.end_turn();  // group 0 begins
+            consumer.pass(steps);
+        }
         for_each_tile<S, kGated>(order, rank, S::kTurns ? group : 0, S::kTurns ? 2 : 1,
                                  [&](GemmTile const& tile) {
                                      consumer.multiply(tile, steps);
