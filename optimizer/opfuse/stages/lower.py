@@ -138,7 +138,7 @@ def _choose(
     """The choice, its reason, and the nodes that stand for it."""
     if want in ("auto", "plugin"):
         if node.op_type in plugins:
-            if reason := _why_not(node, facts):
+            if reason := _why_not(node, want, facts):
                 return "leave", reason, [_left(node)]
             node.overload = ""
             _drop(node, KIND)  # the body's alone
@@ -152,7 +152,7 @@ def _choose(
     return "leave", "asked for", [_left(node)]
 
 
-def _why_not(node: NodeProto, facts: _Facts) -> str:
+def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
         return _why_no_product(node, want, facts)
