@@ -49,6 +49,22 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             yield from all_nodes(graph.node)
 
 
+def reads(nodes: Iterable[NodeProto]) -> set[str]:
+    """The values that nodes read, those that their subgraphs capture included."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(name for name in node.input if name)
+        for graph in subgraphs(node):
+            names |= _captured(graph)
+    return names
+
+
+def _captured(graph: GraphProto) -> set[str]:
+    own = {info.name for info in graph.input} | {t.name for t in graph.initializer}
+    own.update(name for node in graph.node for name in node.output)
+    return (reads(graph.node) | {info.name for info in graph.output}) - own
+
+
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor in the model: initializers and attributes, in subgraphs and functions too."""
     yield from _graph_tensors(model.graph)

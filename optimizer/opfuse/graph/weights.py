@@ -23,6 +23,10 @@ class DerivedValues(LazyValues):  # type: ignore[misc]  # gs has no types
     parts: tuple[gs.Constant, ...]
     base_dir: Path
 
+    def load(self) -> np.ndarray:
+        """Return the whole weight as an array."""
+        raise AssertionError("every kind of derived weight has its own")
+
     def blocks(self) -> Iterator[bytes]:
         """Yield the raw little-endian row-major bytes in pieces of at most 16 MiB."""
         raise AssertionError("every kind of derived weight has its own")
@@ -67,7 +71,7 @@ class ConcatValues(DerivedValues):
             yield np.concatenate([view[start : start + step] for view in views], 1).tobytes()
             if start % (8 * step) == 0:
                 for view in views:
-                    _forget_pages(view)
+                    release(view)
 
 
 class CastValues(DerivedValues):
@@ -137,7 +141,7 @@ def gs_dtype(dtype: int) -> object:
 def load(constant: gs.Constant, base_dir: Path) -> np.ndarray:
     """Return the values of ``constant``, from its external file where they lie there."""
     values = constant._values
-    if isinstance(values, (ConcatValues, CastValues)):
+    if isinstance(values, DerivedValues):
         return values.load()
     if isinstance(values, LazyValues):
         return onnx.numpy_helper.to_array(values.tensor, str(base_dir))
@@ -148,7 +152,7 @@ def memory(constant: gs.Constant, base_dir: Path) -> np.ndarray:
     """Return the raw bytes of ``constant`` as a flat uint8 array, mapped where they are a file."""
     values = constant._values
     if isinstance(values, LazyValues) and is_external(values.tensor):
-        if isinstance(values, (ConcatValues, CastValues)):
+        if isinstance(values, DerivedValues):
             return np.frombuffer(values.load().tobytes(), np.uint8)
         return map_external(values.tensor, base_dir)
     array = load(constant, base_dir)
@@ -194,10 +198,10 @@ def _pieces(view: np.ndarray) -> Iterator[bytes]:
     for start in range(0, view.size, PIECE):
         yield view[start : start + PIECE].tobytes()
         if start % (8 * PIECE) == 0:
-            _forget_pages(view)
+            release(view)
 
 
-def _forget_pages(view: np.ndarray) -> None:
+def release(view: np.ndarray) -> None:
     """Give the pages of a map that was read back to the system, so that they do not count."""
     base: object = view
     while isinstance(base, np.ndarray):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper
 from onnx.helper import (
     make_empty_tensor_value_info,
     make_graph,
@@ -18,7 +18,7 @@ from onnx.helper import (
     np_dtype_to_tensor_dtype,
 )
 
-from opfuse.graph.protos import subgraphs
+from opfuse.graph.protos import reads
 from opfuse.numerics import stored
 from opfuse.numerics.compare import HALVES, Array
 from opfuse.numerics.product import matmul
@@ -95,7 +95,7 @@ class Chunked:
             return {}
         if piece.heavy:
             return {wanted[0]: self._multiply(piece.nodes[0], piece.heavy, live)}
-        feeds = {name: live[name] for name in sorted(_reads(piece.nodes)) if name in live}
+        feeds = {name: live[name] for name in sorted(reads(piece.nodes)) if name in live}
         large = [n for n in sorted(piece.weights) if self._weights[n].nbytes > _INLINE]
         feeds.update((name, self._weights[name].array()) for name in large)
         runner = self._only or self._open(piece, feeds, wanted)
@@ -133,7 +133,7 @@ class Chunked:
         for node in nodes:
             heavy = self._heavy(node)
             alone = node.op_type in self._alone
-            names = {name for name in _reads([node]) if name in self._weights}
+            names = {name for name in reads([node]) if name in self._weights}
             cost = sum(self._cost(name) for name in names - pieces[-1].weights)
             full = pieces[-1].nbytes + cost > self._limit
             lone = heavy or alone or pieces[-1].heavy or pieces[-1].alone
@@ -176,13 +176,13 @@ class Chunked:
         }
         for node in nodes:
             factor = node.input[1:2] if node.op_type == "MatMul" and not node.domain else ()
-            for name in _reads([node]) - set(factor):
+            for name in reads([node]) - set(factor):
                 found.pop(name, None)
         return {name: weight for name, weight in found.items() if name not in self.outputs}
 
     def _last_uses(self) -> dict[str, int]:
         """The last piece that reads each value; graph outputs are read behind the last."""
-        last = {name: n for n, piece in enumerate(self.pieces) for name in _reads(piece.nodes)}
+        last = {name: n for n, piece in enumerate(self.pieces) for name in reads(piece.nodes)}
         return {**last, **dict.fromkeys(self.outputs, len(self.pieces))}
 
 
@@ -203,19 +203,3 @@ def _element(name: str, values: Array) -> int:
     if not hasattr(values, "dtype"):
         raise CannotRun(f"{name} is not a tensor")
     return int(np_dtype_to_tensor_dtype(values.dtype))
-
-
-def _reads(nodes: Iterable[NodeProto]) -> set[str]:
-    """The values that nodes read, those that their subgraphs capture included."""
-    names: set[str] = set()
-    for node in nodes:
-        names.update(name for name in node.input if name)
-        for graph in subgraphs(node):
-            names |= _captured(graph)
-    return names
-
-
-def _captured(graph: GraphProto) -> set[str]:
-    own = {info.name for info in graph.input} | {t.name for t in graph.initializer}
-    own.update(name for node in graph.node for name in node.output)
-    return (_reads(graph.node) | {info.name for info in graph.output}) - own

@@ -199,6 +199,7 @@ class Loaded:
             else:
                 model = retype(model, self._narrow, TensorProto.FLOAT)
             weights = {name: self._widened(value) for name, value in weights.items()}
+        self.model, self.weights = model, weights
         self.graph = model.graph
         self.outputs = [info.name for info in model.graph.output]
         self.small = sum(value.nbytes for value in weights.values()) <= _SMALL

@@ -1,0 +1,141 @@
+"""Which products are split by what they sum over, each with the part of the graph in front of it.
+
+Such a product costs one all-reduce of its result. It is worth that where a product in front of it
+is split by features: then no rank reads more than its share of either weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from opfuse.graph.edit import producer
+from opfuse.sharding.layout import Shard, Stays
+from opfuse.sharding.rules import Local
+from opfuse.sharding.rules.products import row
+from opfuse.sharding.spread import Spread, Spreader
+
+_ATTENTION = "FlashAttention"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The products that are split by what they sum over, and all that follows from it.
+
+    Attributes:
+        rows: Their ids.
+        spread: What is split.
+        left: Why each other product with a weight, and each attention, stays whole; by id.
+    """
+
+    rows: frozenset[int]
+    spread: Spread
+    left: Mapping[int, str]
+
+
+def choose(spreader: Spreader, outputs: Mapping[int, Shard]) -> Choice:
+    """Decide for every product of a graph.
+
+    Args:
+        spreader: The graph.
+        outputs: Parts of graph outputs that are wanted, by the tensor's id.
+    """
+    nodes = list(spreader.graph.nodes)
+    rows: dict[int, Local] = {}
+    columns: set[int] = set()
+    left: dict[int, str] = {}
+    for index, node in enumerate(nodes):
+        if id(node) in columns or not is_product(node):
+            continue
+        try:
+            how = row(spreader.view(node))
+        except Stays as stays:
+            left[id(node)] = str(stays)
+            continue
+        trial = spreader.spread(
+            {id(node): how}, nodes[: index + 1], {}, alone=True, whole=rows.keys()
+        )
+        own = _columns(trial)
+        if own:
+            rows[id(node)] = how
+            columns |= own
+        else:
+            left[id(node)] = _why(node, trial)
+    return _settled(spreader, nodes, rows, outputs, left)
+
+
+def _settled(
+    spreader: Spreader,
+    nodes: list[gs.Node],
+    rows: dict[int, Local],
+    outputs: Mapping[int, Shard],
+    left: dict[int, str],
+) -> Choice:
+    """Drop what is not worth it once everything that reads a tensor is heard."""
+    while True:
+        spread = spreader.spread(rows, nodes, outputs, whole=rows.keys())
+        lost = [n for n in nodes if id(n) in rows and not _fed(n, spread)]
+        if not lost:
+            break
+        for node in lost:
+            left[id(node)] = _why(node, spread)
+            del rows[id(node)]
+    for node in nodes:
+        if id(node) in spread.nodes:
+            left.pop(id(node), None)
+        elif id(node) in spread.reasons and (is_product(node) or is_attention(node)):
+            left[id(node)] = spread.reasons[id(node)]
+        elif is_attention(node):
+            left.setdefault(id(node), "no product behind it is split")
+    return Choice(frozenset(rows), spread, left)
+
+
+def is_product(node: gs.Node) -> bool:
+    """Whether a node multiplies with a weight."""
+    product = node.op in ("MatMul", "Gemm", "GemmAct") and node.domain in (None, "", "opfuse")
+    return product and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant)
+
+
+def is_attention(node: gs.Node) -> bool:
+    """Whether a node is a fused attention."""
+    return bool(node.op == _ATTENTION and node.domain == "opfuse")
+
+
+def _columns(spread: Spread) -> set[int]:
+    return {key for key, how in spread.nodes.items() if how.column}
+
+
+def _fed(row: gs.Node, spread: Spread) -> bool:
+    """Whether a product that is split by features stands in front of ``row``."""
+    return any(spread.nodes[id(node)].column for node in _split_before(row, spread))
+
+
+def _split_before(row: gs.Node, spread: Spread) -> Iterator[gs.Node]:
+    """The nodes that work on parts and lead to ``row``."""
+    seen: set[int] = set()
+    pending = [row.inputs[0]]
+    while pending:
+        tensor = pending.pop()
+        node = producer(tensor)
+        if node is None or id(node) in seen or id(tensor) not in spread.tensors:
+            continue
+        seen.add(id(node))
+        yield node
+        pending.extend(node.inputs)
+
+
+def _why(row: gs.Node, spread: Spread) -> str:
+    """The reason that stands nearest in front of ``row``."""
+    pending, seen = [row.inputs[0]], set[int]()
+    while pending:
+        node = producer(pending.pop(0))
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if id(node) in spread.reasons:
+            return f"{node.op} in front of it stays whole: {spread.reasons[id(node)]}"
+        if id(node) in spread.nodes:
+            pending.extend(node.inputs)
+    return "no product in front of it can be split"

@@ -1,0 +1,71 @@
+"""Matrix products: split by the features that they make, by rows, or by what they batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from opfuse.sharding.layout import Shard, Stays, even, static
+from opfuse.sharding.rules.base import Local, Rule, View, only
+
+
+def _matmul(view: View, wanted: Sequence[Shard | None]) -> Local:
+    shard = only(wanted)
+    left, right, rank = view.shape(0), view.shape(1), len(view.result())
+    if len(left) < 2 or len(right) < 2:
+        raise Stays("it multiplies with a vector")
+    if shard.axis == rank - 1:
+        constant = isinstance(view.node.inputs[1], gs.Constant)
+        return Local((None, shard.on(len(right) - 1)), column=constant)
+    if shard.axis == rank - 2:
+        return Local((shard.on(len(left) - 2), None))
+    size = view.result()[shard.axis]
+    return Local((view.aligned(0, shard, rank, size), view.aligned(1, shard, rank, size)))
+
+
+def _gemm(view: View, wanted: Sequence[Shard | None]) -> Local:
+    """The normal form leaves the Gemms that scale or turn what they read."""
+    shard = only(wanted)
+    inputs = view.whole()
+    if shard.axis == 1:
+        inputs[1] = shard.on(0 if view.node.attrs.get("transB", 0) else 1)
+    else:
+        inputs[0] = shard.on(1 if view.node.attrs.get("transA", 0) else 0)
+    if view.has(2):
+        inputs[2] = view.aligned(2, shard, 2, view.result()[shard.axis])
+    constant = shard.axis == 1 and isinstance(view.node.inputs[1], gs.Constant)
+    return Local(tuple(inputs), column=constant)
+
+
+def _gemm_act(view: View, wanted: Sequence[Shard | None]) -> Local:
+    shard, rank = only(wanted), len(view.result())
+    inputs = view.whole()
+    if shard.axis < rank - 1:
+        inputs[0] = shard
+        return Local(tuple(inputs))
+    inputs[1] = shard.on(1)
+    if view.has(2):
+        inputs[2] = shard.on(0)
+    return Local(tuple(inputs), column=isinstance(view.node.inputs[1], gs.Constant))
+
+
+def row(view: View) -> Local:
+    """A product split by what it sums over: every rank has a part of the sum.
+
+    Raises:
+        Stays: It is none, or the ranks do not divide what it sums over.
+    """
+    node = view.node
+    if node.op == "GemmAct":
+        raise Stays("its activation needs the whole sum")
+    if node.op != "MatMul" or len(node.inputs) != 2 or not isinstance(node.inputs[1], gs.Constant):
+        raise Stays("it is no product with a weight")
+    left, right = view.shape(0), view.shape(1)
+    if len(right) != 2 or len(left) < 2:
+        raise Stays("its weight is no matrix")
+    shard = even(len(left) - 1, static(right[0], "what it sums over"), view.ranks)
+    return Local((shard, shard.on(0)))
+
+
+RULES: dict[str, Rule] = {"MatMul": _matmul, "Gemm": _gemm, "GemmAct": _gemm_act}
