@@ -111,9 +111,7 @@ class Cutter:
         if not start <= shard.axis < stop:
             return
         result = node.outputs[0]
-        edit.release_output(node, result)
-        own = self._variable(result, "of_rank")
-        node.outputs.append(own)
+        own = self.released(node, result)
         size = np.int64(shape[shard.axis])
         whole = self.with_sizes(own, {shard.axis - start: int(size)}, stop - start)
         self.node("Identity", [whole], {}, result)
@@ -152,7 +150,7 @@ class Cutter:
         return gs.Constant(self._fresh(name), value)
 
     def _slice(self, tensor: gs.Tensor, shard: Shard) -> gs.Tensor:
-        result = self._variable(tensor, "part", shard)
+        result = self._like(tensor, "part", shard)
         name = f"{tensor.name}/part"
         if any((np.diff(part) != 1).any() for part in shard.parts):
             indices = self.numbers(f"{name}_indices", list(shard.parts))
@@ -174,7 +172,7 @@ class Cutter:
             return self.constant(name, np.where(mask, new, sizes.values))
         if mask.all():
             return self.constant(name, new)
-        result = self._variable(sizes, "of_rank")
+        result = self._like(sizes, "of_rank")
         given = self.constant(f"{name}_mask", mask), self.constant(f"{name}_values", new)
         self.node("Where", [*given, sizes], {}, result)
         return result
@@ -184,10 +182,18 @@ class Cutter:
     def reduce(self, node: gs.Node) -> None:
         """Sum the result of ``node`` over the ranks."""
         result = node.outputs[0]
+        self.sum(self.released(node, result), result)
+
+    def sum(self, part: gs.Tensor, result: gs.Tensor) -> None:
+        """Let ``result`` be the sum of all ranks' ``part``."""
+        self.collective(ALL_REDUCE, part, result, {"reduce_op": "sum"})
+
+    def released(self, node: gs.Node, result: gs.Tensor) -> gs.Tensor:
+        """Let ``node`` write a tensor of the rank's own in place of ``result``."""
         edit.release_output(node, result)
-        own = self._variable(result, "of_rank")
+        own = self._like(result, "of_rank")
         node.outputs.append(own)
-        self.collective(ALL_REDUCE, own, result, {"reduce_op": "sum"})
+        return own
 
     def collective(
         self, op: str, part: gs.Tensor, result: gs.Tensor, attrs: Mapping[str, object]
@@ -204,7 +210,11 @@ class Cutter:
         self._nodes.append(node)
         return node
 
-    def _variable(self, like: gs.Tensor, suffix: str, shard: Shard | None = None) -> gs.Variable:
+    def variable(self, name: str) -> gs.Variable:
+        """A tensor of which nothing is told."""
+        return gs.Variable(self._fresh(name))
+
+    def _like(self, like: gs.Tensor, suffix: str, shard: Shard | None = None) -> gs.Variable:
         shape = None if like.shape is None else list(like.shape)
         if shape is not None and shard is not None:
             shape[shard.axis] = shard.local

@@ -8,7 +8,7 @@ whole. So a wrong guess costs time and no numbers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -156,6 +156,6 @@ def _is_cache(tensor: gs.Tensor, shard: Shard, found: Spread) -> bool:
     cache.
     """
     rank = len(tensor.shape or ())
-    readers: Iterable[gs.Node] = tensor.outputs
+    readers = [node for node in tensor.outputs if not reads_sizes(node)]
     joined = all(node.op == "Concat" and id(node) in found.nodes for node in readers)
     return joined and _is_heads(shard, rank)
