@@ -25,7 +25,7 @@ FRONT = {"cli", "__main__", "arguments", "terminal", "versions", "api", "__init_
 NATIVE = {"engine", "runtime", "numerics"}
 NATIVE_USERS = {"stages/build", "stages/prove", "stages/verify", "stages/library", "stages/shapes"}
 NATIVE_USERS |= {"stages/bench", "stages/tune", "stages/precision", "stages/check"}
-NATIVE_USERS |= {"stages/package", "serving/subject"}
+NATIVE_USERS |= {"stages/package", "stages/shard_proof", "serving/subject"}
 
 
 def name_of(path: Path) -> str:
@@ -38,7 +38,7 @@ def layer_of(name: str) -> str:
         return "cli"
     if top in LEAVES:
         return "leaf"
-    if top == "checking":
+    if top in ("checking", "splitting"):
         return "pipeline"
     return top
 

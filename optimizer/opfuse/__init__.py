@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opfuse.api import fuse as fuse
     from opfuse.api import package as package
     from opfuse.api import plugins as plugins
+    from opfuse.api import shard as shard
     from opfuse.api import verify as verify
     from opfuse.config import Config as Config
     from opfuse.errors import CheckFailed as CheckFailed
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(
-        ("bench", "build", "check", "explain", "fuse", "package", "plugins", "verify"),
+        ("bench", "build", "check", "explain", "fuse", "package", "plugins", "shard", "verify"),
         "opfuse.api",
     ),
     "Config": "opfuse.config",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opfuse import checking, pipeline
+from opfuse import checking, pipeline, splitting
 from opfuse.config import Config
 from opfuse.errors import InputError
 from opfuse.stages.report import Report
@@ -14,6 +14,7 @@ from opfuse.stages.report import Report
 if TYPE_CHECKING:
     from opfuse.gate.result import Check
     from opfuse.runtime.library import LibraryInfo
+    from opfuse.splitting import Shards
     from opfuse.stages.bench import Bench
     from opfuse.stages.package import Packaged
     from opfuse.stages.verify import Comparison
@@ -115,6 +116,21 @@ def package(
         max_batch=max_batch,
         plugin_library=library,
     )
+
+
+def shard(model: AnyPath, output: AnyPath, tp: int, **options: Any) -> Shards:
+    """Cuts a model for several GPUs, and proves that together they compute the same.
+
+    Args:
+        model: The ONNX file.
+        output: The folder to write: a file for each rank, and the plan.
+        tp: The number of ranks.
+        **options: Fields of :class:`opfuse.Config`, such as ``shard_vocab=True``.
+
+    Raises:
+        OpfuseError: Any foreseen failure; ``output`` is then as it was.
+    """
+    return splitting.shard(_config(model, output, {"tp": tp, **options}))
 
 
 def plugins(library: AnyPath | None = None) -> LibraryInfo:

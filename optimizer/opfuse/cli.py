@@ -10,6 +10,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -166,6 +167,18 @@ def _package(args: Namespace, progress: Progress) -> int:
     return 0
 
 
+def _shard(args: Namespace, progress: Progress) -> int:
+    from opfuse import splitting
+    from opfuse.stages.shard_text import render_shards
+
+    if args.tp is None:
+        raise InputError("shard has no number of ranks", "give one with --tp N")
+    shards = splitting.shard(config_of(args), progress)
+    text = partial(render_shards, str(shards.folder), shards.plan, shards.proof)
+    _show(args, lambda: _json(shards.as_dict()), text)
+    return 0
+
+
 def _plugins(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
     from opfuse.stages.report_text import render_library
@@ -183,6 +196,7 @@ _COMMANDS: dict[str, Callable[[Namespace, Progress], int]] = {
     "check": _check,
     "bench": _bench,
     "package": _package,
+    "shard": _shard,
     "plugins": _plugins,
 }
 

@@ -58,6 +58,8 @@ class Config:
         update: Write that file anew.
         bench: A report of `opfuse bench` in JSON, for the limit of the time.
         engine: The engine that was built, for the limits of its size and its time.
+        tp: How many ranks `shard` cuts the model for.
+        shard_vocab: Share out the embedding and the head too.
         debug: Show tracebacks, and keep what the child processes print.
 
     Raises:
@@ -95,6 +97,8 @@ class Config:
     update: bool = False
     bench: Path | None = None
     engine: Path | None = None
+    tp: int = 2
+    shard_vocab: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ def parser() -> Parser:
     commands.check(add)
     commands.bench(add)
     commands.package(add)
+    commands.shard(add)
     commands.plugins(add)
     commands.completion(add)
     return top

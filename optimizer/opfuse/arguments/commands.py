@@ -219,6 +219,31 @@ def package(commands: argparse._SubParsersAction[Parser]) -> None:
     output_options(command)
 
 
+def shard(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds `opfuse shard`."""
+    command = commands.add_parser(
+        "shard",
+        help="cut a model for several GPUs: one ONNX file for each, and a plan",
+        description="Fuse MODEL and cut it for N ranks that each hold a share of the weights\n"
+        "(tensor parallel): attention by heads, linear layers by columns and rows. Proves\n"
+        "on the CPU that all ranks together compute what MODEL does.",
+        epilog=EPILOG,
+    )
+    model(command)
+    output(command, "DIR", "the folder to write: rank0.onnx, rank1.onnx, ..., plan.json")
+    command.add_argument(
+        "--tp", type=int, metavar="N", help="the number of ranks, 2 or more (has to be given)"
+    )
+    command.add_argument(
+        "--shard-vocab",
+        action="store_true",
+        help="share out the embedding and the head too, by the words of the vocabulary",
+    )
+    shapes(command, CHECKED_SHAPES)
+    proof(command)
+    common(command, ())
+
+
 def plugins(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds `opfuse plugins`."""
     command = commands.add_parser(

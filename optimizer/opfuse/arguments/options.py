@@ -248,18 +248,19 @@ FORMATS = (".json", ".txt", ".html", ".md", ".sarif", ".xml")
 
 
 def common(command: Parser, formats: tuple[str, ...] = FORMATS) -> None:
-    """Reports in the given formats, the time limit, and what goes to the terminal."""
+    """Reports in the given formats, if any, the time limit, and what goes to the terminal."""
     for name in REFUSED:
         command.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     command.add_argument("--stronglyTyped", action="store_true", help=argparse.SUPPRESS)
-    command.add_argument(
-        "--report",
-        dest="reports",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help=f"write the report to FILE: {', '.join(formats)}; may be given several times",
-    )
+    if formats:
+        command.add_argument(
+            "--report",
+            dest="reports",
+            action="append",
+            type=Path,
+            metavar="FILE",
+            help=f"write the report to FILE: {', '.join(formats)}; may be given several times",
+        )
     command.add_argument(
         "--time-limit",
         "--timeout",

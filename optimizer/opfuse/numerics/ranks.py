@@ -11,14 +11,12 @@ from onnx import NodeProto
 from onnx.helper import get_attribute_value, make_empty_tensor_value_info, make_graph, make_model
 
 from opfuse import child
+from opfuse.graph.collectives import ALL_GATHER, COLLECTIVES, DOMAIN
 from opfuse.graph.protos import reads
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import Array, tolerance
 from opfuse.numerics.session import CannotRun
 from opfuse.numerics.whole import Comparison, Loaded, Subject, judge
-
-_DOMAIN = "opfuse"
-_COLLECTIVES = ("AllReduce", "AllGather")
 
 Parts = Mapping[str, tuple[int, Sequence[Array]]]
 """Of a tensor that is given or returned in parts, by name: the axis, and each rank's positions."""
@@ -149,7 +147,7 @@ def _steps(nodes: Sequence[NodeProto]) -> list[Step]:
     steps: dict[int, Step] = defaultdict(lambda: Step([], []))
     for node in nodes:
         own = max((level[name] for name in reads([node])), default=0)
-        is_exchange = node.domain == _DOMAIN and node.op_type in _COLLECTIVES
+        is_exchange = node.domain == DOMAIN and node.op_type in COLLECTIVES
         (steps[own].exchanges if is_exchange else steps[own].nodes).append(node)
         for name in node.output:
             level[name] = own + is_exchange
@@ -180,7 +178,7 @@ def _exchange(node: NodeProto, values: Sequence[Array]) -> Array:
     attrs = {item.name: get_attribute_value(item) for item in node.attribute}
     if attrs.get("group_size") != len(values):
         raise CannotRun(f"a collective of {attrs.get('group_size')} runs on {len(values)} ranks")
-    if node.op_type == "AllGather":
+    if node.op_type == ALL_GATHER:
         return np.concatenate(values, int(attrs["axis"]))
     total: Array = np.sum([value.astype(np.float64) for value in values], axis=0)
     return total.astype(values[0].dtype)

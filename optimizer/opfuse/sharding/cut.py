@@ -10,15 +10,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
+from opfuse.graph.collectives import ALL_REDUCE
 from opfuse.graph.facts import Facts
 from opfuse.graph.pattern import OPFUSE
-from opfuse.sharding.layout import Shard
+from opfuse.sharding.layout import Shard, static
 from opfuse.sharding.rules import Local
 from opfuse.sharding.spread import Spread, reads_sizes
 from opfuse.sharding.taken import take
-
-ALL_REDUCE, ALL_GATHER = "AllReduce", "AllGather"
-COLLECTIVES = (ALL_REDUCE, ALL_GATHER)
 
 
 @dataclass
@@ -112,8 +110,8 @@ class Cutter:
             return
         result = node.outputs[0]
         own = self.released(node, result)
-        size = np.int64(shape[shard.axis])
-        whole = self.with_sizes(own, {shard.axis - start: int(size)}, stop - start)
+        size = static(shape[shard.axis], "an axis that is split")
+        whole = self.with_sizes(own, {shard.axis - start: size}, stop - start)
         self.node("Identity", [whole], {}, result)
 
     # -- what the ranks have of a tensor --------------------------------------------------------

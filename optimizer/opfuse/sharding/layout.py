@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from opfuse.graph.dims import Dim
 
 Indices = np.ndarray
+
+_ONE: Dim = 1
 
 
 class Stays(Exception):
@@ -99,8 +101,7 @@ def reshaped(shard: Shard, old: Sequence[Dim], new: Sequence[Dim]) -> Shard:
 
 def _group(axis: int, old: Sequence[Dim], new: Sequence[Dim]) -> tuple[tuple[int, int], ...]:
     """The axes of both shapes that hold the same elements, around ``axis`` of the old one."""
-    ours = list(accumulate(old, lambda total, size: total * size, initial=1))
-    theirs = list(accumulate(new, lambda total, size: total * size, initial=1))
+    ours, theirs = _totals(old), _totals(new)
     cuts: list[tuple[int, int]] = []
     at = 0
     for position, total in enumerate(ours):
@@ -108,10 +109,15 @@ def _group(axis: int, old: Sequence[Dim], new: Sequence[Dim]) -> tuple[tuple[int
         if match is not None:
             cuts.append((position, match))
             at = match
-    for (low, start), (high, stop) in zip(cuts, cuts[1:], strict=False):
+    for (low, start), (high, stop) in pairwise(cuts):
         if low <= axis < high:
             return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
     raise Stays("its sizes do not tell which axes it merges or splits")
+
+
+def _totals(sizes: Sequence[Dim]) -> list[Dim]:
+    """How many elements the axes up to each one span together."""
+    return list(accumulate(sizes, lambda total, size: total * size, initial=_ONE))
 
 
 def _last_equal(totals: Sequence[Dim], at: int) -> int:

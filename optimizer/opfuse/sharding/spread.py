@@ -89,9 +89,9 @@ class Spreader:
                 if part is not None:
                     wanted[id(tensor)].append(part)
         for tensor in self.graph.inputs:
-            shard = self._agreed(tensor, wanted, alone)
-            if shard is not None and _is_cache(tensor, shard, found):
-                found.tensors[id(tensor)] = shard
+            part = self._agreed(tensor, wanted, alone)
+            if part is not None and _is_cache(tensor, part, found):
+                found.tensors[id(tensor)] = part
         return found
 
     def _ask(
@@ -105,13 +105,15 @@ class Spreader:
         """How a node makes what is wanted of it; None where it makes the whole."""
         if not any(wanted.get(id(tensor)) for tensor in node.outputs):
             return None
+        if id(node) in whole:
+            found.reasons[id(node)] = "it is the sum over the ranks"
+            return None
         shards = [self._agreed(tensor, wanted, alone) for tensor in node.outputs]
+        used = [self._uses[id(t)] or id(t) in self._outputs for t in node.outputs]
+        if any(u and shard is None for u, shard in zip(used, shards, strict=True)):
+            found.reasons[id(node)] = "what it makes is also needed whole, or in other parts"
+            return None
         try:
-            if id(node) in whole:
-                raise Stays("it is the sum over the ranks")
-            used = [self._uses[id(t)] or id(t) in self._outputs for t in node.outputs]
-            if any(u and shard is None for u, shard in zip(used, shards, strict=True)):
-                raise Stays(f"{node.outputs[0].name} is also needed whole, or in other parts")
             how = local(self.view(node), shards)
         except Stays as stays:
             found.reasons[id(node)] = str(stays)

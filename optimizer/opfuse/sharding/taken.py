@@ -35,9 +35,7 @@ class TakenValues(DerivedValues):
         base_dir: The folder that external files are relative to.
     """
 
-    def __init__(
-        self, part: gs.Constant, axis: int, indices: np.ndarray, base_dir: Path
-    ) -> None:
+    def __init__(self, part: gs.Constant, axis: int, indices: np.ndarray, base_dir: Path) -> None:
         self.parts = (part,)
         self.axis = axis
         self.indices = indices

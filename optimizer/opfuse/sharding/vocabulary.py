@@ -12,12 +12,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
+from opfuse.graph.collectives import ALL_GATHER
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Facts
 from opfuse.graph.rewriter import numpy_dtype
 from opfuse.graph.weights import onnx_dtype
 from opfuse.sharding.choose import is_product
-from opfuse.sharding.cut import ALL_GATHER, Cutter
+from opfuse.sharding.cut import Cutter
 from opfuse.sharding.layout import Shard, Stays, even, static
 
 _BEHIND = ("Add", "Cast", "Identity", "Mul", "Div")  # what may stand between a head and its output

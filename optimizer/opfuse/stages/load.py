@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from opfuse.errors import InputError
 from opfuse.graph import external, wellformed
+from opfuse.graph.collectives import refuse_ranks
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
 from opfuse.graph.sparse import make_dense
@@ -154,6 +155,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     wellformed.check_names(proto)
     wellformed.use_default_domain(proto)
     wellformed.check_opsets(proto)
+    refuse_ranks(proto)
     wellformed.check_functions(proto)
     notes = wellformed.check_operators(proto)
     notes += wellformed.repair_graph(proto.graph)

@@ -9,13 +9,14 @@ import numpy as np
 from opfuse.sharding.layout import Shard, Stays
 from opfuse.sharding.rules.base import Local, Rule, View, only
 
-_BROADCAST = """
-    Add Sub Mul Div Pow Max Min Mean Sum Mod Where PRelu
-    And Or Xor Not Equal Greater GreaterOrEqual Less LessOrEqual
-    Abs Neg Sqrt Reciprocal Exp Log Erf Sign Floor Ceil Round Sin Cos Tanh Sigmoid Relu LeakyRelu
-    Elu Selu Celu Softplus Softsign HardSigmoid HardSwish Gelu Swish Mish ThresholdedRelu
-    Identity Cast IsNaN IsInf
-""".split()
+_BROADCAST = (
+    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "Mod", "Where", "PRelu"),
+    *("And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+    *("Abs", "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Erf", "Sign", "Floor", "Ceil", "Round"),
+    *("Sin", "Cos", "Tanh", "Sigmoid", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Softplus"),
+    *("Softsign", "HardSigmoid", "HardSwish", "Gelu", "Swish", "Mish", "ThresholdedRelu"),
+    *("Identity", "Cast", "IsNaN", "IsInf"),
+)
 _FIRST = ("Clip", "CastLike")  # the other inputs are single values, or only lend their type
 
 

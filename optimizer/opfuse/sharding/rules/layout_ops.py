@@ -55,7 +55,9 @@ def _split(view: View, wanted: Sequence[Shard | None]) -> Local:
     sizes = [static(view.result(i)[axis], "a result") for i in range(len(shards))]
     starts = np.cumsum([0, *sizes[:-1]])
     parts = tuple(
-        np.concatenate([shard.parts[r] + start for shard, start in zip(shards, starts, strict=True)])
+        np.concatenate(
+            [shard.parts[r] + start for shard, start in zip(shards, starts, strict=True)]
+        )
         for r in range(view.ranks)
     )
     inputs[0] = Shard(axis, parts)
