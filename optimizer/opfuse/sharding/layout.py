@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 
@@ -109,9 +109,12 @@ def _group(axis: int, old: Sequence[Dim], new: Sequence[Dim]) -> tuple[tuple[int
         if match is not None:
             cuts.append((position, match))
             at = match
-    for (low, start), (high, stop) in pairwise(cuts):
-        if low <= axis < high:
-            return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
+    before = [cut for cut in reversed(cuts) if cut[0] <= axis]
+    behind = [cut for cut in cuts if cut[0] > axis]
+    for low, start in before:
+        for high, stop in behind:
+            if start < stop:  # an axis of size 1 that is gone goes with its neighbours
+                return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
     raise Stays("its sizes do not tell which axes it merges or splits")
 
 
