@@ -17,7 +17,7 @@ from opfuse.config import Config
 from opfuse.engine import assemble, gpu, verdicts, wheel
 from opfuse.engine.backend import Backend, Request
 from opfuse.engine.cut import leave
-from opfuse.engine.parts import extract
+from opfuse.engine.parts import extract, functions_of
 from opfuse.engine.profile import LEVELS, Profile, resolve
 from opfuse.engine.regions import Region, regions
 from opfuse.engine.select import select
@@ -180,9 +180,14 @@ class _Tuner:
         if len(ends) < 2:
             return None
         part = extract(self._model, region.nodes, *ends)
+        del part.functions[:]
+        part.functions.extend(self._model.functions)
         for place, index in enumerate(region.nodes):
             if index in region.group and part.graph.node[place].op_type not in taken:
                 leave(part, part.graph.node[place])
+        used = functions_of(part, part.graph.node)
+        del part.functions[:]
+        part.functions.extend(used)
         library = self._library if taken else None
         try:
             if self._backend.name == "segmented":
