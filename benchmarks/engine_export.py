@@ -1,6 +1,6 @@
 """Exports the networks of benchmarks.engine_speed from torch, with what torch itself computes.
 
-``python -m benchmarks.engine_export FOLDER NETWORK IMPLEMENTATION`` needs torch and transformers, and
+``python -m benchmarks.engine_export FOLDER NETWORK IMPLEMENTATION``, with torch and transformers,
 writes ``model.onnx`` (opset 18, the dynamo exporter, fixed shapes, fp16, random weights),
 ``inputs.npz``, and ``reference.npz``: the first output of torch in fp32 on the same fp16 weights,
 and the relative error that torch has in fp16 on this device.
