@@ -132,7 +132,7 @@ def _choose(
     """The choice, its reason, and the nodes that stand for it."""
     if want in ("auto", "plugin"):
         if node.op_type in plugins:
-            if reason := _why_not(node, want, facts):
+            if reason := _why_not(node, facts):
                 return "leave", reason, [_left(node)]
             node.overload = ""
             return "plugin", "the plugin library has it", [node]
@@ -145,7 +145,7 @@ def _choose(
     return "leave", "asked for", [_left(node)]
 
 
-def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
+def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
         return _why_no_product(node, facts)
