@@ -307,11 +307,10 @@ def _widened(
 ) -> tuple[Fused, ModelProto, Proof | None]:
     """Takes together what the library has one op for, unless a proof refutes any of it."""
     from opfuse.stages.fuse import export, widen
-    from opfuse.stages.lower import wanted
     from opfuse.stages.prove import prove
 
     with progress.stage("lower"):
-        wide = widen(fused, wanted(config.lower, library.ops), source.base_dir)
+        wide = widen(fused, library.ops, source.base_dir)
         made = wide.matches[len(fused.matches) :]
         if not made:
             return wide, model, proof

@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from opfuse.engine.assemble import attributes
 from opfuse.errors import EngineError
-from opfuse.stages.lower import lower, wanted
+from opfuse.stages.lower import lower
 from tests.engine_models import add_rms_norm, model, value
 
 OPS = ("AddRmsNorm", "RmsNorm")
@@ -264,7 +265,7 @@ PRODUCT = {"op": "GemmAct", "inputs": ["x", "w"], "outputs": ["y"], "activation"
 @pytest.mark.parametrize(
     ("want", "dtype", "choice", "reason"),
     [
-        ("auto", TensorProto.FLOAT16, "leave", "not been seen to beat TensorRT's own GEMM"),
+        ("auto", TensorProto.FLOAT16, "plugin", "the plugin library has it"),
         ("plugin", TensorProto.FLOAT, "leave", "takes fp16 and bf16, it has FLOAT, FLOAT"),
         ("plugin", TensorProto.FLOAT16, "plugin", "the plugin library has it"),
         ("plugin", TensorProto.BFLOAT16, "plugin", "the plugin library has it"),
@@ -280,12 +281,4 @@ def test_products_are_plugins_where_asked_for_in_a_type_they_have(want, dtype, c
 def test_what_only_the_body_reads_does_not_reach_the_plugin():
     made = fused(**PRODUCT, activation_number=1)
     lower(made, "plugin", ("GemmAct",))
-    assert [item.name for item in made.graph.node[0].attribute] == [
-        "activation",
-        "plugin_namespace",
-    ]
-
-
-def test_nodes_are_taken_together_for_what_is_lowered_to():
-    assert wanted("plugin", ("GatedGemm", "Rope")) == {"GatedGemm", "Rope"}
-    assert wanted("auto", ("GatedGemm", "Rope")) == {"Rope"}
+    assert attributes(made.graph.node[0]) == {"activation": "silu"}

@@ -10,10 +10,13 @@ import pytest
 import opfuse
 from models import tiny
 from opfuse.config import Config
+from opfuse.engine.backend import EngineInfo
 from opfuse.engine.gpu import Gpu
 from opfuse.engine.verdicts import LEAVE
-from opfuse.errors import EngineError, InputError
+from opfuse.errors import InputError
 from opfuse.progress import Progress
+from opfuse.runtime import tuning
+from opfuse.runtime.bundle import Bundle
 from opfuse.stages import tune
 from tests.engine_models import plugins
 from tests.runtime import host
@@ -188,26 +191,41 @@ def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, timed, monkeypatch)
     assert "plugin" in {choice for choice, _ in found.nodes.values()}
 
 
-def test_regions_are_built_as_bundles(tmp_path, gpu, monkeypatch):
-    """All but TensorRT: the segments of every variant are cut, and what is timed are bundles."""
-    seen = []
+def test_every_variant_runs(tmp_path, gpu, monkeypatch):
+    """All but TensorRT and the GPU: each variant is cut, packed, loaded, and timed."""
+    device, model = host.HostDevice(), lowered(tmp_path / "m", 1)
+    variants: list[dict[str, int]] = []
 
     def child(self, function, arguments):
-        if function.endswith(":compare"):
-            seen.append({name: path.is_file() for name, path in arguments[0].items()})
-            raise EngineError("no TensorRT here")
-        for request in arguments[0]:
-            request.engine.write_bytes(b"vtrt")
-        return [
-            host.EngineInfo("tensorrt-rtx", host.VERSION, "", str(r.engine), 0, "", *REST)
-            for r in arguments[0]
-        ]
+        if not function.endswith(":compare"):
+            for request in arguments[0]:
+                request.engine.write_bytes(request.model.read_bytes())
+            return [
+                EngineInfo("tensorrt-rtx", host.VERSION, "", str(r.engine), 0, "", *REST)
+                for r in arguments[0]
+            ]
+        launches = {
+            name: len(list(Bundle.open(path).schedule.plugins()))
+            for name, path in arguments[0].items()
+        }
+        variants.append(launches)
+        return tuning.compare(*arguments)
+
+    def load(path):
+        return host.open_engine(monkeypatch, path, model, device)
 
     monkeypatch.setattr(tune._Tuner, "_child", child)
-    _, found = decided(tmp_path / "a", tune=True)
-    assert seen
-    assert all(all(made.values()) for made in seen)
-    assert {choice for choice, _ in found.nodes.values()} == {"leave"}
+    monkeypatch.setattr(tuning.Engine, "load", staticmethod(load))
+    config = Config(tmp_path, backend="segmented", lock=tmp_path / "l", tune=True)
+    found = tune.decide(model, tmp_path / "m", LIBRARY, config, Progress())
+    assert {choice for choice, _ in found.nodes.values()} == {"leave"}  # the clock stands still
+    assert {LEAVE: 0, "Rope+FlashAttention": 3, "Rope": 2, "FlashAttention": 1} in variants
+    assert all(launches[LEAVE] == 0 for launches in variants)
+    verdicts = json.loads((tmp_path / "l").read_text())["verdicts"]
+    (section,) = verdicts.values()
+    timed = [sorted(times) for verdict in section.values() for times in verdict["us"].values()]
+    assert {tuple(names) for names in timed} == {tuple(sorted(found)) for found in variants}
+    assert device.live == {}
 
 
 REST = (1, {}, {}, {}, (), "network")

@@ -23,6 +23,7 @@ from opfuse.engine.tensors import Typed, range_of, types_of
 from opfuse.engine.views import views
 from opfuse.errors import EngineError
 from opfuse.files import file_hash, write_atomically
+from opfuse.fusions.activation_body import KIND
 from opfuse.graph.protos import BITS, label, type_name
 from opfuse.runtime import abi, bundle, memory
 from opfuse.runtime.library import describe
@@ -188,7 +189,7 @@ def attributes(node: NodeProto) -> dict[str, float | int | str]:
     """The attributes of a plugin node as the C ABI takes them."""
     found: dict[str, float | int | str] = {}
     for item in node.attribute:
-        if item.name in ("plugin_namespace", "plugin_version"):
+        if item.name in ("plugin_namespace", "plugin_version", KIND):
             continue
         value = helper.get_attribute_value(item)
         found[item.name] = value.decode() if item.type == AttributeProto.STRING else value

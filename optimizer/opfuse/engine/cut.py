@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from opfuse.engine.network import NAMESPACE
 from opfuse.engine.parts import reads
@@ -42,6 +42,7 @@ _ON_SHAPES = frozenset(
 _OF_SHAPE_TYPE = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 _FIRST = -1  # the phase before the first segment
 
+PLAIN_PRODUCT = "GemmAct_body_plain"
 SPLIT = (
     "attention beside it stays with TensorRT, which fuses it in an uncut network only; "
     "--lower plugin cuts all the same"
@@ -133,7 +134,13 @@ def body_name(model: ModelProto, op: str) -> str:
 
 
 def leave(model: ModelProto, node: NodeProto) -> bool:
-    """Make a plugin node a call of its function; whether that could be done."""
+    """Make a plugin node a call of its function; whether that could be done.
+
+    A product without an activation becomes a MatMul and an Add, which TensorRT fuses better than
+    the sum in fp32 that the function has.
+    """
+    if node.op_type == "GemmAct" and any(item.s == b"none" for item in node.attribute):
+        return _leave_product(model, node)
     name = body_name(model, node.op_type)
     if name:
         kept = [item for item in node.attribute if item.name != "plugin_namespace"]
@@ -141,6 +148,22 @@ def leave(model: ModelProto, node: NodeProto) -> bool:
         node.attribute.extend(kept)
         node.op_type = name
     return bool(name)
+
+
+def _leave_product(model: ModelProto, node: NodeProto) -> bool:
+    product = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    nodes = [product]
+    if len(node.input) > 2:
+        product.output[0] = "product"
+        nodes.append(helper.make_node("Add", ["product", "bias"], ["y"]))
+    if all(item.name != PLAIN_PRODUCT for item in model.functions):
+        names = ["x", "weight", "bias"][: len(node.input)]
+        imports = model.opset_import
+        made = helper.make_function(NAMESPACE, PLAIN_PRODUCT, names, ["y"], nodes, imports)
+        model.functions.append(made)
+    del node.attribute[:]
+    node.op_type = PLAIN_PRODUCT
+    return True
 
 
 @dataclass

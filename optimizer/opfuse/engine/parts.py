@@ -21,7 +21,7 @@ def extract(
     weights = [item for item in model.graph.initializer if item.name in used]
     graph = helper.make_graph(nodes, "segment", inputs, outputs, weights)
     made = helper.make_model(
-        graph, opset_imports=model.opset_import, functions=_functions(model, nodes)
+        graph, opset_imports=model.opset_import, functions=functions_of(model, nodes)
     )
     made.ir_version = model.ir_version
     return made
@@ -39,7 +39,7 @@ def reads(node: NodeProto) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _functions(model: ModelProto, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
+def functions_of(model: ModelProto, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
     """The functions that the nodes call, and those that these call."""
     by_key = {(item.domain, item.name): item for item in model.functions}
     wanted: dict[tuple[str, str], FunctionProto] = {}

@@ -14,7 +14,7 @@ from opfuse.engine.profile import Profile, Range, dimensions
 from opfuse.graph.dims import Dim, Sym, evaluate
 from opfuse.graph.shapes import analyse
 
-_BODY = re.compile(r"_body_*$")
+_BODY = re.compile(r"_body(_plain)?_*$")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from opfuse.fusions import (
     group_norm_silu,
     last_token,
     layer_norm,
+    linear_gemm,
     masked_softmax,
     plain_norms,
     qk_norm_rope,
@@ -57,7 +58,7 @@ FUSIONS = (
 
 # Wider still, and only for an engine of a library that has them: they take fused nodes together,
 # so the fused graph and its counts stay what the model is made of.
-WIDENINGS = (qk_norm_rope.FUSION, gated_gemm.FUSION)
+WIDENINGS = (qk_norm_rope.FUSION, gated_gemm.FUSION, linear_gemm.FUSION)
 
 DEFINITIONS = {
     definition.op: definition

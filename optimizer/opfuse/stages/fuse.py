@@ -58,10 +58,7 @@ def fuse(normal: Normal, vetoes: Mapping[str, str] | None = None) -> Fused:
         fusion.run(work)
     work.finish()
     control_flow.tell(work)
-    for op, definition in DEFINITIONS.items():
-        nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
-        if nodes and definition.unify is not None:
-            definition.unify(graph, nodes, normal.facts)
+    _unify(graph, normal.facts)
     clean(graph, normal.facts)
     standing = {node.name or node.outputs[0].name for node in graph.nodes}
     user = UserGraph(normal.user, normal.facts.lineage)
@@ -88,10 +85,23 @@ def widen(fused: Fused, ops: Collection[str], base_dir: Path) -> Fused:
     for fusion in wider:
         fusion.run(work)
     work.finish()
+    _unify(graph, fused.facts)
     matches = (*fused.matches, *(_match_of_user(user, match) for match in work.matches))
     misses = (*fused.misses, *(_miss_of_user(user, miss) for miss in work.misses))
-    made = {f.kind: sum(match.kind == f.kind for match in work.matches) for f in wider}
+    made = {
+        f.kind: sum(match.kind == f.kind for match in work.matches)
+        for f in wider
+        if f.kind not in fused.counts
+    }
     return replace(fused, matches=matches, misses=misses, counts={**fused.counts, **made})
+
+
+def _unify(graph: gs.Graph, facts: Facts) -> None:
+    """Make the nodes of each op alike, which have one definition."""
+    for op, definition in DEFINITIONS.items():
+        nodes = [node for node in graph.nodes if node.op == op and node.domain == OPFUSE]
+        if nodes and definition.unify is not None:
+            definition.unify(graph, nodes, facts)
 
 
 def _widest(misses: list[NearMiss]) -> Iterator[NearMiss]:
@@ -133,8 +143,8 @@ def _define_one(op: str, uses: Uses) -> onnx.FunctionProto:
 
 def _counts(graph: gs.Graph, matches: list[Match]) -> dict[str, int]:
     counts = dict.fromkeys((*DEFINITIONS, *STANDARD, *MERGES), 0)
-    for fusion in WIDENINGS:
-        del counts[fusion.kind]
+    for kind in {fusion.kind for fusion in WIDENINGS} - {fusion.kind for fusion in FUSIONS}:
+        del counts[kind]
     for node in graph.nodes:
         fused = node.domain == OPFUSE and node.op in counts
         if fused or (node.op in STANDARD and not node.domain):

@@ -16,7 +16,6 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from opfuse.errors import EngineError
-from opfuse.fusions.activation_body import KIND
 from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 
 DOMAIN = "opfuse"
@@ -60,11 +59,6 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
         if node.op_type == "Attention":
             _prepare_attention(node)
     return tuple(choices)
-
-
-def wanted(want: str, plugins: Collection[str]) -> frozenset[str]:
-    """The ops of ``plugins`` for which nodes may be taken together: "auto" would leave some."""
-    return frozenset(plugins) - (frozenset(_PRODUCTS) if want == "auto" else frozenset())
 
 
 class Unable(Exception):
@@ -138,10 +132,9 @@ def _choose(
     """The choice, its reason, and the nodes that stand for it."""
     if want in ("auto", "plugin"):
         if node.op_type in plugins:
-            if reason := _why_not(node, want, facts):
+            if reason := _why_not(node, facts):
                 return "leave", reason, [_left(node)]
             node.overload = ""
-            _drop(node, KIND)  # the body's alone
             return "plugin", "the plugin library has it", [node]
         return "leave", _why_no_plugin(plugins), [_left(node)]
     if want == "native":
@@ -152,10 +145,10 @@ def _choose(
     return "leave", "asked for", [_left(node)]
 
 
-def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
+def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
-        return _why_no_product(node, want, facts)
+        return _why_no_product(node, facts)
     if node.op_type != "FlashAttention":
         return ""
     known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
@@ -165,10 +158,8 @@ def _why_not(node: NodeProto, want: str, facts: _Facts) -> str:
     return ""
 
 
-def _why_no_product(node: NodeProto, want: str, facts: _Facts) -> str:
+def _why_no_product(node: NodeProto, facts: _Facts) -> str:
     """The plugin multiplies fp16 and bf16 on tensor cores; TensorRT chooses among many kernels."""
-    if want == "auto":
-        return "the plugin has not been seen to beat TensorRT's own GEMM in an engine"
     known = [dtype for name in node.input if (dtype := facts.types.get(name))]
     if not known or not set(known) <= set(_HALVES):
         have = ", ".join(map(type_name, known)) or "an unknown type"

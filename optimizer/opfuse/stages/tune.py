@@ -17,7 +17,7 @@ from opfuse.config import Config
 from opfuse.engine import assemble, gpu, verdicts, wheel
 from opfuse.engine.backend import Backend, Request
 from opfuse.engine.cut import leave
-from opfuse.engine.parts import extract
+from opfuse.engine.parts import extract, functions_of
 from opfuse.engine.profile import LEVELS, Profile, resolve
 from opfuse.engine.regions import Region, regions
 from opfuse.engine.select import select
@@ -28,6 +28,8 @@ from opfuse.files import file_hash, scratch, write_atomically
 from opfuse.progress import Progress
 
 _ROUNDS = 9
+# Not seen to win as a layer of an engine, where nobody measured.
+_UNKNOWN = ("FlashAttention", "PackedAttention", "GemmAct", "GatedGemm")
 _CAPABILITY = {"A100": "8.0", "H100": "9.0", "H200": "9.0", "B200": "10.0", "L4": "8.9"}
 _CAPABILITY |= {"RTX4090": "8.9", "RTX5090": "12.0"}
 
@@ -129,7 +131,7 @@ class _Tuner:
     def _unmeasured(self, region: Region, table: Mapping[str, Any]) -> Verdict:
         ops = self._ops(region)
         if self._backend.name != "segmented":
-            taken = [op for op in ops if op != "FlashAttention"]
+            taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
         work: dict[str, int] = {}
         for index in region.group:
@@ -180,9 +182,14 @@ class _Tuner:
         if len(ends) < 2:
             return None
         part = extract(self._model, region.nodes, *ends)
+        del part.functions[:]
+        part.functions.extend(self._model.functions)
         for place, index in enumerate(region.nodes):
             if index in region.group and part.graph.node[place].op_type not in taken:
                 leave(part, part.graph.node[place])
+        used = functions_of(part, part.graph.node)
+        del part.functions[:]
+        part.functions.extend(used)
         library = self._library if taken else None
         try:
             if self._backend.name == "segmented":

@@ -1,0 +1,143 @@
+"""Exports the networks of benchmarks.engine_speed from torch, with what torch itself computes.
+
+``python -m benchmarks.engine_export FOLDER NETWORK IMPLEMENTATION``, with torch and transformers,
+writes ``model.onnx`` (opset 18, the dynamo exporter, fixed shapes, fp16, random weights),
+``inputs.npz``, and ``reference.npz``: the first output of torch in fp32 on the same fp16 weights,
+and the relative error that torch has in fp16 on this device.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LLAMA = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+CACHED = 2048  # tokens before the one that "decode" computes
+NETWORKS = ("bert", "vit", "llama2048", "llama128", "decode")
+IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+def network(name: str, layers: int) -> tuple[Any, tuple[Any, ...]]:
+    """The torch module and its example inputs, on the CPU, always the same."""
+    import torch
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(*shape: int) -> tuple[Any, ...]:
+        return (torch.randint(0, 30000, shape, generator=generator),)
+
+    llama = LlamaConfig(**LLAMA, num_hidden_layers=layers)
+    made: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+        "bert": lambda: (BertModel(BertConfig(), add_pooling_layer=False), tokens(8, 384)),
+        "vit": lambda: (
+            ViTModel(ViTConfig(), add_pooling_layer=False),
+            (torch.randn(32, 3, 224, 224, generator=generator).half(),),
+        ),
+        "llama2048": lambda: (LlamaModel(llama), tokens(1, 2048)),
+        "llama128": lambda: (LlamaModel(llama), tokens(1, 128)),
+        "decode": lambda: (
+            LlamaModel(llama),
+            tokens(1, 1)
+            + tuple(
+                torch.randn(1, 8, CACHED, 64, generator=generator).half() for _ in range(2 * layers)
+            ),
+        ),
+    }
+    module, inputs = made[name]()
+    return _wrapped(module, cached=name == "decode"), inputs
+
+
+def _wrapped(module: Any, *, cached: bool) -> Any:
+    """A module of tensors alone: the last hidden state, and the cache where there is one."""
+    import torch
+    from transformers import DynamicCache
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: Any, *past: Any) -> Any:
+            if not cached:
+                options = {} if "ViT" in type(module).__name__ else {"use_cache": False}
+                return self.inner(x, **options).last_hidden_state
+            cache = DynamicCache()
+            for layer in range(len(past) // 2):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            place = torch.full((1, 1), past[0].shape[2], device=x.device)
+            made = self.inner(x, past_key_values=cache, use_cache=True, position_ids=place)
+            new = [t for item in made.past_key_values.layers for t in (item.keys, item.values)]
+            return (made.last_hidden_state, *new)
+
+    return Plain().eval()
+
+
+def reference(module: Any, inputs: tuple[Any, ...], device: str) -> tuple[np.ndarray, float]:
+    """The first output in fp32, and how far the same module in fp16 is from it."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    found = []
+    module.half()  # the weights are those of the fp16 model in both
+    for wide in (True, False):
+        module = (module.float() if wide else module.half()).to(device)
+        given = [t.float() if wide and t.is_floating_point() else t for t in inputs]
+        made = module(*[t.to(device) for t in given])
+        found.append((made[0] if isinstance(made, tuple) else made).float())
+    want, half = found
+    return want.cpu().numpy(), float((half - want).norm() / want.norm())
+
+
+def export(folder: Path, name: str, implementation: str, layers: int) -> None:
+    """Write the model, its inputs, and what torch makes of them."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    module, inputs = network(name, layers)
+    module.inner.config._attn_implementation = implementation
+    names = ["x", *(f"past_{index}" for index in range(len(inputs) - 1))]
+    outputs = ["y", *(f"present_{index}" for index in range(len(inputs) - 1))]
+    arrays = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
+    np.savez(folder / "inputs.npz", **arrays)
+    with torch.no_grad():
+        want, error = reference(module, inputs, "cuda" if torch.cuda.is_available() else "cpu")
+        np.savez(folder / "reference.npz", want=want, half=error)
+        torch.onnx.export(
+            module.half().to("cpu"),
+            inputs,
+            str(folder / "model.onnx"),
+            dynamo=True,
+            opset_version=18,
+            external_data=True,
+            verbose=False,
+            input_names=names,
+            output_names=outputs,
+        )
+
+
+def main() -> None:
+    """Export what the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("implementation", choices=IMPLEMENTATIONS)
+    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    args = parser.parse_args()
+    export(args.folder, args.network, args.implementation, args.layers)
+
+
+if __name__ == "__main__":
+    main()
