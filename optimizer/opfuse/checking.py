@@ -51,7 +51,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
         result = gate.check(found, locked, config, progress, anchors, measure)
     result = replace(result, timings=dict(progress.timings))
     for path in config.reports:
-        write(result, path, config.lock.read_text())
+        write(result, path)
     return result
 
 
