@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,7 @@ def test_sections_of_others_stay():
         (b'{"format": 2}', "has format 2, this opfuse reads format 1"),
         (b'{"format": 1, "a": 1, "a": 2}', "'a' is in it twice"),
         (b'{"format": 1, "a": Infinity}', "Infinity is no number"),
+        (b'{"format": 1, "a": 1e999}', "1e999 is no number"),
         (b'{"format": 1\n<<<<<<< ours\n', "is no lock: "),
         (b"[" * 100_000, "is no lock: "),
     ],
@@ -53,8 +56,10 @@ def test_what_is_no_lock(tmp_path, text, says):
 def test_no_file_and_no_file_that_can_be_read(tmp_path):
     with pytest.raises(InputError, match="there is no lock"):
         lockfile.read(tmp_path / "gone.lock")
-    with pytest.raises(InputError, match="Is a directory"):
-        lockfile.read(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero"), tmp_path / "a" / "b\0"):
+        with pytest.raises(InputError):
+            lockfile.read(path)
 
 
 def test_the_line_of_a_value():
@@ -64,4 +69,6 @@ def test_the_line_of_a_value():
     assert lines[lockfile.line_of(text, "verdicts", "a") - 1].strip() == '"a": "\\u00e9",'
     assert lockfile.line_of(text, "verdicts", "gone") == lockfile.line_of(text, "verdicts")
     assert lockfile.line_of(text, "gone") == 1
+    nested = lockfile.as_text({"model": {"outputs": {"y": 1}}, "outputs": {"y": 2}})
+    assert nested.splitlines()[lockfile.line_of(nested, "outputs", "y") - 1].strip() == '"y": 2'
     assert lockfile.line_of(json.dumps(LOCK), "fusions", "X") == 1

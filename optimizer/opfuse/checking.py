@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opfuse.config import Config
-from opfuse.errors import CheckFailed
+from opfuse.errors import CheckFailed, InputError
 from opfuse.pipeline import (
     check_outputs,
     convert_model,
@@ -38,6 +39,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
     config, locked = gate.configured(model, given)
     outputs = [*config.reports, *([config.lock] if config.update else [])]
     check_outputs(outputs)
+    _spare(config.reports, [config.lock, config.bench, config.engine])
     for path in config.reports:
         check_suffix(path, SUFFIXES)
     with progress.stage("load"):
@@ -51,8 +53,16 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
         result = gate.check(found, locked, config, progress, anchors, measure)
     result = replace(result, timings=dict(progress.timings))
     for path in config.reports:
-        write(result, path, config.lock.read_text())
+        write(result, path)
     return result
+
+
+def _spare(reports: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuses reports that would replace what the check reads."""
+    own = {os.path.realpath(path): path for path in inputs if path is not None}
+    for report in reports:
+        if (path := own.get(os.path.realpath(report))) is not None:
+            raise InputError(f"report {report} is {path} itself", "choose another name")
 
 
 def _found(source: Source, config: Config, progress: Progress) -> Found:

@@ -134,6 +134,10 @@ def _check(args: Namespace, progress: Progress) -> int:
 
     result = checking.check(*options_of(args), progress)
     _show(args, lambda: _json(result.as_dict()), lambda: render_check(result))
+    if args.annotate:
+        from opfuse.stages.check_report import annotated
+
+        terminal.tell(annotated(result))
     return 0 if result.passed else 1
 
 

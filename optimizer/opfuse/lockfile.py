@@ -7,6 +7,8 @@ depends on the day, the machine, or the folder.
 from __future__ import annotations
 
 import json
+import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +19,7 @@ from opfuse.files import write_atomically
 FORMAT = 1
 NAME = "opfuse.lock"
 
+_LARGEST = 64 << 20  # bytes; the lock of a large model has thousands
 _RESTORE = "restore it from version control, or delete it and write a new one"
 
 
@@ -26,20 +29,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is missing, cannot be read, is no lock, or has a newer format.
     """
+    text = _text(path)
     try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise InputError(
-            f"there is no lock {path}",
-            "write one: opfuse check MODEL --lock LOCK --update, and commit it",
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no lock: it is not text", _RESTORE) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"lock {path} cannot be read: {reason}", "make it readable") from None
-    try:
-        lock = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        lock = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         conflict = any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines())
         hint = "resolve the merge conflict in it" if conflict else _RESTORE
@@ -52,6 +46,24 @@ def read(path: Path) -> dict[str, Any]:
             "install the opfuse that wrote it, or delete it and write a new one",
         )
     return lock
+
+
+def _text(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise InputError(f"{path} is no lock: it is no file, or a huge one", "name the lock")
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no lock {path}",
+            "write one: opfuse check MODEL --lock LOCK --update, and commit it",
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no lock: it is not text", _RESTORE) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"lock {path} cannot be read: {reason}", "make it readable") from None
 
 
 def merged(lock: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +92,10 @@ def line_of(text: str, *keys: str) -> int:
     """
     place = 0
     for key in keys:
-        found = text.find(f"{json.dumps(key)}:", place)
+        name = f"{json.dumps(key)}:"
+        # A section may be called as a field of another; as we write it, it is one step in.
+        found = text.find(f"\n {name}") + 1 if not place else 0
+        found = found or text.find(name, place)
         if found < 0:
             break
         place = found
@@ -95,6 +110,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is in it twice")
     return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_number(text: str) -> NoReturn:

@@ -12,6 +12,7 @@ import pytest
 import opfuse
 from opfuse import lockfile
 from opfuse.runtime import library
+from opfuse.runtime.timing import Latency, Measurement
 from tests.gate import planted
 
 LOCK = "opfuse.lock"
@@ -186,6 +187,30 @@ def test_a_larger_engine(cli, place):
     ]
 
 
+def test_an_engine_is_timed_where_there_is_a_gpu(cli, place, monkeypatch):
+    """The GPU and the clock are played; `opfuse bench` has its own tests."""
+    cli("check", "bert.onnx", "--update", "--bench", bench_report(place, 500.0))
+    (place / "bert.engine").write_bytes(b"engine")
+    time = Latency(551.0, 551.0, 551.0, 1.0)
+    measured = Measurement("e", "NVIDIA H100", {"x": (1, 8)}, time, time, *[0] * 6, (), 1.0)
+    monkeypatch.setattr("opfuse.engine.gpu.absent", lambda: "")
+    monkeypatch.setattr("opfuse.checking._measured", lambda config, progress, engine: measured)
+    result = cli("check", "bert.onnx", "--engine", "bert.engine")
+    assert failures(result) == [
+        "FAILED bounds.latency_us: a run takes 551.0 us, the lock allows 550 us"
+    ]
+
+
+def test_a_bundle_of_another_tensorrt(cli, place):
+    pytest.importorskip("tensorrt_rtx")
+    opfuse.build("bert.onnx", "bert.opfuse", backend="segmented", prove=False)
+    assert cli("check", "bert.onnx", "--engine", "bert.opfuse").code == 0
+    edited(place, lambda lock: lock["tensorrt"].update({"tensorrt-rtx": "1.6.0"}))
+    result = cli("check", "bert.onnx", "--engine", "bert.opfuse")
+    assert len(failures(result)) == 2
+    assert "FAILED tensorrt.engine: bert.opfuse was built with tensorrt_rtx 1." in result.out
+
+
 def test_update_prints_the_difference_as_a_table(cli, place):
     planted.save(place / "bert.onnx", planted.axis)
     result = cli("check", "bert.onnx", "--update")
@@ -265,6 +290,30 @@ def test_a_lock_that_is_none(cli, place):
         cli("check", "bert.onnx").refused(2, LOCK, says)
         cli("check", "bert.onnx", "--update").refused(2, LOCK, says)
         assert (place / LOCK).read_text() == broken
+
+
+def test_options_that_draw_other_inputs(cli, place):
+    planted.save(place / "bert.onnx", planted.epsilon)
+    result = cli("check", "bert.onnx", "--seed", "3")
+    assert failures(result) == ["FAILED options.seed: option seed 0 -> 3"]
+    assert "skipped outputs: the inputs are drawn from another seed" in result.out
+
+
+def test_a_lock_with_sections_taken_out(cli, place):
+    edited(place, lambda lock: [lock.pop(name) for name in ("fusions", "plugins", "model")])
+    planted.save(place / "bert.onnx", planted.axis)
+    result = cli("check", "bert.onnx")
+    assert [line.split(":")[0] for line in failures(result)] == ["FAILED outputs.last_hidden_state"]
+    edited(place, lambda lock: [lock.pop(name) for name in list(lock) if name != "format"])
+    cli("check", "bert.onnx").refused(2, "pins nothing of bert.onnx yet")
+
+
+def test_reports_that_would_replace_what_is_read(cli, place):
+    shutil.copy(place / LOCK, place / "lock.json")
+    options = ["--lock", "lock.json", "--report", "./lock.json"]
+    cli("check", "bert.onnx", *options).refused(2, "lock.json itself")
+    bench = bench_report(place, 5.0)
+    cli("check", "bert.onnx", "--bench", bench, "--report", bench).refused(2, "itself")
 
 
 def test_a_lock_of_a_newer_format(cli, place):

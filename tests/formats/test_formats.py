@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 
 from models import tiny
 from opfuse import formats
-from opfuse.formats import github
+from opfuse.formats import finding, github
 from opfuse.stages import report as stage_report
 from tests.formats.reports import CHECK, EVIL, LOCK, REPORT
 
@@ -85,15 +85,16 @@ def test_sarif_of_a_check_points_into_the_lock():
 
 
 def test_annotations_of_a_runner():
-    log = json.loads(of_check(".sarif"))
-    error, warning, note = github.lines(log)
-    assert error.startswith("::error file=opfuse.lock,line=8,title=lock::FlashAttention 32 -> 31")
+    findings = list(finding.of_check(CHECK, LOCK))
+    error, warning, note = github.annotated(findings)
+    assert error.startswith(
+        "::error file=opfuse.lock,line=8,title=opfuse lock::FlashAttention 32 -> 31: a|b"
+    )
     assert "%250A::error" in error
     assert "\n" not in error
-    assert warning.startswith("::warning file=mödel.onnx,line=1,title=near-miss::")
+    assert warning.startswith("::warning file=mödel.onnx,line=1,title=opfuse near-miss::")
     assert note.startswith("::notice file=")
-    log["runs"][0]["results"] *= 20
-    assert len(list(github.lines(log))) == 30
+    assert len(list(github.annotated(findings * 20))) == 30
 
 
 def junit_of(text: str) -> JUnitXml:

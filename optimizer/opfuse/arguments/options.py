@@ -154,6 +154,11 @@ def lock(command: Parser) -> None:
     group.add_argument(
         "--engine", type=Path, metavar="ENGINE", help="the built engine, for the limit of its size"
     )
+    group.add_argument(
+        "--annotate",
+        action="store_true",
+        help="print what failed as annotations of a GitHub runner, on stderr",
+    )
 
 
 def gpu(command: Parser) -> None:

@@ -1,41 +1,38 @@
-"""A SARIF log as annotations of a GitHub runner: ``python -m opfuse.formats.github FILE.sarif``."""
+"""Findings as annotations of a GitHub runner, which reads them from what a step prints."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from opfuse.formats.finding import RULES, Finding, visible
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
-_MOST = 10  # of each kind, which is what GitHub shows of a step
+_MOST = 10  # of each level, which is what GitHub shows of a step
 
 
-def lines(log: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each result, such as ``::error file=opfuse.lock,line=9,title=...::...``."""
-    left = dict.fromkeys(_COMMANDS, _MOST)
-    for result in log["runs"][0]["results"]:
-        level = result["level"]
-        left[level] -= 1
-        if left[level] < 0:
-            continue
-        place = result["locations"][0]["physicalLocation"]
-        file = unquote(place["artifactLocation"]["uri"].removeprefix("file://"))
-        keys = {"file": file, "line": place["region"]["startLine"], "title": result["ruleId"]}
-        told = ",".join(f"{name}={_property(value)}" for name, value in keys.items())
-        yield f"::{_COMMANDS[level]} {told}::{_data(result['message']['text'])}"
+def annotated(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield a line for each, such as ``::error file=opfuse.lock,line=9,title=opfuse lock::...``."""
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        level = RULES[finding.rule][0]
+        shown[level] += 1
+        if shown[level] <= _MOST:
+            where = f"file={_value(_inside(finding.file))},line={finding.line}"
+            title = _value(f"opfuse {finding.rule}")
+            yield f"::{_COMMANDS[level]} {where},title={title}::{_text(finding.text)}"
 
 
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+def _inside(file: str) -> str:
+    """The path from the working directory, where the sources lie."""
+    path = os.path.relpath(file)
+    return file if path.startswith("..") else path
 
 
-def _property(value: object) -> str:
-    return _data(str(value)).replace(":", "%3A").replace(",", "%2C")
+def _text(text: str) -> str:
+    return visible(text).replace("%", "%25")
 
 
-if __name__ == "__main__":
-    for line in lines(json.loads(Path(sys.argv[1]).read_bytes())):
-        sys.stdout.write(f"{line}\n")
+def _value(text: str) -> str:
+    return _text(text).replace(":", "%3A").replace(",", "%2C")

@@ -42,6 +42,8 @@ def read_bench(path: Path) -> Timed:
         InputError: It is no such file.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"bench report {path} is no file", _BENCH)
         return timed(json.loads(path.read_bytes())["engines"][0])
     except OSError as error:
         raise InputError(f"bench report {path} cannot be read: {error.strerror}", _BENCH) from None

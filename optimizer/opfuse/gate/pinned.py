@@ -111,12 +111,15 @@ def whole_model(found: Any) -> bool:
 
 
 def bound(error: float, tolerance: float) -> float:
-    """A bound for an error: a fifth of the tolerance, or the tolerance.
+    """A bound for an error: a fifth of the tolerance, the tolerance, five times it, ...
 
     Two processors round differently, so an error's digits are not the same on both, but its bound
-    is: it is always twice the error or more.
+    is: it is twice the error or more. Half precision has errors above the tolerance that are
+    excused, since the original is as far from itself in fp32.
     """
-    return tolerance / _STEP if error * _ROOM < tolerance / _STEP else tolerance
+    steps = range(-1, 30) if math.isfinite(error) else ()
+    found = (tolerance * _STEP**step for step in steps if error * _ROOM <= tolerance * _STEP**step)
+    return next(found, tolerance)
 
 
 def precision(fused: Any, functions: Any, found: Precision | None, tolerance: float) -> Any:

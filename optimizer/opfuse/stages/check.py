@@ -20,7 +20,7 @@ from opfuse.files import file_hash, scratch
 from opfuse.gate import bounds, judge, pinned
 from opfuse.gate.culprit import Scene
 from opfuse.gate.neighbours import Neighbours
-from opfuse.gate.result import Change, Check, Expectation
+from opfuse.gate.result import SKIPPED, Change, Check, Expectation
 from opfuse.gate.shape import SECTIONS, check_shape
 from opfuse.numerics.compare import TOLERANCE, tolerance
 from opfuse.numerics.fingerprint import Fingerprint
@@ -51,7 +51,7 @@ class Locked:
     @property
     def pins(self) -> bool:
         """Whether a check was written into it before."""
-        return "fusions" in self.content
+        return any(section in self.content for section in SECTIONS if section != "opfuse")
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,15 @@ def _timed(locked: Locked, config: Config, measure: Callable[[Path], Any]) -> bo
 
 def _must_run(locked: Mapping[str, Any], now: Sections) -> bool:
     """Whether the outputs have to be computed: equal bytes and options compute the same."""
-    same = all(
-        locked.get(section, {}).get(name) == now[section][name]
-        for section, name in (("model", "sha256"), ("options", "seed"), ("options", "opt_shapes"))
-    )
-    return bool(locked.get("outputs", {}).get("values")) and not same
+    same = locked.get("model", {}).get("sha256") == now["model"]["sha256"]
+    pinned_ones = bool(locked.get("outputs", {}).get("values"))
+    return pinned_ones and not same and _drawn_alike(locked, now)
+
+
+def _drawn_alike(locked: Mapping[str, Any], now: Sections) -> bool:
+    """Whether the options draw the inputs that the lock's outputs are of."""
+    was, are = locked.get("options", {}), now["options"]
+    return all(was.get(name, are[name]) == are[name] for name in ("seed", "opt_shapes"))
 
 
 def _outputs(source: Source, config: Config, progress: Progress) -> Sections:
@@ -245,6 +249,8 @@ def _outputs(source: Source, config: Config, progress: Progress) -> Sections:
             if death.exit_code != 4:  # what kills the process is a reason, a time limit is none
                 raise
             found = Fingerprint({}, {}, not_run=death.what)
+        # What a library says may hold the path of its file; the lock has none.
+        found = replace(found, not_run=found.not_run.replace(str(folder), ""))
     facts = asdict(found)
     facts["values"] = facts.pop("outputs")
     return facts
@@ -280,9 +286,14 @@ def _judged(
 ) -> Iterator[Expectation]:
     yield from judge.model(locked.get("model", {}), now["model"])
     yield from judge.options(locked.get("options", {}), now["options"])
-    yield from judge.fusions(locked["fusions"], now["fusions"], evidence)
+    if "fusions" in locked:
+        yield from judge.fusions(locked["fusions"], now["fusions"], evidence)
     yield from judge.proof(locked.get("proof"), now["proof"], evidence)
-    yield from judge.outputs(locked.get("outputs", {}), now.get("outputs"))
+    if _drawn_alike(locked, now):
+        yield from judge.outputs(locked.get("outputs", {}), now.get("outputs"))
+    else:
+        text = "the inputs are drawn from another seed or for other shapes than the lock's"
+        yield Expectation("outputs", "", SKIPPED, text)
     if not evidence.broken:
         yield from judge.precision(locked.get("precision", {}), now["precision"], evidence)
     yield from judge.plugins(locked.get("plugins"), now["plugins"], why_no_library)

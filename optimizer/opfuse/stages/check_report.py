@@ -11,16 +11,29 @@ from opfuse.gate.result import Check
 from opfuse.stages.report import plain
 
 
-def write(check: Check, path: Path, lock: str) -> None:
-    """Write the check as .json, .txt, .html, .md, .sarif, or .xml; ``lock`` is the lock's text.
+def write(check: Check, path: Path) -> None:
+    """Write the check as .json, .txt, .html, .md, .sarif, or .xml.
 
     Raises:
         InputError: The file cannot be written.
     """
-    write_atomically(path, _text(check, path.suffix, lock).encode(errors="backslashreplace"))
+    write_atomically(path, _text(check, path.suffix).encode(errors="backslashreplace"))
 
 
-def _text(check: Check, suffix: str, lock: str) -> str:
+def annotated(check: Check) -> str:
+    """The check as annotations of a GitHub runner, a line for each."""
+    from opfuse.formats.finding import of_check
+    from opfuse.formats.github import annotated as told
+
+    return "".join(f"{line}\n" for line in told(of_check(plain(check.as_dict()), _lock(check))))
+
+
+def _lock(check: Check) -> str:
+    """The text of the lock, for the lines in it."""
+    return Path(check.lock).read_text(errors="replace")
+
+
+def _text(check: Check, suffix: str) -> str:
     from opfuse.stages.check_text import check_as_text, verdict
 
     facts = plain(check.as_dict())
@@ -28,4 +41,4 @@ def _text(check: Check, suffix: str, lock: str) -> str:
         return json.dumps(facts, indent=1) + "\n"
     if suffix == ".txt":
         return check_as_text(check)
-    return formats.of_check(facts, suffix, lock, verdict(check, check.lock))
+    return formats.of_check(facts, suffix, _lock(check), verdict(check, check.lock))
