@@ -72,7 +72,7 @@ def test_output_file_not_writable(spawn, llama, old_output):
     result.refused(2, str(old_output), "not writable")
 
 
-@pytest.mark.parametrize("name", ["r.xml", "r", "r.sarif"])
+@pytest.mark.parametrize("name", ["r.yaml", "r", "r.SARIF"])
 def test_report_of_unknown_format(cli, llama, old_output, tmp_path, name):
     result = cli("fuse", llama, "-o", old_output, "--report", tmp_path / name)
     result.refused(2, name, ".json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import opfuse
+from models import tiny
 from opfuse import lockfile
 from opfuse.runtime import library
 from opfuse.runtime.timing import Latency, Measurement
@@ -91,6 +93,17 @@ def test_a_merge_that_goes_with_an_attention_says_so(cli, place):
 def test_a_numeric_change_alone_fails_nothing_else(cli, place):
     planted.save(place / "bert.onnx", planted.epsilon)
     assert len(failures(cli("check", "bert.onnx"))) == 1
+
+
+def test_twelve_layers_take_less_than_ten_seconds(spawn, tmp_path):
+    """Of processor time, on the cores that there are: the clock of a busy machine says nothing."""
+    model = tiny.bert(layers=12, hidden=256, heads=4, intermediate=1024)
+    model.write(tmp_path / "bert.onnx")
+    assert spawn("check", "bert.onnx", "--update", cwd=tmp_path).code == 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert spawn("check", "bert.onnx", cwd=tmp_path).code == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_more_fusions_than_locked_pass_with_a_note(cli, place):

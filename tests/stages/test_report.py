@@ -73,8 +73,8 @@ def test_files_by_suffix(report, tmp_path):
     report.write(tmp_path / "r.txt")
     assert (tmp_path / "r.json").read_text() == report.as_json()
     assert (tmp_path / "r.txt").read_text() == as_text(report)
-    with pytest.raises(InputError, match="sarif"):
-        report.write(tmp_path / "r.sarif")
+    with pytest.raises(InputError, match="yaml"):
+        report.write(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

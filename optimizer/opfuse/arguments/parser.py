@@ -10,7 +10,7 @@ from opfuse.errors import InputError
 EPILOG = """\
 exit codes:
   0    done
-  1    a check failed: numbers differ, or an engine has another precision than asked for
+  1    a check failed: numbers differ, an engine has another precision, a lock does not hold
   2    bad input or usage
   3    a needed component is missing: TensorRT, a GPU, the plugin library
   4    TensorRT refused the network or crashed
