@@ -99,10 +99,8 @@ def test_what_is_no_part_of_one_axis_is_refused(axis, ranks, old, new, reason):
         reshaped(shard, old, new)
 
 
-def test_an_axis_of_one_entry_that_all_ranks_have_goes_with_its_neighbours():
-    """The one key/value head of all query heads."""
-    shard = Shard(2, parts([0], [0]))
-    result = reshaped(shard, (B, S, 1, 4), (B, S, 4))
-    assert (result.axis, [list(part) for part in result.parts]) == (2, [[0, 1, 2, 3]] * 2)
-    assert reshaped(result, (B, S, 4), (B, S, 1, 4)).same(shard)
-    assert list(reshaped(Shard(3, parts([0])), (B, S, 4, 1), (B, S, 4)).parts[0]) == [0, 1, 2, 3]
+def test_all_of_an_axis():
+    assert Shard(0, parts([0, 1], [0, 1])).complete(2)
+    assert not Shard(0, parts([0, 1], [0, 1])).complete(3)
+    assert not Shard(0, parts([1, 0], [1, 0])).complete(2)
+    assert not Shard(0, parts([0, 1], [0, 1])).complete(S)

@@ -145,6 +145,38 @@ def test_every_order_of_a_packed_weight(tmp_path, axis, heads):
     assert np.array_equal(made.weights("w")[0], values[:, own.ravel()])
 
 
+def test_slices_of_a_packed_weight_are_cut_each(tmp_path):
+    split = "".join(
+        f"{x}p = Slice(qkv, [{start}], [{stop}], [2])\n{x}4 = Reshape({x}p, [0, 0, {heads}, 4])\n"
+        for x, start, stop, heads in (("q", 0, 16, 4), ("k", 16, 24, 2), ("v", 24, 32, 2))
+    )
+    made = cut(model(**block(4, 2, split=split)), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.products() == [("column", (6, 16)), ("row", (8, 6))]
+
+
+def test_slices_that_overlap_stay_what_they_are(tmp_path):
+    text = MLP.replace(
+        "y = MatMul(a, v)", "f = Slice(a, [0], [5], [2])\ng = Slice(a, [4], [8], [2])"
+    )
+    text += "fs = ReduceSum<keepdims=1>(f, [2])\ngs = ReduceSum<keepdims=1>(g, [2])\n"
+    text += "y = Sub(fs, gs)\n"
+    with pytest.raises(InputError, match="nothing in it can be split"):
+        cut(model(text, "T[B, S, 6] x", weights=MLP_WEIGHTS), 2, tmp_path)
+
+
+def test_queries_and_keys_that_are_normed_together_leave_the_values_split(tmp_path):
+    """A norm over all heads needs all of q and k; v, of the same weight, is split none the less."""
+    case = block(4, 4)
+    text = str(case["text"]).replace(
+        "q4 = Reshape(qp", "qn = Softmax<axis=-1>(qp)\nq4 = Reshape(qn"
+    )
+    text = text.replace("k4 = Reshape(kp", "kn = Softmax<axis=-1>(kp)\nk4 = Reshape(kn")
+    made = cut(model(text, "T[B, S, 6] x", weights=case["weights"]), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.products() == [("column", (6, 16 + 16 + 8)), ("row", (8, 6))]
+
+
 @pytest.mark.parametrize("mask", ["T[B, 1, S, S]", "T[1, 4, S, S]", "T[B, 4, S, S]", "T[S, S]"])
 def test_a_mask_for_all_heads_or_one_for_each(tmp_path, mask):
     case = block(4, 4, mask="m")
@@ -229,6 +261,41 @@ def test_a_weight_that_two_layers_share_is_cut_once(tmp_path):
     made.same(*ROWS)
     assert made.plan.collectives["AllReduce"] == 2
     assert len(made.weights("w")) == 2  # one for each rank
+
+
+@pytest.mark.parametrize("biases", [(), ("c",), ("d",), ("c", "d")])
+@pytest.mark.parametrize("order", ["m, n", "n, m"])
+def test_layers_side_by_side_are_summed_at_once(tmp_path, biases, order):
+    text = "h = MatMul(x, w)\na = Relu(h)\ng = MatMul(x, w2)\nb = Tanh(g)\n"
+    for name, product, bias in (("m", "MatMul(a, v)", "c"), ("n", "MatMul(b, v2)", "d")):
+        text += f"{name}0 = {product}\n"
+        added = f"Add({name}0, {bias})" if bias in biases else f"Identity({name}0)"
+        text += f"{name} = {added}\n"
+    text += f"both = Add({order})\ny = Add(both, x)\n"
+    weights = {**MLP_WEIGHTS, "w2": (6, 4), "v2": (4, 6), **dict.fromkeys(biases, (6,))}
+    made = cut(model(text, "T[B, S, 6] x", weights=weights), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.plan.collectives["AllReduce"] == 1
+
+
+def test_three_layers_side_by_side(tmp_path):
+    text = ""
+    for number in range(3):
+        text += f"h{number} = MatMul(x, w)\na{number} = Relu(h{number})\n"
+        text += f"p{number} = MatMul(a{number}, v{number})\n"
+    text += "s = Add(p0, p1)\nt = Add(s, p2)\ny = Add(t, x)\n"
+    weights = {"w": (6, 8), **{f"v{number}": (8, 6) for number in range(3)}}
+    made = cut(model(text, "T[B, S, 6] x", weights=weights), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.plan.collectives["AllReduce"] == 1
+
+
+def test_a_sum_that_is_read_twice_is_made_by_itself(tmp_path):
+    """The second layer reads the first one's sum: they are one behind the other."""
+    text = MLP.replace("y =", "m =") + "h2 = MatMul(m, w)\na2 = Relu(h2)\nn = MatMul(a2, v)\n"
+    made = cut(model(text + "y = Add(m, n)\n", "T[B, S, 6] x", weights=MLP_WEIGHTS), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.plan.collectives["AllReduce"] == 2
 
 
 def test_words_are_shared_out_on_request(tmp_path):

@@ -14,10 +14,12 @@ import onnx_graphsurgeon as gs
 from opfuse.graph.edit import producer
 from opfuse.sharding.layout import Shard, Stays
 from opfuse.sharding.rules import Local
+from opfuse.sharding.rules.base import is_weight
 from opfuse.sharding.rules.products import row
 from opfuse.sharding.spread import Spread, Spreader
 
 _ATTENTION = "FlashAttention"
+_NEITHER = "by rows: {}; by columns: nothing behind it takes a part"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def choose(spreader: Spreader, outputs: Mapping[int, Shard]) -> Choice:
         try:
             how = row(spreader.view(node))
         except Stays as stays:
-            left[id(node)] = str(stays)
+            left[id(node)] = _NEITHER.format(stays)
             continue
         trial = spreader.spread(
             {id(node): how}, nodes[: index + 1], {}, alone=True, whole=rows.keys()
@@ -62,7 +64,7 @@ def choose(spreader: Spreader, outputs: Mapping[int, Shard]) -> Choice:
             rows[id(node)] = how
             columns |= own
         else:
-            left[id(node)] = _why(node, trial)
+            left[id(node)] = _NEITHER.format(_why(node, trial))
     return _settled(spreader, nodes, rows, outputs, left)
 
 
@@ -80,7 +82,7 @@ def _settled(
         if not lost:
             break
         for node in lost:
-            left[id(node)] = _why(node, spread)
+            left[id(node)] = _NEITHER.format(_why(node, spread))
             del rows[id(node)]
     for node in nodes:
         if id(node) in spread.nodes:
@@ -95,7 +97,7 @@ def _settled(
 def is_product(node: gs.Node) -> bool:
     """Whether a node multiplies with a weight."""
     product = node.op in ("MatMul", "Gemm", "GemmAct") and node.domain in (None, "", "opfuse")
-    return product and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant)
+    return product and len(node.inputs) > 1 and is_weight(node.inputs[1])
 
 
 def is_attention(node: gs.Node) -> bool:
@@ -135,7 +137,7 @@ def _why(row: gs.Node, spread: Spread) -> str:
             continue
         seen.add(id(node))
         if id(node) in spread.reasons:
-            return f"{node.op} in front of it stays whole: {spread.reasons[id(node)]}"
+            return f"{node.op} in front of it stays whole, since {spread.reasons[id(node)]}"
         if id(node) in spread.nodes:
             pending.extend(node.inputs)
     return "no product in front of it can be split"

@@ -16,6 +16,7 @@ from opfuse.graph.pattern import OPFUSE
 from opfuse.sharding.layout import Shard, static
 from opfuse.sharding.rules import Local
 from opfuse.sharding.spread import Spread, reads_sizes
+from opfuse.sharding.sums import join
 from opfuse.sharding.taken import take
 
 
@@ -70,6 +71,7 @@ class Cutter:
         self._nodes.clear()
         edit.sweep(self.graph)
         edit.sort(self.graph)
+        join(self.graph, self.facts)
         self.set_rank(0)
 
     def _tensors(self) -> list[gs.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -41,6 +41,12 @@ class Shard:
     def on(self, axis: int) -> Shard:
         """The same positions on another axis."""
         return Shard(axis, self.parts)
+
+    def complete(self, size: Dim) -> bool:
+        """Whether every rank has all of an axis of this size, in its order."""
+        return isinstance(size, int) and all(
+            np.array_equal(part, np.arange(size)) for part in self.parts
+        )
 
     def same(self, other: Shard) -> bool:
         """Whether every rank holds the same here and there."""
@@ -109,12 +115,9 @@ def _group(axis: int, old: Sequence[Dim], new: Sequence[Dim]) -> tuple[tuple[int
         if match is not None:
             cuts.append((position, match))
             at = match
-    before = [cut for cut in reversed(cuts) if cut[0] <= axis]
-    behind = [cut for cut in cuts if cut[0] > axis]
-    for low, start in before:
-        for high, stop in behind:
-            if start < stop:  # an axis of size 1 that is gone goes with its neighbours
-                return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
+    for (low, start), (high, stop) in pairwise(cuts):
+        if low <= axis < high:
+            return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
     raise Stays("its sizes do not tell which axes it merges or splits")
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
 from opfuse.graph.facts import Facts
 from opfuse.sharding.layout import Shard, Stays
-from opfuse.sharding.rules import Local, View, local
+from opfuse.sharding.rules import EACH, Local, View, local
 
 SIZES = ("Shape",)  # what reads only sizes is given those of the whole
 
@@ -84,6 +84,7 @@ class Spreader:
                 how = self._ask(node, wanted, found, alone, whole)
             if how is None:
                 continue
+            how = replace(how, inputs=tuple(map(self._needed, node.inputs, how.inputs)))
             found.nodes[id(node)] = how
             for tensor, part in zip(node.inputs, how.inputs, strict=True):
                 if part is not None:
@@ -110,7 +111,11 @@ class Spreader:
             return None
         shards = [self._agreed(tensor, wanted, alone) for tensor in node.outputs]
         used = [self._uses[id(t)] or id(t) in self._outputs for t in node.outputs]
-        if any(u and shard is None for u, shard in zip(used, shards, strict=True)):
+        some = any(shard is not None for shard in shards)
+        if not some or (
+            node.op not in EACH
+            and any(u and shard is None for u, shard in zip(used, shards, strict=True))
+        ):
             found.reasons[id(node)] = "what it makes is also needed whole, or in other parts"
             return None
         try:
@@ -122,6 +127,12 @@ class Spreader:
             if shard is not None:
                 found.tensors[id(tensor)] = shard
         return how
+
+    def _needed(self, tensor: gs.Tensor, part: Shard | None) -> Shard | None:
+        """The part, or None where it is the whole: the one key/value head of all queries."""
+        shape = self.facts.shape(tensor)
+        whole = part is None or (shape is not None and part.complete(shape[part.axis]))
+        return None if whole else part
 
     def _agreed(
         self, tensor: gs.Tensor, wanted: Mapping[int, list[Shard]], alone: bool

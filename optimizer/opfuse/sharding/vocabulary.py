@@ -115,7 +115,7 @@ def split_embedding(cutter: Cutter, node: gs.Node) -> None:
     from_end = made("Where", made("Less", words, zero), made("Add", words, rows), words)
     place = made("Sub", from_end, start)
     mine = made("And", made("GreaterOrEqual", place, zero), made("Less", place, limit))
-    edit.set_input(node, 0, cutter.weight(table, shard))
+    edit.set_input(node, 0, cutter.part(table, shard))
     edit.set_input(node, 1, made("Where", mine, place, zero))
     result = node.outputs[0]
     own = cutter.released(node, result)

@@ -18,7 +18,8 @@ from opfuse.graph.protos import byte_size, is_external
 from opfuse.sharding import vocabulary
 from opfuse.sharding.choose import Choice, choose, is_attention, is_product
 from opfuse.sharding.cut import Cutter
-from opfuse.sharding.layout import Shard, Stays
+from opfuse.sharding.layout import Shard, Stays, static
+from opfuse.sharding.prepare import join_slices
 from opfuse.sharding.result import Attention, Left, Plan, Port, Product
 from opfuse.sharding.spread import Spreader
 
@@ -50,22 +51,18 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
         InputError: There is nothing that can be split.
     """
     graph, facts = fused.graph, fused.facts
+    join_slices(graph, facts)
     heads, left = vocabulary.heads(graph, facts, ranks) if vocab else ({}, {})
     choice = choose(Spreader(graph, facts, ranks), heads)
     names = _Names(fused)
-    told = _told(graph, choice, names, facts_of=left)
-    table = vocabulary.embedding(graph, facts) if vocab else None
-    products, attentions, whole = told
+    products, attentions, whole = _told(fused, choice, names)
+    whole += [Left(name, "MatMul", reason) for name, reason in left.items()]
+    if vocab and not heads and not left:
+        whole.append(Left("the head", "MatMul", "no product with a weight makes an output alone"))
     inputs, outputs = (_ports(t, choice, heads) for t in (graph.inputs, graph.outputs))
     cutter = Cutter(graph, facts, ranks, base_dir)
-    if table is not None:
-        try:
-            size = tuple(map(int, table.inputs[0].shape))
-            vocabulary.split_embedding(cutter, table)
-            part = (size[0] // ranks, size[1])
-            products.append(Product(names.of(table), "vocabulary", size, part))
-        except Stays as stays:
-            whole.append(Left(names.of(table), table.op, str(stays)))
+    if vocab:
+        _share_words(cutter, names, products, whole)
     if not products:
         raise InputError(
             f"{model}: nothing in it can be split among {ranks} ranks{_reasons(whole)}",
@@ -74,19 +71,30 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
     cutter.apply(choice.spread, choice.rows)
     vocabulary.gather(cutter, heads, choice.spread.tensors)
     cutter.finish()
-    found = Counter(n.op for n in graph.nodes if n.domain == OPFUSE and n.op in COLLECTIVES)
-    collectives = {op: found[op] for op in COLLECTIVES}
-    plan = Plan(
-        str(model),
-        ranks,
-        tuple(products),
-        tuple(attentions),
-        tuple(whole),
-        inputs,
-        outputs,
-        collectives,
-    )
-    return Sharded(cutter, plan)
+    told = tuple(products), tuple(attentions), tuple(whole)
+    return Sharded(cutter, Plan(str(model), ranks, *told, inputs, outputs, _collectives(graph)))
+
+
+def _share_words(cutter: Cutter, names: _Names, products: list[Product], whole: list[Left]) -> None:
+    """Split the embedding, and tell what became of it."""
+    table = vocabulary.embedding(cutter.graph, cutter.facts)
+    if table is None:
+        whole.append(Left("the embedding", "Gather", "no table is looked up by an input"))
+        return
+    rows, width = map(int, table.inputs[0].shape)
+    name = names.of(table)
+    try:
+        vocabulary.split_embedding(cutter, table)
+    except Stays as stays:
+        whole.append(Left(name, table.op, str(stays)))
+    else:
+        part = (rows // cutter.ranks, width)
+        products.append(Product(name, "vocabulary", (rows, width), part))
+
+
+def _collectives(graph: gs.Graph) -> dict[str, int]:
+    found = Counter(node.op for node in graph.nodes if node.domain == OPFUSE)
+    return {op: found[op] for op in COLLECTIVES}
 
 
 def weight_bytes(model: ModelProto) -> int:
@@ -122,22 +130,22 @@ class _Names:
 
 
 def _told(
-    graph: gs.Graph, choice: Choice, names: _Names, *, facts_of: Mapping[str, str]
+    fused: Fused, choice: Choice, names: _Names
 ) -> tuple[list[Product], list[Attention], list[Left]]:
     products: list[Product] = []
     attentions: list[Attention] = []
     left: list[Left] = []
-    for node in graph.nodes:
+    for node in fused.graph.nodes:
         how = choice.spread.nodes.get(id(node))
         if how is not None and is_attention(node):
-            attentions.append(_attention(node, how.inputs[1], how.attrs, names))
+            attentions.append(_attention(node, how.inputs[0], how.attrs, names))
         elif how is not None and is_product(node) and how.inputs[1] is not None:
             kind = "row" if id(node) in choice.rows else "column"
-            size = tuple(map(int, node.inputs[1].shape))
+            shape = fused.facts.shape(node.inputs[1]) or ()
+            size = tuple(static(dim, "a weight") for dim in shape)
             products.append(Product(names.of(node), kind, size, _part(size, how.inputs[1])))
         elif id(node) in choice.left:
             left.append(Left(names.of(node), node.op, choice.left[id(node)]))
-    left += [Left(name, "MatMul", reason) for name, reason in facts_of.items()]
     return products, attentions, left
 
 
@@ -146,11 +154,11 @@ def _part(size: tuple[int, ...], shard: Shard) -> tuple[int, ...]:
 
 
 def _attention(
-    node: gs.Node, keys: Shard | None, attrs: Mapping[str, object], names: _Names
+    node: gs.Node, queries: Shard | None, attrs: Mapping[str, object], names: _Names
 ) -> Attention:
     whole = int(node.attrs["kv_num_heads"])
     heads, few = (int(str(attrs[name])) for name in ("num_heads", "kv_num_heads"))
-    ranks = 0 if keys is None else len(keys.parts)
+    ranks = 0 if queries is None else len(queries.parts)
     return Attention(names.of(node), heads, few, replicated_kv=few * ranks > whole)
 
 

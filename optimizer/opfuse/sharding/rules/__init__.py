@@ -9,7 +9,10 @@ from opfuse.sharding.layout import Shard, Stays
 from opfuse.sharding.rules import attention, elementwise, layout_ops, norms, products
 from opfuse.sharding.rules.base import Local, Rule, View
 
-__all__ = ["Local", "View", "local"]
+__all__ = ["EACH", "Local", "View", "local"]
+
+# Operators that may make a part of one result and all of another.
+EACH = ("Split",)
 
 _DOMAINS = (None, "", "ai.onnx", "opfuse")
 RULES: dict[str, Rule] = {

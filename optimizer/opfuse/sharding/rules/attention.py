@@ -16,7 +16,8 @@ def _flash_attention(view: View, wanted: Sequence[Shard | None]) -> Local:
     shard = only(wanted)
     heads = int(view.node.attrs["num_heads"])
     few = int(view.node.attrs["kv_num_heads"])
-    if shard.axis != _HEADS or len(view.result()) != 4:
+    layout = view.node.attrs.get("layout", "BHSD")
+    if shard.axis != _HEADS or len(view.result()) != 4 or layout != "BHSD":
         raise Stays("it can be split by heads only")
     if view.shape(0)[_HEADS] != heads or view.shape(1)[_HEADS] != few or heads % few:
         raise Stays(f"its {heads} heads and {few} key/value heads are not those of its operands")

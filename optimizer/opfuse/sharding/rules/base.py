@@ -9,8 +9,11 @@ from typing import TypeAlias
 import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim
+from opfuse.graph.edit import is_standard, producer
 from opfuse.graph.facts import Facts
 from opfuse.sharding.layout import Shard, Stays
+
+_AS_IT_IS = ("Transpose", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ class View:
         if shape[axis] != size:
             raise Stays(f"an operand has {shape[axis]} of the {size} that are split")
         return shard.on(axis)
+
+
+def is_weight(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or one that is only turned or in another type."""
+    while (node := producer(tensor)) is not None and node.op in _AS_IT_IS and is_standard(node):
+        tensor = node.inputs[0]
+    return isinstance(tensor, gs.Constant)
 
 
 Rule: TypeAlias = Callable[[View, Sequence[Shard | None]], Local]

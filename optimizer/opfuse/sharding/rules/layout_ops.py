@@ -38,35 +38,37 @@ def _regroup(view: View, wanted: Sequence[Shard | None]) -> Local:
 
 def _split(view: View, wanted: Sequence[Shard | None]) -> Local:
     """Along another axis all results are wanted alike; along this one each has its own part."""
-    shards = [shard for shard in wanted if shard is not None]
-    if len(shards) < len(view.node.outputs):
-        raise Stays("one of its results is needed whole")
-    rank = len(view.shape())
-    axis = view.axis(0, rank)
-    first = shards[0]
-    if any(shard.axis != first.axis for shard in shards):
-        raise Stays("its results are split along different axes")
+    axis = view.axis(0, len(view.shape()))
+    given = [shard for shard in wanted if shard is not None]
     inputs = view.whole()
-    if first.axis != axis:
-        if not all(shard.same(first) for shard in shards):
-            raise Stays("its results are split differently")
-        inputs[0] = first
+    if given[0].axis != axis:
+        if len(given) < len(wanted) or not all(shard.same(given[0]) for shard in given):
+            raise Stays("its results are wanted in different parts")
+        inputs[0] = given[0]
         return Local(tuple(inputs))
-    sizes = [static(view.result(i)[axis], "a result") for i in range(len(shards))]
-    starts = np.cumsum([0, *sizes[:-1]])
-    parts = tuple(
-        np.concatenate(
-            [shard.parts[r] + start for shard, start in zip(shards, starts, strict=True)]
-        )
-        for r in range(view.ranks)
-    )
-    inputs[0] = Shard(axis, parts)
-    local = {i: shard.local for i, shard in enumerate(shards)}
+    if any(shard.axis != axis for shard in given):
+        raise Stays("its results are split along different axes")
+    sizes = [static(view.result(i)[axis], "a result") for i in range(len(wanted))]
+    own = [
+        shard or Shard(axis, (np.arange(size),) * view.ranks)
+        for shard, size in zip(wanted, sizes, strict=True)
+    ]
+    inputs[0] = Shard(axis, _side_by_side(own, sizes))
+    local = {index: shard.local for index, shard in enumerate(own)}
     if view.has(1):
         return Local(tuple(inputs), sizes={1: local})
     if len(set(local.values())) > 1:
         raise Stays("its results would be of different sizes, and it splits equally")
     return Local(tuple(inputs))
+
+
+def _side_by_side(shards: Sequence[Shard], sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Each rank's parts of what lies one behind the other on an axis."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    return tuple(
+        np.concatenate([part + start for part, start in zip(parts, starts, strict=True)])
+        for parts in zip(*(shard.parts for shard in shards), strict=True)
+    )
 
 
 def _concat(view: View, wanted: Sequence[Shard | None]) -> Local:

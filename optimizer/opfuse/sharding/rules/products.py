@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_graphsurgeon as gs
-
 from opfuse.sharding.layout import Shard, Stays, even, static
-from opfuse.sharding.rules.base import Local, Rule, View, only
+from opfuse.sharding.rules.base import Local, Rule, View, is_weight, only
 
 
 def _matmul(view: View, wanted: Sequence[Shard | None]) -> Local:
@@ -16,7 +14,7 @@ def _matmul(view: View, wanted: Sequence[Shard | None]) -> Local:
     if len(left) < 2 or len(right) < 2:
         raise Stays("it multiplies with a vector")
     if shard.axis == rank - 1:
-        constant = isinstance(view.node.inputs[1], gs.Constant)
+        constant = is_weight(view.node.inputs[1])
         return Local((None, shard.on(len(right) - 1)), column=constant)
     if shard.axis == rank - 2:
         return Local((shard.on(len(left) - 2), None))
@@ -34,7 +32,7 @@ def _gemm(view: View, wanted: Sequence[Shard | None]) -> Local:
         inputs[0] = shard.on(1 if view.node.attrs.get("transA", 0) else 0)
     if view.has(2):
         inputs[2] = view.aligned(2, shard, 2, view.result()[shard.axis])
-    constant = shard.axis == 1 and isinstance(view.node.inputs[1], gs.Constant)
+    constant = shard.axis == 1 and is_weight(view.node.inputs[1])
     return Local(tuple(inputs), column=constant)
 
 
@@ -47,7 +45,7 @@ def _gemm_act(view: View, wanted: Sequence[Shard | None]) -> Local:
     inputs[1] = shard.on(1)
     if view.has(2):
         inputs[2] = shard.on(0)
-    return Local(tuple(inputs), column=isinstance(view.node.inputs[1], gs.Constant))
+    return Local(tuple(inputs), column=is_weight(view.node.inputs[1]))
 
 
 def row(view: View) -> Local:
@@ -59,7 +57,7 @@ def row(view: View) -> Local:
     node = view.node
     if node.op == "GemmAct":
         raise Stays("its activation needs the whole sum")
-    if node.op != "MatMul" or len(node.inputs) != 2 or not isinstance(node.inputs[1], gs.Constant):
+    if node.op != "MatMul" or len(node.inputs) != 2 or not is_weight(node.inputs[1]):
         raise Stays("it is no product with a weight")
     left, right = view.shape(0), view.shape(1)
     if len(right) != 2 or len(left) < 2:

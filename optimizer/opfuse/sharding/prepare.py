@@ -1,0 +1,81 @@
+"""Slices that take a tensor apart become one Split, so that each can be given its own part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from opfuse.graph import edit
+from opfuse.graph.facts import Facts
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A Slice of one axis with fixed ends."""
+
+    node: gs.Node
+    axis: int
+    start: int
+    stop: int
+
+
+def join_slices(graph: gs.Graph, facts: Facts) -> None:
+    """Write a Split where all who read a tensor slice one axis of it, together all of it.
+
+    Args:
+        graph: A sorted graph; it is changed.
+        facts: What is known of its tensors, which stay.
+    """
+    kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    sources = {id(node.inputs[0]): node.inputs[0] for node in graph.nodes if node.op == "Slice"}
+    for tensor in sources.values():
+        readers = [node for node in tensor.outputs if node.op != "Shape"]
+        pieces = [_piece(node, facts) for node in readers]
+        found = sorted((p for p in pieces if p is not None), key=lambda piece: piece.start)
+        if id(tensor) in kept or len(found) < len(readers) or len(found) < 2:
+            continue
+        if isinstance(tensor, gs.Constant) or not _cover(found, facts, tensor):
+            continue
+        _split(graph, tensor, found)
+    edit.sort(graph)
+
+
+def _cover(pieces: list[_Piece], facts: Facts, tensor: gs.Tensor) -> bool:
+    """Whether the pieces, in order, are all of one axis, each entry once."""
+    axis, shape = pieces[0].axis, facts.shape(tensor)
+    ends = [0, *(piece.stop for piece in pieces)]
+    meet = all(piece.start == end for piece, end in zip(pieces, ends, strict=False))
+    alike = all(piece.axis == axis for piece in pieces)
+    return alike and meet and shape is not None and ends[-1] == shape[axis]
+
+
+def _piece(node: gs.Node, facts: Facts) -> _Piece | None:
+    shape = facts.shape(node.inputs[0])
+    if node.op != "Slice" or not edit.is_standard(node) or shape is None:
+        return None
+    given = [facts.value(tensor) for tensor in node.inputs[1:]]
+    if len(given) < 3 or any(value is None or value.size != 1 for value in given):
+        return None
+    numbers = [value.ravel()[0] for value in given if value is not None]
+    axis = numbers[2] % len(shape) if isinstance(numbers[2], int) else None
+    if axis is None or not all(isinstance(number, int) for number in (*numbers, shape[axis])):
+        return None
+    start, stop, step = slice(numbers[0], numbers[1], *numbers[3:]).indices(int(str(shape[axis])))
+    return _Piece(node, axis, start, stop) if step == 1 and start < stop else None
+
+
+def _split(graph: gs.Graph, tensor: gs.Tensor, pieces: list[_Piece]) -> None:
+    sizes = np.array([piece.stop - piece.start for piece in pieces])
+    results = [piece.node.outputs[0] for piece in pieces]
+    names = edit.names(graph)
+    name = f"{tensor.name}/pieces"
+    while name in names:
+        name += "_"
+    for piece in pieces:
+        edit.detach(piece.node)
+    gone = {id(piece.node) for piece in pieces}
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+    inputs = [tensor, gs.Constant(name, sizes)]
+    graph.nodes.append(gs.Node("Split", name, {"axis": pieces[0].axis}, inputs, results))
