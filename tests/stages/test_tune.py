@@ -214,6 +214,7 @@ def test_every_variant_runs(tmp_path, gpu, monkeypatch):
     def load(path):
         return host.open_engine(monkeypatch, path, model, device)
 
+    monkeypatch.setattr(tuning, "_FLUSH", 64)
     monkeypatch.setattr(tune._Tuner, "_child", child)
     monkeypatch.setattr(tuning.Engine, "load", staticmethod(load))
     config = Config(tmp_path, backend="segmented", lock=tmp_path / "l", tune=True)

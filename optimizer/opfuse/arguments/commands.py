@@ -180,7 +180,7 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
         "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
     )
     library(command, ("--plugins",))
-    common(command, (".json",))
+    common(command, (".json", ".svg"))
 
 
 def package(commands: argparse._SubParsersAction[Parser]) -> None:
