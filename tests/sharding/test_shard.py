@@ -209,6 +209,30 @@ def test_a_cache_is_given_and_returned_in_parts(tmp_path):
     assert given["past"] == given["pastv"] == 1
 
 
+@pytest.mark.parametrize("mask", ["", "T[B, 1, 1, P] m", "T[P] m", "T[B, 1, 2, P] m"])
+def test_query_heads_as_rows_of_their_key_head(tmp_path, mask):
+    """One query, 4 heads, 2 key/value heads: torch lays the heads as [B, 2, 2, size]."""
+    text = attention(2, 2, 4, mask="m" if mask else "", split="")
+    _, _, text = text.partition("kt = ")
+    text = (
+        "q0 = MatMul(x, w)\nq4 = Reshape(q0, [0, 1, 4, 4])\n"
+        "q1 = Transpose<perm=[0, 2, 1, 3]>(q4)\nq = Reshape(q1, [0, 2, 2, 4])\n"
+        "kflat = Identity(k)\nvflat = Identity(v)\nkt = " + text
+    )
+    text = text.replace("o4 =", "o1 = Reshape(o, [0, 4, 1, 4])\no4 =").replace("(o)", "(o1)")
+    text = text.replace("[0, 0, 8]", "[0, 1, 16]") + "y = MatMul(flat, wo)\n"
+    inputs = ", ".join(filter(None, ["T[B, 1, 6] x", "T[B, 2, P, 4] k", "T[B, 2, P, 4] v", mask]))
+    before = model(text, inputs, weights={"w": (6, 16), "wo": (16, 6)})
+    if "2, P" in mask:  # another row for each head of a group: they stay rows
+        with pytest.raises(InputError, match="nothing in it can be split among 4 ranks"):
+            cut(before, 4, tmp_path)
+        return
+    made = cut(before, 4, tmp_path)
+    made.same({"B": 2, "P": 5}, {"B": 1, "P": 1})
+    (found,) = made.plan.attentions
+    assert (found.heads, found.kv_heads) == (1, 1)
+
+
 def test_sizes_that_are_computed_are_those_of_the_whole(tmp_path):
     """Head sizes by Shape and Div; the features of a split tensor, seen by somebody else."""
     text = """

@@ -18,6 +18,7 @@ from opfuse.graph.protos import byte_size, is_external
 from opfuse.sharding import vocabulary
 from opfuse.sharding.choose import Choice, choose, is_attention, is_product
 from opfuse.sharding.cut import Cutter
+from opfuse.sharding.groups import ungroup
 from opfuse.sharding.layout import Shard, Stays, static
 from opfuse.sharding.prepare import join_slices
 from opfuse.sharding.result import Attention, Left, Plan, Port, Product
@@ -52,6 +53,7 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
     """
     graph, facts = fused.graph, fused.facts
     join_slices(graph, facts)
+    ungroup(graph, facts)
     heads, left = vocabulary.heads(graph, facts, ranks) if vocab else ({}, {})
     choice = choose(Spreader(graph, facts, ranks), heads)
     names = _Names(fused)
