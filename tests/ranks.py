@@ -78,4 +78,5 @@ def cut(before: onnx.ModelProto, ranks: int, folder: Path, *, vocab: bool = Fals
         path = folder / f"rank{rank}.onnx"
         save(fused.graph, export(fused, source), folder, path)
         models.append(onnx.load(path))
+        onnx.checker.check_model(models[-1], full_check=True)
     return Cut(before, tuple(models), folder, made.plan)
