@@ -118,7 +118,7 @@ def test_the_action_passes(checkout, environment, tmp_path):
     run = act(checkout, environment, model="models/my bert.onnx")
     assert run.code == 0, run.log
     assert run.outputs["exit-code"] == "0"
-    assert (tmp_path / "python3.log").read_text().strip() == f"-m pip install --quiet {ROOT}"
+    assert (tmp_path / "python3.log").read_text().strip() == f"-m pip install --quiet -- {ROOT}"
     assert run.summary.startswith("### ✅ opfuse check: my bert.onnx")
     assert JUnitXml.fromfile(str(checkout / run.outputs["junit"])).failures == 0
     assert (checkout / run.outputs["sarif"]).is_file()
@@ -163,7 +163,20 @@ def test_more_inputs_of_the_action(checkout, environment):
     )  # fmt: skip
     assert run.code == 0, run.log
     assert run.outputs["sarif"] == "out/reports/opfuse.sarif"
-    assert "install --quiet opfuse==9.9" in (checkout.parent / "python3.log").read_text()
+    assert "install --quiet -- opfuse==9.9" in (checkout.parent / "python3.log").read_text()
+
+
+def test_options_of_the_action_have_lines_and_quotes(checkout, environment):
+    given = {"model": "models/my bert.onnx", "install": "false"}
+    options = "--seed 0\n--report 'my report.txt' --report \"a;b`c`.txt\"\n"
+    run = act(checkout, environment, options=options, **given)
+    assert run.code == 0, run.log
+    assert (checkout / "my report.txt").is_file()
+    assert (checkout / "a;b`c`.txt").is_file()
+    assert act(checkout, environment, options="--seed\n1", **given).code == 1
+    assert act(checkout, environment, options="--report 'my", **given).code != 0
+    run = act(checkout, environment, reports="out\nexit-code=0", **given)
+    assert (run.code, run.outputs) == (2, {})
 
 
 def gitlab(folder: Path, environment: Mapping[str, str], **given: str) -> tuple[int, str]:
@@ -245,5 +258,7 @@ def test_both_hooks_are_one():
     built, system = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     apart = {name for name in built if built[name] != system[name]}
     assert apart == {"id", "language", "description"}
-    assert re.search(built["files"], "models/bert.lock")
+    for name in ("bert.lock", "bert.onnx", "bert.onnx.data", "bert.onnx_data", "calibrate.npz"):
+        assert re.search(built["files"], f"models/{name}")
+    assert re.search(built["files"], "opfuse.toml")
     assert not re.search(built["files"], "models/bert.py")

@@ -116,7 +116,7 @@ def summary(**changes):
         (summary(rms=1.1), "differs by 9.1e-02"),
         (summary(finite=1), "has the count of finite values 2 -> 1"),
         (summary(shape=[3]), "has the shape [2] -> [3]"),
-        (summary(projections=[0.5]), "has 2 -> 1 projections"),
+        (summary(projections=[0.5]), "came or went: 2 -> 1 projections"),
         ({**summary(), "values": {}}, "output y is gone"),
         ({**summary(), "not_run": "no kernel"}, "does not run on the seeded inputs any more"),
         ({**summary(), "computed_in": "as stored"}, "computed in fp64 -> as stored"),

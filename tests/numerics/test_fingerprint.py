@@ -105,6 +105,29 @@ def test_the_numbers_of_large_and_odd_arrays():
         fingerprint.summary(np.array(["a"]), "STRING", 0, 8)
 
 
+@pytest.mark.parametrize("fill", [-1e4, -1e9, -3.4e38, np.inf])
+def test_what_a_mask_fills_in_hides_no_change_of_the_others(fill):
+    values = np.random.default_rng(0).standard_normal((8, 64))
+    masked = np.arange(64) % 4 > 0  # most of them
+
+    def of(logits, filled):
+        array = np.where(masked, filled, logits)
+        return np.array(fingerprint.summary(array, "FLOAT", 0, 8).projections)
+
+    same, changed = of(values, fill), of(values * (1 + 1e-5), fill)
+    assert len(same) == (8 if np.isinf(fill) else 9)
+    assert np.abs(changed - same).max() > 1e-6
+    assert np.abs(of(values, -fill) - same).max() > 0.1
+    assert len(of(values, np.nan)) == 4
+
+
+def test_a_few_large_values_among_others_are_not_apart():
+    values = np.geomspace(1e-3, 1e6, 100)
+    found = fingerprint.summary(values, "FLOAT", 0, 8)
+    assert found.rms == pytest.approx(np.sqrt(np.mean(values * values)), rel=1e-7)
+    assert len(found.projections) == 4
+
+
 def test_signs_are_those_of_splitmix():
     """The first words of the published generator for the seed 0."""
     first = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC)

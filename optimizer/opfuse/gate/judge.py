@@ -222,9 +222,10 @@ def _difference(was: Section, now: Section | None, rtol: float) -> str:
             return f"has the {what} {_shown(was[name])} -> {_shown(now[name])}"
     old, new = ([found["rms"], *found["projections"]] for found in (was, now))
     if len(old) != len(new):
-        return f"has {len(old) - 1} -> {len(new) - 1} projections"
-    scale = max(abs(was["rms"]), abs(now["rms"]))
-    error = max(abs(a - b) for a, b in zip(old, new, strict=True)) / scale if scale else 0.0
+        sums = f"{len(old) - 1} -> {len(new) - 1} projections"
+        return f"has infinities or values far above the others that came or went: {sums}"
+    scale = max(abs(was["rms"]), abs(now["rms"])) or 1.0
+    error = max(abs(a - b) for a, b in zip(old, new, strict=True)) / scale
     return f"differs by {error:.1e} of its size, the lock allows {rtol:g}" if error > rtol else ""
 
 

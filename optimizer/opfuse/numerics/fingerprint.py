@@ -30,6 +30,9 @@ PROJECTIONS = 4
 # Digits that are kept, and the relative difference that is none, in units of the root mean square.
 EXACT, COARSE = (8, 1e-7), (3, 1e-2)
 
+# Values of this size and so many times the next smaller one are apart from the others.
+_FAR, _GAP = 5e3, 10.0
+
 _DRAWS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
     | {"RandomUniform", "RandomUniformLike"}
@@ -55,8 +58,10 @@ class Drawn:
 class Summary:
     """An output in a few numbers.
 
-    ``rms`` is the root mean square of its finite values, ``finite`` their count; ``projections``
-    are their sums under seeded signs over the square root of the count.
+    ``finite`` is the count of its finite values, ``rms`` the root mean square of those that do not
+    stand far above the others; ``projections`` are the sums of these under seeded signs over the
+    square root of their count. Where values stand far above, the logarithm of their size and their
+    projections follow, and then the projections of the signs of infinities, in units of ``rms``.
     """
 
     dtype: str
@@ -191,17 +196,45 @@ def summary(array: Array, dtype: str, seed: int, digits: int) -> Summary:
         raise CannotRun("an output is no tensor of numbers")
     values = array.astype(np.float64).ravel()
     finite = np.isfinite(values)
-    values = np.where(finite, values, 0.0)
     count = int(finite.sum())
+    known = np.where(finite, values, 0.0)
+    far = _far(known)
+    rms, sums = _summed(np.where(far, 0.0, known), count - int(far.sum()), seed)
+    unit = rms or 1.0
+    if far.any():
+        size, parts = _summed(np.where(far, known, 0.0), int(far.sum()), seed)
+        sums += [unit * (math.log(size) - math.log(unit)), *(unit * (p / size) for p in parts)]
+    if (infinite := np.isinf(values)).any():
+        _, parts = _summed(np.where(infinite, np.sign(values), 0.0), int(infinite.sum()), seed)
+        sums += [unit * part for part in parts]
+    places = digits - (math.floor(math.log10(rms)) if rms > 0 else 0)
+    kept = tuple(round(_bounded(value), places) + 0.0 for value in sums)
+    return Summary(dtype, tuple(array.shape), count, round(rms, places), kept)
+
+
+def _far(values: Array) -> Array:
+    """Which values stand far above the others, as what a mask fills in does.
+
+    A root mean square with -1e9 in it would hide whatever happens to a logit of 1.
+    """
+    sizes = np.abs(values)
+    if sizes.max(initial=0.0) < _FAR:
+        return np.zeros(values.size, bool)
+    ordered = np.unique(sizes[sizes > 0])
+    gaps = (ordered[1:] >= _FAR) & (ordered[1:] / _GAP >= ordered[:-1])
+    least = ordered[1:][gaps][0] if gaps.any() else np.inf
+    return np.asarray(sizes >= least)
+
+
+def _summed(values: Array, count: int, seed: int) -> tuple[float, list[float]]:
+    """The root mean square of ``count`` values, the others being 0, and their projections."""
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    values = values / largest  # a mask's lowest number squared is beyond what a double holds
+    values = values / largest  # the lowest number squared is beyond what a double holds
     # fsum rounds once: how many values a processor adds at a time does not matter.
     rms = largest * math.sqrt(math.fsum(values * values) / max(count, 1))
     unit = largest / math.sqrt(max(count, 1))
     sums = [unit * math.fsum(values * signs(values.size, seed + n)) for n in range(PROJECTIONS)]
-    places = digits - (math.floor(math.log10(rms)) if rms > 0 else 0)
-    kept = tuple(round(_bounded(value), places) + 0.0 for value in sums)
-    return Summary(dtype, tuple(array.shape), count, round(rms, places), kept)
+    return rms, sums
 
 
 def _bounded(value: float) -> float:
