@@ -49,6 +49,20 @@ def test_nothing_is_to_blame_where_nothing_is_left():
     assert lost(2, 0, Scene()) == "FlashAttention 2 -> 0: no candidate for it is left"
 
 
+def test_new_near_misses_beside_a_full_count_are_told():
+    locked = {"Rope": {"fused": 2, "nearly": ["old"]}}
+
+    def told(fused, *nearly):
+        now = {"Rope": {"fused": fused, "nearly": list(nearly)}}
+        (one,) = judge.fusions(locked, now, judge.Evidence())
+        assert one.status == PASSED
+        return one.message
+
+    assert told(2, "old") == told(2, "renamed") == told(2) == ""
+    assert told(2, "old", "new") == "Rope: 1 more not fused: new"
+    assert told(3, "old", "new").startswith("Rope 2 -> 3: --update pins the new ones; Rope: 1 more")
+
+
 @pytest.mark.parametrize(
     ("was", "now", "status"),
     [

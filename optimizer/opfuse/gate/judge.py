@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,14 +69,23 @@ def fusions(locked: Section, now: Section, evidence: Evidence) -> Iterator[Expec
     gained = [f"{kind} {was} -> {n}" for kind, (was, n) in counts.items() if n > was]
     for kind, (was, is_now) in counts.items():
         if is_now >= was:
-            more = f"{kind} {was} -> {is_now}: --update pins the new ones" if is_now > was else ""
-            yield Expectation("fusions", kind, PASSED, more)
+            yield Expectation("fusions", kind, PASSED, _more(kind, was, is_now, locked, now))
             continue
         lost = was - is_now
         found = _blamed(kind, lost, locked[kind].get("nearly", ()), counts, evidence)
         text = f"{kind} {was} -> {is_now}: {told(found, lost, gained)}"
         first = found[0] if found else Culprit("", "")
         yield Expectation("fusions", kind, FAILED, text, first.fix, first.node)
+
+
+def _more(kind: str, was: int, is_now: int, locked: Section, now: Section) -> str:
+    """What there is more of: fusions, and candidates for them that were left."""
+    told = [f"{kind} {was} -> {is_now}: --update pins the new ones"] if is_now > was else []
+    known, missed = (list(side.get(kind, {}).get("nearly", ())) for side in (locked, now))
+    if (more := len(missed) - len(known)) > 0:
+        new = list((Counter(missed) - Counter(known)).elements())
+        told.append(f"{kind}: {more} more not fused: {', '.join(new[:_SHOWN])}")
+    return "; ".join(told)
 
 
 def _blamed(
