@@ -39,10 +39,19 @@ def _parts(folder: str, plan: Plan, proof: Any) -> Iterator[RenderableType]:
         yield _line(f"each rank has a part of {clean(port.name)}, along axis {port.axis}")
     if plan.left:
         table = Table("left whole on every rank", "reason")
-        for item in plan.left:
-            table.add_row(f"{clean(item.node)} ({clean(item.op)})", clean(item.reason))
+        for (op, reason), nodes in _by_reason(plan).items():
+            more = f" and {len(nodes) - 1} more" if nodes[1:] else ""
+            table.add_row(f"{clean(nodes[0])} ({clean(op)}){more}", clean(reason))
         yield table
     yield _line(_proven(proof))
+
+
+def _by_reason(plan: Plan) -> dict[tuple[str, str], list[str]]:
+    """Layers are alike: what stays whole for the same reason is told once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for item in plan.left:
+        found.setdefault((item.op, item.reason), []).append(item.node)
+    return found
 
 
 def _proven(proof: Any) -> str:
