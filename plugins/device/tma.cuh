@@ -47,13 +47,37 @@ __device__ inline void wait(uint64_t* barrier, uint32_t parity) {
         : "memory");
 }
 
-// Copies the map's box at (col, row, matrix) to `to`; elements outside of the tensor are 0.
-__device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
-                                int row, int matrix) {
+// The same, for a phase that is over, and only once `value`, which is never negative, is computed:
+// ptxas moves neither the computation behind this nor what follows before it.
+__device__ inline void wait_after(float value, uint64_t* barrier, uint32_t parity) {
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
-        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row), "r"(matrix)
+        "{\n"
+        ".reg .pred done, never;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "setp.lt.f32 never, %2, 0f00000000;\n"
+        "@never bra again;\n"
+        "}" ::"r"(shared_address(barrier)),
+        "r"(parity), "f"(value)
+        : "memory");
+}
+
+// Copies the map's box at (col, row, head, batch) to `to`; elements outside of the tensor are 0.
+__device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
+                                int row, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row), "r"(head), "r"(batch)
+        : "memory");
+}
+
+// The same box on its way to the L2 cache alone.
+__device__ inline void prefetch_box(CUtensorMap const& map, int col, int row, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map),
+        "r"(col), "r"(row), "r"(head), "r"(batch)
         : "memory");
 }
 

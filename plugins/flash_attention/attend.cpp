@@ -22,7 +22,7 @@ cudaError_t prefill(Attention const& a, cudaStream_t stream) {
 bool suits_hopper(Attention const& a) {
     int const size = std::max(a.head_size, a.value_size);
     bool const odd_mask = a.mask.data && !a.mask.in_pairs;
-    if (size <= 32 || size > 128 || !a.in_vectors || odd_mask) return false;
+    if (size <= 32 || size > 128 || !a.in_vectors || !a.y_in_vectors || odd_mask) return false;
     int device = 0, major = 0;
     return cudaGetDevice(&device) == cudaSuccess &&
            cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==

@@ -32,18 +32,28 @@ struct DecodeShape {
 // What a tile's keys are split into.  Partial results lie in the workspace as
 // [tile, split, row, kSize] sums and [tile, split, row, 2] maxima and sums of weights.
 struct KeySplits {
+    int begin = 0;  // keys before are not seen
     int count = 1;
     int keys = 0;  // of one split; a multiple of what the warps of a block take in one step
     float* results = nullptr;
     float* statistics = nullptr;
 };
 
-// Which query of which head row `row` of a group is; rows past the end are the last.
-__device__ inline ScoreRow packed_row(Attention const& a, int64_t batch, int kv_head, int row) {
-    int const group = a.heads / a.kv_heads;
-    int const inside = min(row, group * a.queries - 1);
-    return score_row(a, batch, kv_head * group + inside / a.queries, inside % a.queries);
-}
+// Which query of which head a row of a group is; rows past the end are the last.
+struct PackedRow {
+    int head, query;
+
+    __device__ PackedRow(Attention const& a, int kv_head, int row) {
+        int const group = a.heads / a.kv_heads;
+        int const inside = min(row, group * a.queries - 1);
+        head = kv_head * group + inside / a.queries;
+        query = inside % a.queries;
+    }
+    template <class T>
+    __device__ T* in(Heads const& heads, int64_t batch) const {
+        return head_of<T>(heads, batch, head) + query * heads.row;
+    }
+};
 
 // What a partial result with maximum `max` is scaled by where the maximum of all is `top`.
 __device__ inline float share(float max, float top, float log2_scale) {
@@ -77,33 +87,44 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     int const kv_head = static_cast<int>(kv_index % a.kv_heads);
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int const first_row = tile * S::kRows;
-    T const* const keys = static_cast<T const*>(a.k) + kv_index * a.keys * a.head_size;
-    T const* const values = static_cast<T const*>(a.v) + kv_index * a.keys * a.value_size;
-    int const end = static_cast<int>(
-        min(static_cast<int64_t>(a.keys), static_cast<int64_t>(split + 1) * splits.keys));
+    T const* const keys = head_of<T>(a.k, batch, kv_head);
+    T const* const values = head_of<T>(a.v, batch, kv_head);
+    int64_t const next = splits.begin + static_cast<int64_t>(split + 1) * splits.keys;
+    int const end = static_cast<int>(min(static_cast<int64_t>(a.keys), next));
 
     auto const fetch = [&](int start, int step) {
         T* const stage = own + step % S::kStages * S::kStage;
         if (start < end) {
-            copy_rows<S::kKeys, kSize, 32>(stage, keys, start, end, a.head_size, a.in_vectors,
-                                           lane);
-            copy_rows<S::kKeys, kSize, 32>(stage + S::kKeys * S::kStride, values, start, end,
-                                           a.value_size, a.in_vectors, lane);
+            copy_rows<S::kKeys, kSize, 32>(stage, keys, a.k.row, start, end, a.head_size,
+                                           a.in_vectors, lane);
+            copy_rows<S::kKeys, kSize, 32>(stage + S::kKeys * S::kStride, values, a.v.row, start,
+                                           end, a.value_size, a.in_vectors, lane);
         }
         device::commit_copies();
     };
     constexpr int kStep = S::kKeys * S::kWarps;
-    int const begin = split * splits.keys + warp * S::kKeys;
+    int const begin = splits.begin + split * splits.keys + warp * S::kKeys;
 #pragma unroll
     for (int step = 0; step + 1 < S::kStages; ++step) fetch(begin + step * kStep, step);
 
-    copy_rows<S::kRows, kSize, S::kThreads>(
-        q, static_cast<T const*>(a.q) + kv_index * group_rows * a.head_size, first_row, group_rows,
-        a.head_size, false, threadIdx.x);
+    for (int i = threadIdx.x; i < S::kRows * kSize; i += S::kThreads) {
+        int const row = i / kSize, col = i % kSize;
+        T const* const from = PackedRow(a, kv_head, first_row + row).in<T>(a.q, batch);
+        q[row * S::kStride + col] = col < a.head_size ? from[col] : device::from_float<T>(0.f);
+    }
     __syncthreads();
 
-    ScoreRow const rows[2] = {packed_row(a, batch, kv_head, first_row + lane / 4),
-                              packed_row(a, batch, kv_head, first_row + 8 + lane / 4)};
+    KeyRange seen[2];
+    MaskRows masks;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        PackedRow const row(a, kv_head, first_row + 8 * r + lane / 4);
+        seen[r] = keys_of_row(a, row.query);
+        seen[r].end = min(seen[r].end, end);
+        masks.start[r] = mask_start(a, batch, row.head, row.query);
+    }
+    KeyRange all_see = keys_of_all(a, 0, a.queries - 1);
+    all_see.end = min(all_see.end, end);
     float out[1][kSize / 8][4] = {};
     RunningSoftmax softmax;
     float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
@@ -116,12 +137,8 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
         float s[1][S::kKeys / 8][4] = {};
         multiply_keys<T, kSize>(s, q, stage, lane);
         int const key = start + lane % 4 * 2;
-        if constexpr (!kPlain) scale_scores(s[0], a), add_mask<T, false>(s[0], a, rows, key);
-        if (a.causal || start + S::kKeys > end) {
-            ScoreRow const inside[2] = {{min(rows[0].last_key, end - 1), 0},
-                                        {min(rows[1].last_key, end - 1), 0}};
-            hide_scores(s[0], inside, key);
-        }
+        if constexpr (!kPlain) scale_scores(s[0], a), add_mask<T, false>(s[0], a, masks, key);
+        if (start < all_see.begin || start + S::kKeys > all_see.end) hide_scores(s[0], seen, key);
         scale_rows(out[0], softmax.template update<kPlain>(s[0], log2_scale));
         multiply_values<T, kSize>(out, s, stage + S::kKeys * S::kStride, lane);
     }
@@ -144,7 +161,6 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     __syncthreads();
 
     int64_t const part = (kv_index * tiles + tile) * splits.count + split;
-    T* const y = static_cast<T*>(a.y) + kv_index * group_rows * a.value_size;
     for (int i = threadIdx.x; i < S::kRows * kSize; i += S::kThreads) {
         int const row = i / kSize, col = i % kSize;
         float2 const total = combined(statistics + row * 2, S::kWarps, S::kRows * 2, log2_scale);
@@ -157,7 +173,7 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
             if (col < 2)
                 splits.statistics[(part * S::kRows + row) * 2 + col] = col == 0 ? total.x : total.y;
         } else if (first_row + row < group_rows && col < a.value_size) {
-            y[static_cast<int64_t>(first_row + row) * a.value_size + col] =
+            PackedRow(a, kv_head, first_row + row).in<T>(a.y, batch)[col] =
                 device::from_float<T>(normalised(result, total.y, a.nan_guard));
         }
     }
@@ -192,8 +208,9 @@ __global__ void __launch_bounds__(kSize)
 #pragma unroll 8
     for (int i = 0; i < splits.count; ++i)
         result = fmaf(splits.results[(first + i * kRows) * kSize + col], shares[i], result);
+    int64_t const batch = kv_index / a.kv_heads;
     if (col < a.value_size)
-        static_cast<T*>(a.y)[static_cast<int64_t>(blockIdx.x) * a.value_size + col] =
+        PackedRow(a, static_cast<int>(kv_index % a.kv_heads), row).in<T>(a.y, batch)[col] =
             device::from_float<T>(normalised(result, sum, a.nan_guard));
 }
 
@@ -203,14 +220,17 @@ __global__ void __launch_bounds__(kSize)
 template <class S, int kSize>
 KeySplits split_keys(Attention const& a, int64_t tiles, int slots, void* workspace) {
     constexpr int kStep = S::kKeys * S::kWarps;
-    int64_t const wanted =
-        std::min<int64_t>(std::min(slots, kMaxParts) / tiles, a.keys / kMinSplitKeys);
-    int64_t const steps = (a.keys + kStep - 1) / kStep;
     KeySplits splits;
+    splits.begin =
+        static_cast<int>(std::max<int64_t>(static_cast<int64_t>(a.keys) - a.queries - a.behind, 0));
+    int const keys = a.keys - splits.begin;
+    int64_t const wanted =
+        std::min<int64_t>(std::min(slots, kMaxParts) / tiles, keys / kMinSplitKeys);
+    int64_t const steps = (keys + kStep - 1) / kStep;
     splits.keys = static_cast<int>(steps) * kStep;
     if (!workspace || wanted < 2) return splits;
     splits.keys = static_cast<int>((steps + wanted - 1) / wanted) * kStep;
-    splits.count = (a.keys + splits.keys - 1) / splits.keys;
+    splits.count = (keys + splits.keys - 1) / splits.keys;
     splits.results = static_cast<float*>(workspace);
     splits.statistics = splits.results + tiles * splits.count * S::kRows * kSize;
     return splits;
@@ -252,9 +272,8 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
 
 template <class T, int kSize, int kStages>
 cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    bool const plain = !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
-    return plain ? launch_decode<T, kSize, kStages, true>(a, workspace, stream)
-                 : launch_decode<T, kSize, kStages, false>(a, workspace, stream);
+    return only_scales(a) ? launch_decode<T, kSize, kStages, true>(a, workspace, stream)
+                          : launch_decode<T, kSize, kStages, false>(a, workspace, stream);
 }
 
 // More stages where shared memory holds them, as on sm_80 and sm_90; sm_86, sm_89, and sm_120 have

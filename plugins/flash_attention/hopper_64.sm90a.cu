@@ -1,15 +1,30 @@
 #include "hopper.cuh"
+#include "hopper_short.cuh"
 
 namespace opfuse {
+namespace {
+
+// From as many keys on, large tiles that stay pay for their start.
+constexpr int kManyKeys = 1024;
+
+template <class T>
+cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    using Short = ShortShape<64, 1, 4, 3>;
+    if (!only_scales(a)) return launch_short<T, Short, false>(a, stream);
+    if (a.keys <= kManyKeys) return launch_short<T, Short, true>(a, stream);
+    return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>>(a, stream);
+}
+
+}  // namespace
 
 template <>
 cudaError_t hopper_attention<64>(Attention const& a, __half, cudaStream_t stream) {
-    return launch_hopper<__half, 64>(a, stream);
+    return launch<__half>(a, stream);
 }
 
 template <>
 cudaError_t hopper_attention<64>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch_hopper<__nv_bfloat16, 64>(a, stream);
+    return launch<__nv_bfloat16>(a, stream);
 }
 
 }  // namespace opfuse

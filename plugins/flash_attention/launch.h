@@ -16,23 +16,37 @@ struct AttentionMask {
     int64_t batch = 0, head = 0, query = 0, key = 0;
 };
 
+// [batch, heads, rows, size]: strides in elements, of which the last axis has 1.
+struct Heads {
+    void* data;
+    int64_t batch, head, row;
+};
+
 struct Attention {
-    void* y;             // [batch, heads, queries, value_size]
-    void const* q;       // [batch, heads, queries, head_size]
-    void const* k;       // [batch, kv_heads, keys, head_size]
-    void const* v;       // [batch, kv_heads, keys, value_size]
+    Heads y;             // [batch, heads, queries, value_size]
+    Heads q;             // [batch, heads, queries, head_size]
+    Heads k;             // [batch, kv_heads, keys, head_size]
+    Heads v;             // [batch, kv_heads, keys, value_size]
     AttentionMask mask;  // [batch, heads, queries, keys]
     int64_t batch;
     int heads, kv_heads;  // query head h reads key/value head h / (heads / kv_heads)
     int queries, keys;
     int head_size, value_size;
-    float scale;              // of q k^T
-    float softcap;            // x -> softcap * tanh(x / softcap), where positive
-    bool causal;              // query i sees keys up to i + keys - queries
-    bool nan_guard;           // a row whose weights are NaN gives 0
-    bool in_vectors = false;  // q, k, v have rows of whole, aligned 16-byte vectors
-    bool y_in_pairs = false;  // two neighbouring elements of y may be stored at once
+    float scale;        // of q k^T
+    float softcap;      // x -> softcap * tanh(x / softcap), where positive
+    int behind, ahead;  // query i sees keys from i + keys - queries - behind to the same + ahead
+    bool nan_guard;     // a row whose weights are NaN gives 0
+    bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
+    bool y_in_pairs = false;    // two neighbouring elements of y may be stored at once
+    bool y_in_vectors = false;  // eight, too
 };
+
+// Scores are no more than scaled, by a positive number.
+inline bool only_scales(Attention const& a) {
+    return !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
+}
+
+inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
 
 inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
 inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
@@ -53,7 +67,7 @@ template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
-template <int kSize>  // compute capability 9.0, whole vectors, a mask in pairs
+template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs
 cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);

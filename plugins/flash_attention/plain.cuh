@@ -14,14 +14,14 @@ inline constexpr int kPlainWarps = 4;
 inline constexpr int kPlainColumns = 256;
 
 template <class T>
-__device__ float plain_score(Attention const& a, T const* q, T const* key, ScoreRow const& row,
+__device__ float plain_score(Attention const& a, T const* q, T const* key, int64_t mask,
                              int index) {
     float score = 0.f;
     for (int d = 0; d < a.head_size; ++d)
         score = fmaf(device::to_float(q[d]), device::to_float(key[d]), score);
     score *= a.scale;
     if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
-    return a.mask.data ? score + mask_at<T>(a.mask, row.mask_start, index) : score;
+    return a.mask.data ? score + mask_at<T>(a.mask, mask, index) : score;
 }
 
 template <class T>
@@ -34,21 +34,20 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
     int64_t const head_index = index / a.queries;
     int64_t const batch = head_index / a.heads;
     int const head = static_cast<int>(head_index % a.heads);
-    int64_t const kv_index = batch * a.kv_heads + head / (a.heads / a.kv_heads);
-    ScoreRow const row = score_row(a, batch, head, query);
-    T const* const q = static_cast<T const*>(a.q) + index * a.head_size;
-    T const* const keys = static_cast<T const*>(a.k) + kv_index * a.keys * a.head_size;
+    int const kv_head = head / (a.heads / a.kv_heads);
+    KeyRange const seen = keys_of_row(a, query);
+    int64_t const mask = mask_start(a, batch, head, query);
+    T const* const q = head_of<T>(a.q, batch, head) + query * a.q.row;
+    T const* const keys = head_of<T>(a.k, batch, kv_head);
     int const first_col = blockIdx.y * kPlainColumns + lane;
-    T const* const values = static_cast<T const*>(a.v) + kv_index * a.keys * a.value_size;
+    T const* const values = head_of<T>(a.v, batch, kv_head);
 
     float out[kOwn] = {};
     float top = -INFINITY, sum = 0.f;
-    for (int start = 0; start <= row.last_key; start += 32) {
+    for (int start = seen.begin; start < seen.end; start += 32) {
         int const key = start + lane;
-        bool const seen = key <= row.last_key;
         float const score =
-            seen ? plain_score(a, q, keys + static_cast<int64_t>(key) * a.head_size, row, key)
-                 : -INFINITY;
+            key < seen.end ? plain_score(a, q, keys + key * a.k.row, mask, key) : -INFINITY;
         float const new_top = fmaxf(top, device::warp_max(score));
         float const origin = new_top == -INFINITY ? 0.f : new_top;
         float const correction = expf(top - origin);
@@ -57,10 +56,10 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
         sum = sum * correction + weight;
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) out[i] *= correction;
-        int const count = min(32, row.last_key + 1 - start);
+        int const count = min(32, seen.end - start);
         for (int j = 0; j < count; ++j) {
             float const share = __shfl_sync(0xffffffffu, weight, j);
-            T const* const value = values + static_cast<int64_t>(start + j) * a.value_size;
+            T const* const value = values + (start + j) * a.v.row;
 #pragma unroll
             for (int i = 0; i < kOwn; ++i)
                 if (first_col + 32 * i < a.value_size)
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
         }
     }
     sum = device::warp_sum(sum);
-    T* const y = static_cast<T*>(a.y) + index * a.value_size;
+    T* const y = head_of<T>(a.y, batch, head) + query * a.y.row;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)
         if (first_col + 32 * i < a.value_size)

@@ -102,39 +102,42 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
     int const tile = tiles_per_head - 1 - static_cast<int>(blockIdx.x % tiles_per_head);
     int64_t const batch = head_index / a.heads;
     int const head = static_cast<int>(head_index % a.heads);
-    int64_t const kv_index = batch * a.kv_heads + head / (a.heads / a.kv_heads);
-    T const* const keys = static_cast<T const*>(a.k) + kv_index * a.keys * a.head_size;
-    T const* const values = static_cast<T const*>(a.v) + kv_index * a.keys * a.value_size;
+    int const kv_head = head / (a.heads / a.kv_heads);
+    T const* const keys = head_of<T>(a.k, batch, kv_head);
+    T const* const values = head_of<T>(a.v, batch, kv_head);
     int const first_row = tile * S::kRows;
     int const warp_row = threadIdx.x / 32 * 16 * S::kTiles;  // within the tile
     int const lane = threadIdx.x % 32;
 
-    ScoreRow rows[S::kTiles][2];
-    int all_see = a.keys - 1;  // the last key that each of this warp's rows sees
+    KeyRange seen[S::kTiles][2];
+    MaskRows masks[S::kTiles];
 #pragma unroll
     for (int m = 0; m < S::kTiles; ++m)
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            rows[m][r] =
-                score_row(a, batch, head, first_row + warp_row + 16 * m + 8 * r + lane / 4);
-    if (a.causal) all_see = min(all_see, first_row + warp_row + a.keys - a.queries);
-    int end = a.keys;  // of the keys that any row of the tile sees
-    if (a.causal) end = min(end, first_row + S::kRows + a.keys - a.queries);
+        for (int r = 0; r < 2; ++r) {
+            int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
+            seen[m][r] = keys_of_row(a, row);
+            masks[m].start[r] = mask_start(a, batch, head, row);
+        }
+    int const warp_first = first_row + warp_row;
+    KeyRange const all_see = keys_of_all(a, warp_first, warp_first + 16 * S::kTiles - 1);
+    auto const [first_key, end] =
+        keys_of_any(a, first_row, min(first_row + S::kRows, a.queries) - 1);
+    int const begin = first_key / S::kKeys * S::kKeys;
 
     float out[S::kTiles][kSize / 8][4] = {};
     RunningSoftmax softmax[S::kTiles];
     float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
 
-    copy_rows<S::kRows, kSize, S::kThreads>(
-        q, static_cast<T const*>(a.q) + head_index * a.queries * a.head_size, first_row, a.queries,
-        a.head_size, a.in_vectors, threadIdx.x);
-    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, 0, a.keys, a.head_size, a.in_vectors,
-                                            threadIdx.x);
+    copy_rows<S::kRows, kSize, S::kThreads>(q, head_of<T>(a.q, batch, head), a.q.row, first_row,
+                                            a.queries, a.head_size, a.in_vectors, threadIdx.x);
+    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, begin, a.keys, a.head_size,
+                                            a.in_vectors, threadIdx.x);
     device::commit_copies();
-    for (int start = 0; start < end; start += S::kKeys) {
+    for (int start = begin; start < end; start += S::kKeys) {
         device::wait_for_copies<0>();
         __syncthreads();  // keys are there, and nobody reads the last values any more
-        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, start, a.keys, a.value_size,
+        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, a.v.row, start, a.keys, a.value_size,
                                                 a.in_vectors, threadIdx.x);
         device::commit_copies();
 
@@ -144,22 +147,24 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         device::wait_for_copies<0>();
         __syncthreads();  // values are there, and nobody reads these keys any more
         if (start + S::kKeys < end)
-            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, start + S::kKeys, a.keys, a.head_size,
-                                                    a.in_vectors, threadIdx.x);
+            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, start + S::kKeys, a.keys,
+                                                    a.head_size, a.in_vectors, threadIdx.x);
         device::commit_copies();
 
         int const key = start + lane % 4 * 2;  // of this lane's first column
 #pragma unroll
         for (int m = 0; m < S::kTiles; ++m) {
-            if constexpr (!kPlain) scale_scores(s[m], a), add_mask<T, false>(s[m], a, rows[m], key);
-            if (start + S::kKeys - 1 > all_see) hide_scores(s[m], rows[m], key);
+            if constexpr (!kPlain)
+                scale_scores(s[m], a), add_mask<T, false>(s[m], a, masks[m], key);
+            if (start < all_see.begin || start + S::kKeys > all_see.end)
+                hide_scores(s[m], seen[m], key);
             scale_rows(out[m], softmax[m].template update<kPlain>(s[m], log2_scale));
         }
         multiply_values<T, kSize>(out, s, v, lane);
     }
     device::wait_for_copies<0>();
 
-    T* const y = static_cast<T*>(a.y) + head_index * a.queries * a.value_size;
+    T* const y = head_of<T>(a.y, batch, head);
 #pragma unroll
     for (int m = 0; m < S::kTiles; ++m) {
         softmax[m].finish();
@@ -170,8 +175,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
             float const sum = softmax[m].sum[r];
 #pragma unroll
             for (int i = 0; i < kSize / 8; ++i)
-                store_pair(y + static_cast<int64_t>(row) * a.value_size, 8 * i + lane % 4 * 2,
-                           a.value_size, a.y_in_pairs,
+                store_pair(y + row * a.y.row, 8 * i + lane % 4 * 2, a.value_size, a.y_in_pairs,
                            normalised(out[m][i][2 * r], sum, a.nan_guard),
                            normalised(out[m][i][2 * r + 1], sum, a.nan_guard));
         }
@@ -200,9 +204,8 @@ cudaError_t launch_prefill(Attention const& a, cudaStream_t stream) {
 
 template <class T, int kSize>
 cudaError_t launch_prefill(Attention const& a, cudaStream_t stream) {
-    bool const plain = !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
-    return plain ? launch_prefill<T, kSize, true>(a, stream)
-                 : launch_prefill<T, kSize, false>(a, stream);
+    return only_scales(a) ? launch_prefill<T, kSize, true>(a, stream)
+                          : launch_prefill<T, kSize, false>(a, stream);
 }
 
 }  // namespace opfuse

@@ -12,17 +12,42 @@ namespace opfuse {
 
 inline constexpr float kLog2E = 1.44269504f;
 
-// One row of scores: which keys it sees, and where its mask is.
-struct ScoreRow {
-    int last_key;        // keys after this one are hidden; negative where all are
-    int64_t mask_start;  // of key 0, in elements
+template <class T>
+__device__ T* head_of(Heads const& heads, int64_t batch, int head) {
+    return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head;
+}
+
+struct KeyRange {
+    int begin, end;
 };
 
-__device__ inline ScoreRow score_row(Attention const& a, int64_t batch, int head, int query) {
-    int const q = query < a.queries ? query : a.queries - 1;  // rows past the end read the last
-    int const last = a.causal ? min(a.keys - 1, q + a.keys - a.queries) : a.keys - 1;
-    return {last, batch * a.mask.batch + head * a.mask.head + q * a.mask.query};
+// The keys that any of the queries sees; `last` may lie past the end.
+__device__ inline KeyRange keys_of_any(Attention const& a, int first, int last) {
+    int64_t const shift = static_cast<int64_t>(a.keys) - a.queries, none = 0, all = a.keys;
+    return {static_cast<int>(min(max(first + shift - a.behind, none), all)),
+            static_cast<int>(max(min(last + shift + a.ahead + 1, all), none))};
 }
+
+// The keys that all of the queries see.
+__device__ inline KeyRange keys_of_all(Attention const& a, int first, int last) {
+    return {keys_of_any(a, last, last).begin, keys_of_any(a, first, first).end};
+}
+
+// The keys that one query sees; rows past the end read the last.
+__device__ inline KeyRange keys_of_row(Attention const& a, int query) {
+    int const q = min(query, a.queries - 1);
+    return keys_of_any(a, q, q);
+}
+
+// Where a query's mask begins, in elements.
+__device__ inline int64_t mask_start(Attention const& a, int64_t batch, int head, int query) {
+    return batch * a.mask.batch + head * a.mask.head + min(query, a.queries - 1) * a.mask.query;
+}
+
+// Where the masks of two rows begin.
+struct MaskRows {
+    int64_t start[2];
+};
 
 // cap * tanh(x / cap), off by 1e-7 of the cap at most.
 __device__ inline float capped(float x, float cap) {
@@ -42,9 +67,7 @@ __device__ device::Vec<M, 2> mask_pair(Attention const& a, int64_t start, int ke
     return device::load<2>(static_cast<M const*>(a.mask.data) + start + min(key, a.keys - 2), 0);
 }
 
-__device__ inline bool masks_differ(ScoreRow const (&row)[2]) {
-    return row[0].mask_start != row[1].mask_start;
-}
+__device__ inline bool masks_differ(MaskRows const& row) { return row.start[0] != row.start[1]; }
 
 // Scores of kBlocks 8-key blocks and two rows: `s` as in fragment C, blocks at `key` + 8 i.
 // Gives softcap(scale * s).
@@ -61,14 +84,14 @@ __device__ void scale_scores(float (&s)[kBlocks][4], Attention const& a) {
         for (int e = 0; e < 4; ++e) s[i][e] = capped(s[i][e], a.softcap);
 }
 
-// Adds what `load(row's mask_start, key)` gives for two neighbouring keys.
+// Adds what `load(start of the row's mask, key)` gives for two neighbouring keys.
 template <int kBlocks, class Load>
-__device__ void add_mask(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int key, Load load) {
+__device__ void add_mask(float (&s)[kBlocks][4], MaskRows const& row, int key, Load load) {
     bool const differ = masks_differ(row);
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
-        auto const upper = load(row[0].mask_start, key + 8 * i);
-        auto const lower = differ ? load(row[1].mask_start, key + 8 * i) : upper;
+        auto const upper = load(row.start[0], key + 8 * i);
+        auto const lower = differ ? load(row.start[1], key + 8 * i) : upper;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             s[i][e] += device::to_float(upper.at[e]);
@@ -79,8 +102,7 @@ __device__ void add_mask(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int k
 
 // Adds the mask; kPairs: it is `in_pairs`, if there is any, which saves code.
 template <class T, bool kPairs, int kBlocks>
-__device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, ScoreRow const (&row)[2],
-                         int key) {
+__device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row, int key) {
     if (!a.mask.data) return;
     if ((kPairs || a.mask.in_pairs) && a.mask.is_float)
         return add_mask(s, row, key,
@@ -95,45 +117,45 @@ __device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, ScoreRow co
 }
 
 template <int kBlocks>
-__device__ void hide_scores(float (&s)[kBlocks][4], ScoreRow const (&row)[2], int key) {
+__device__ void hide_scores(float (&s)[kBlocks][4], KeyRange const (&seen)[2], int key) {
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-            if (key + 8 * i + e % 2 > row[e / 2].last_key) s[i][e] = -INFINITY;
+        for (int e = 0; e < 4; ++e) {
+            int const own = key + 8 * i + e % 2;
+            if (own < seen[e / 2].begin || own >= seen[e / 2].end) s[i][e] = -INFINITY;
+        }
 }
 
 // The running maximum and sum of two rows; each lane sums its own columns only.
 //
-// The maximum only steadies the exponentials, so it may lag behind by kSlack powers of two: then
-// earlier results need no scaling, and weights stay below 2^kSlack, exact enough in fp16 and bf16.
+// A maximum that lags behind would spare most of the scaling of earlier results, but then no weight
+// is exactly 1, which makes results of fp16 weights 3% less accurate.
 struct RunningSoftmax {
-    static constexpr float kSlack = 8.f;
-
     float max[2] = {-INFINITY, -INFINITY};
     float sum[2] = {0.f, 0.f};
 
     // Turns scores into exp(score - maximum) and gives what earlier results are to be scaled by.
     // Weights are 2^(score * log2_scale).  kFused multiplies before it subtracts: one instruction
     // less, but not for scores near the end of fp32, such as masks have.
-    template <bool kFused, int kBlocks>
-    __device__ float2 update(float (&s)[kBlocks][4], float log2_scale) {
+    // Of the kBlocks, kUsed hold scores; the others' weights are 0.
+    template <bool kFused, int kUsed, int kBlocks>
+    __device__ float2 update_first(float (&s)[kBlocks][4], float log2_scale) {
         float correction[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float top = max[r];
 #pragma unroll
-            for (int i = 0; i < kBlocks; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+            for (int i = 0; i < kUsed; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            if (!((top - max[r]) * log2_scale > kSlack)) top = max[r];
             float const origin = top == -INFINITY ? 0.f : top;  // -inf - -inf would be NaN
             correction[r] = device::exp2_fast((max[r] - origin) * log2_scale);
             max[r] = top;
             float const shift = origin * log2_scale;
             float total = 0.f;
 #pragma unroll
-            for (int i = 0; i < kBlocks; ++i)
+            for (int i = 0; i < kUsed; ++i)
 #pragma unroll
                 for (int e = 2 * r; e < 2 * r + 2; ++e) {
                     float const power = kFused ? fmaf(s[i][e], log2_scale, -shift)
@@ -142,8 +164,15 @@ struct RunningSoftmax {
                     total += s[i][e];
                 }
             sum[r] = sum[r] * correction[r] + total;
+#pragma unroll
+            for (int i = kUsed; i < kBlocks; ++i) s[i][2 * r] = s[i][2 * r + 1] = 0.f;
         }
         return {correction[0], correction[1]};
+    }
+
+    template <bool kFused, int kBlocks>
+    __device__ float2 update(float (&s)[kBlocks][4], float log2_scale) {
+        return update_first<kFused, kBlocks>(s, log2_scale);
     }
 
     // Adds up the four lanes of each row.
@@ -176,11 +205,12 @@ __device__ inline float normalised(float result, float sum, bool nan_guard) {
     return nan_guard && !(sum > 0.f) ? 0.f : __fdividef(result, sum);
 }
 
-// Rows [first, first + kRows) of [rows, cols] to shared memory in rows of kCols + 8 elements, which
-// ldmatrix reads without bank conflicts; zeros past the end.  `lane` is one of kLanes.
+// Rows [first, first + kRows) of [rows, cols], `stride` elements apart, to shared memory in rows of
+// kCols + 8 elements, which ldmatrix reads without bank conflicts; zeros past the end.  `lane` is
+// one of kLanes.
 template <int kRows, int kCols, int kLanes, class T>
-__device__ void copy_rows(T* to, T const* from, int first, int rows, int cols, bool in_vectors,
-                          int lane) {
+__device__ void copy_rows(T* to, T const* from, int64_t stride, int first, int rows, int cols,
+                          bool in_vectors, int lane) {
     constexpr int kVec = device::kVecBytes / sizeof(T);
     constexpr int kStride = kCols + 8;
     static_assert(kRows * kCols % (kVec * kLanes) == 0);
@@ -189,15 +219,15 @@ __device__ void copy_rows(T* to, T const* from, int first, int rows, int cols, b
         for (int i = lane; i < kRows * kCols / kVec; i += kLanes) {
             int const row = i / (kCols / kVec), col = i % (kCols / kVec) * kVec;
             bool const valid = first + row < rows && col < cols;
-            T const* source = from + (valid ? static_cast<int64_t>(first + row) * cols + col : 0);
+            T const* const source = from + (valid ? (first + row) * stride + col : 0);
             device::copy_async(to + row * kStride + col, source, valid);
         }
     } else {
         for (int i = lane; i < kRows * kCols; i += kLanes) {
             int const row = i / kCols, col = i % kCols;
             bool const valid = first + row < rows && col < cols;
-            to[row * kStride + col] = valid ? from[static_cast<int64_t>(first + row) * cols + col]
-                                            : device::from_float<T>(0.f);
+            to[row * kStride + col] =
+                valid ? from[(first + row) * stride + col] : device::from_float<T>(0.f);
         }
     }
 }

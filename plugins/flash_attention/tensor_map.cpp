@@ -16,19 +16,20 @@ auto encoder() {
     return found;
 }
 
-// [matrices, rows, columns], contiguous, in boxes of [1, box_rows, kBoxColumns].
-bool map(CUtensorMap& out, void const* data, bool is_half, int64_t matrices, int rows, int columns,
-         int box_rows) {
+// [batch, heads, rows, columns] in boxes of [1, 1, box_rows, kBoxColumns].
+bool map(CUtensorMap& out, Heads const& from, bool is_half, int64_t batch, int heads, int rows,
+         int columns, int box_rows) {
     auto const encode = encoder();
     if (!encode) return false;
-    cuuint64_t const row_bytes = cuuint64_t{2} * columns;
-    cuuint64_t const sizes[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
-                                 static_cast<cuuint64_t>(matrices)};
-    cuuint64_t const strides[2] = {row_bytes, row_bytes * rows};
-    cuuint32_t const box[3] = {kBoxColumns, static_cast<cuuint32_t>(box_rows), 1};
-    cuuint32_t const steps[3] = {1, 1, 1};
+    auto const unsigned_of = [](int64_t value) { return static_cast<cuuint64_t>(value); };
+    cuuint64_t const sizes[4] = {unsigned_of(columns), unsigned_of(rows), unsigned_of(heads),
+                                 unsigned_of(batch)};
+    cuuint64_t const strides[3] = {unsigned_of(2 * from.row), unsigned_of(2 * from.head),
+                                   unsigned_of(2 * from.batch)};
+    cuuint32_t const box[4] = {kBoxColumns, static_cast<cuuint32_t>(box_rows), 1, 1};
+    cuuint32_t const steps[4] = {1, 1, 1, 1};
     auto const type = is_half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    return encode(&out, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
+    return encode(&out, type, 4, from.data, sizes, strides, box, steps,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
@@ -37,10 +38,9 @@ bool map(CUtensorMap& out, void const* data, bool is_half, int64_t matrices, int
 }  // namespace
 
 bool map_attention(AttentionMaps& maps, Attention const& a, bool is_half, int rows, int keys) {
-    int64_t const kv_matrices = a.batch * a.kv_heads;
-    return map(maps.q, a.q, is_half, a.batch * a.heads, a.queries, a.head_size, rows) &&
-           map(maps.k, a.k, is_half, kv_matrices, a.keys, a.head_size, keys) &&
-           map(maps.v, a.v, is_half, kv_matrices, a.keys, a.value_size, keys);
+    return map(maps.q, a.q, is_half, a.batch, a.heads, a.queries, a.head_size, rows) &&
+           map(maps.k, a.k, is_half, a.batch, a.kv_heads, a.keys, a.head_size, keys) &&
+           map(maps.v, a.v, is_half, a.batch, a.kv_heads, a.keys, a.value_size, keys);
 }
 
 }  // namespace opfuse

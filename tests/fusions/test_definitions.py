@@ -16,7 +16,8 @@ from tests.small import compare, draw, fuse_model, model, session
 OPSETS = (17, 18, 20, 21, 23)
 X = "float[2, 5, 6]"
 QKV = "float[2, 4, 5, 6] q, float[2, 2, 5, 6] k, float[2, 2, 5, 6] v"
-HEADS = 'num_heads = 4, kv_num_heads = 2, scale = 0.4, layout = "BHSD"'
+HEADS_ALONE = "num_heads = 4, kv_num_heads = 2, scale = 0.4"
+HEADS = HEADS_ALONE + ', layout = "BHSD"'
 PACKED = "interleaved = 0, rotary_dim = 6, head_size = 0, num_heads = 4, kv_num_heads = 2"
 PACKED_MORE = PACKED.replace(
     "= 0, rotary_dim = 6, head_size = 0", "= 1, rotary_dim = 4, head_size = 6"
@@ -66,6 +67,20 @@ CASES = {
         "float[2, 5, 4] x, float[4, 12] w, float[12] b",
         'y = opfuse.GatedGemm<activation = "silu">(x, w, b)',
     ),
+    "by position": (
+        "float[2, 5, 4, 6] q, float[2, 2, 5, 6] k, float[2, 5, 2, 6] v",
+        f"y = opfuse.FlashAttention<{HEADS_ALONE}, causal = 1, window = 2, softcap = 0.0, "
+        'nan_guard = 0, layout = "BSHD,BHSD,BSHD,BSHD">(q, k, v)',
+    ),
+    "packed attention": (
+        "float[2, 5, 48] x",
+        f"y = opfuse.PackedAttention<{HEADS_ALONE}, causal = 0, softcap = 0.0, nan_guard = 0>(x)",
+    ),
+    "packed, masked": (
+        "float[2, 5, 48] x, float[2, 1, 5, 5] m",
+        f"y = opfuse.PackedAttention<{HEADS_ALONE}, causal = 1, window = 3, softcap = 2.0, "
+        "nan_guard = 1>(x, m)",
+    ),
     "softmax": (f"{X} s", "y = opfuse.MaskedSoftmax<scale = 0.5, causal = 0>(s)"),
     "masked softmax": (
         f"{X} s, float[5, 6] m",
@@ -98,7 +113,7 @@ class Call(NamedTuple):
 def called(name: str, opset: int) -> onnx.ModelProto:
     """A model of one call with its definition at ``opset``."""
     inputs, text = CASES[name]
-    heads = "q," in inputs or "QkNormRope" in text
+    heads = "q," in inputs or "QkNormRope" in text or "PackedAttention" in text
     made = parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : {opset}, "opfuse" : 1]>\n'
         f"g ({inputs}) => (float[A, B, C{', D' if heads else ''}] y) {{ {text} }}"

@@ -21,12 +21,19 @@ class Case:
     heads: int = 4
     kv_heads: int = 4
     causal: bool = False
+    window: int = 0
+    layout: str = "BHSD"
     mask: str = ""
     float_mask: bool = False
     softcap: float = 0.0
     nan_guard: bool = False
     scale: float = 0.0  # 0: 1 / sqrt(size)
     offset: int = 0  # elements off alignment
+
+    def layouts(self) -> list[str]:
+        """The axes of q, k, v, and y."""
+        parts = self.layout.split(",")
+        return parts * 4 if len(parts) == 1 else parts
 
     def attributes(self) -> dict[str, int | float | str]:
         """The op's attributes."""
@@ -35,10 +42,16 @@ class Case:
             "kv_num_heads": self.kv_heads,
             "scale": self.scale or self.size**-0.5,
             "causal": int(self.causal),
+            "window": self.window,
             "softcap": self.softcap,
             "nan_guard": int(self.nan_guard),
-            "layout": "BHSD",
+            "layout": self.layout,
         }
+
+
+def turned(tensor: torch.Tensor, axes: str) -> torch.Tensor:
+    """[batch, heads, positions, size] as ``axes`` have it, or the other way round."""
+    return tensor if axes == "BHSD" else tensor.transpose(1, 2)
 
 
 def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -67,10 +80,12 @@ def reference(
         scores = case.softcap * torch.tanh(scores / case.softcap)
     if mask is not None:  # in fp32, whose lowest number absorbs any score
         scores = (scores.float() + mask.float()).double()
+    rows = torch.arange(case.queries, device="cuda")[:, None] + case.keys - case.queries
+    ahead = torch.arange(case.keys, device="cuda") - rows
     if case.causal:
-        rows = torch.arange(case.queries, device="cuda")[:, None] + case.keys - case.queries
-        hidden = torch.arange(case.keys, device="cuda") > rows
-        scores.masked_fill_(hidden, -torch.inf)
+        scores.masked_fill_(ahead > 0, -torch.inf)
+    if case.window:
+        scores.masked_fill_(ahead.abs() >= case.window, -torch.inf)
     weights = scores.softmax(-1)
     if case.nan_guard:
         weights = weights.nan_to_num(0.0)
@@ -83,19 +98,59 @@ def check(
     """Runs the plugin on fresh inputs and compares, element by element."""
     buffers = Buffers(case.offset)
 
-    def place(*shape: int) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator, device="cuda")
-        return buffers.place(values.to(dtype))
+    *of_inputs, of_y = case.layouts()
 
-    q = place(case.batch, case.heads, case.queries, case.size)
-    k = place(case.batch, case.kv_heads, case.keys, case.size)
-    v = place(case.batch, case.kv_heads, case.keys, case.value_size or case.size)
+    def place(axes: str, heads: int, rows: int, size: int) -> torch.Tensor:
+        values = torch.randn(case.batch, heads, rows, size, generator=generator, device="cuda")
+        return buffers.place(turned(values.to(dtype), axes))
+
+    value_size = case.value_size or case.size
+    sizes = (
+        (case.heads, case.queries, case.size),
+        (case.kv_heads, case.keys, case.size),
+        (case.kv_heads, case.keys, value_size),
+    )
+    tensors = [place(axes, *shape) for axes, shape in zip(of_inputs, sizes, strict=True)]
     mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
-    y = buffers.empty((*q.shape[:3], v.shape[3]), dtype)
-    inputs = [q, k, v] if mask is None else [q, k, v, mask]
+    empty = torch.empty(case.batch, case.heads, case.queries, value_size, device="meta")
+    y = buffers.empty(tuple(turned(empty, of_y).shape), dtype)
+    inputs = tensors if mask is None else [*tensors, mask]
     runner("FlashAttention", case.attributes(), inputs, [y])
-    expected, size = reference(case, q, k, v, mask)
+    q, k, v = (turned(*pair) for pair in zip(tensors, of_inputs, strict=True))
+    expected, size = (turned(tensor, of_y) for tensor in reference(case, q, k, v, mask))
     buffers.check_guards()
+    compare(runner, case, y, expected, size, label)
+
+
+def check_packed(
+    runner: Runner, generator: torch.Generator, case: Case, dtype: torch.dtype
+) -> None:
+    """The same for PackedAttention, whose q, k, and v lie side by side."""
+    buffers = Buffers(case.offset)
+    heads = case.heads + 2 * case.kv_heads
+    shape = (case.batch, case.queries, heads, case.size)
+    values = torch.randn(shape, generator=generator, device="cuda").to(dtype)
+    qkv = buffers.place(values.flatten(2))
+    mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
+    y = buffers.empty((*shape[:2], case.heads, case.size), dtype)
+    attributes = {name: v for name, v in case.attributes().items() if name != "layout"}
+    runner("PackedAttention", attributes, [qkv] if mask is None else [qkv, mask], [y])
+    buffers.check_guards()
+    parts = values.split((case.heads, case.kv_heads, case.kv_heads), 2)
+    expected, size = reference(case, *(part.transpose(1, 2) for part in parts), mask)
+    compare(runner, case, y, expected.transpose(1, 2), size.transpose(1, 2), "packed")
+
+
+def compare(
+    runner: Runner,
+    case: Case,
+    y: torch.Tensor,
+    expected: torch.Tensor,
+    size: torch.Tensor,
+    label: str,
+) -> None:
+    """``y`` is ``expected`` within what rounding explains; keeps the error."""
+    dtype = y.dtype
     assert torch.equal(y.isnan(), expected.isnan()), f"{case}: NaN at other places"
     error = (y.double() - expected).abs().nan_to_num(0.0)
     # One rounding of the weights and one of y; fp32 sums; weights below 6e-5 are subnormal in fp16.

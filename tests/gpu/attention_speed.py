@@ -136,7 +136,7 @@ def plugin(runner: Runner, case: Case, sets: list, mask: torch.Tensor | None) ->
 def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: torch.Tensor) -> str:
     """The relative error of the last head."""
     q, k, v = (t[-1:, -1:] for t in first[:3])
-    one = Case(case.queries, case.keys, case.size, 0, 1, 1, 1, case.causal, case.mask)
+    one = Case(case.queries, case.keys, case.size, 0, 1, 1, 1, case.causal, mask=case.mask)
     if case.keys > 8192:  # the scores in float64 would be large
         return "-"
     expected = reference(one, q, k, v, None if mask is None else mask[-1:])[0]

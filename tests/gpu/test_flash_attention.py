@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.gpu.attention_cases import Case, check, reference
+from tests.gpu.attention_cases import Case, check, check_packed, reference
 from tests.gpu.harness import Runner, torch
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -31,6 +31,12 @@ VARIANTS = [
     {"mask": "qk", "float_mask": True, "nan_guard": True, "softcap": 3.0},
     {"softcap": 20.0, "causal": True, "scale": 1.0},
     {"scale": -0.5},
+    {"window": 7},
+    {"window": 70, "causal": True, "kv_heads": 2, "nan_guard": True},
+    {"window": 100, "mask": "bqk", "nan_guard": True},
+    {"layout": "BSHD", "causal": True},
+    {"layout": "BSHD,BHSD,BSHD,BSHD", "kv_heads": 1, "mask": "bk"},
+    {"layout": "BHSD,BHSD,BSHD,BSHD", "window": 33, "causal": True, "nan_guard": True},
 ]
 
 
@@ -79,10 +85,40 @@ def test_long(runner: Runner, generator: torch.Generator, dtype: torch.dtype, ca
     check(runner, generator, case, dtype, "long")
 
 
+BY_POSITION = "BSHD,BSHD,BSHD,BSHD"
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            128, 128, 128, batch=1, heads=16, kv_heads=4, causal=True, layout="BHSD,BHSD,BHSD,BSHD"
+        ),
+        Case(2048, 2048, 128, batch=1, heads=16, kv_heads=4, causal=True, layout=BY_POSITION),
+        Case(197, 197, 64, batch=32, heads=12, kv_heads=12, layout=BY_POSITION),
+        Case(384, 384, 64, batch=8, heads=12, kv_heads=12, mask="bk", layout=BY_POSITION),
+        Case(1024, 1024, 64, batch=1, heads=12, kv_heads=12, causal=True, layout=BY_POSITION),
+    ],
+    ids=str,
+)
+def test_shapes_of_networks(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, case: Case
+) -> None:
+    """Llama's, ViT's, BERT's, and GPT-2's, as their projections lay them out."""
+    check(runner, generator, case, dtype, "networks")
+    if case.layout == BY_POSITION:
+        check_packed(runner, generator, case, dtype)
+
+
 def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator) -> None:
     """More tiles than a persistent kernel has blocks, in all orders of rounds."""
-    for size, causal, batch in itertools.product((64, 128), (False, True), (1, 9, 23)):
-        case = Case(300, 300, size, batch=batch, heads=12, kv_heads=4, causal=causal)
+    shapes = ((300, 1), (300, 23), (1100, 1), (1100, 3), (1100, 8))
+    for size, causal, (length, batch) in itertools.product((64, 128), (False, True), shapes):
+        case = Case(length, length, size, batch=batch, heads=12, kv_heads=4, causal=causal)
+        check(runner, generator, case, torch.float16, "many")
+    for size, window in itertools.product((64, 128), (100, 1000)):
+        case = Case(2000, 2100, size, batch=1, heads=12, kv_heads=4, causal=True, window=window)
         check(runner, generator, case, torch.float16, "many")
 
 
@@ -105,6 +141,16 @@ def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> N
         runner("FlashAttention", case.attributes(), [q, k, v], [y])
         expected = reference(case, q, k, v, None)[0]
         assert torch.allclose(y.double(), expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_packed(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """PackedAttention is FlashAttention of the parts."""
+    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"mask": "bqk"})
+    for size, length, kv_heads in itertools.product((64, 128, 40, 20), (1, 5, 197, 1200), (4, 2)):
+        for variant in variants:
+            case = Case(length, length, size, kv_heads=kv_heads, **variant)
+            check_packed(runner, generator, case, dtype)
 
 
 def test_no_keys_give_zeros(runner: Runner) -> None:

@@ -340,7 +340,11 @@ def holding(
 def _is_attention(function: FunctionProto) -> bool:
     """Whether stage lower made this function of a fused op that is attention or its heart."""
     op = function.name.rstrip("_").removesuffix("_body")
-    return function.domain == NAMESPACE and op in ("FlashAttention", "MaskedSoftmax")
+    return function.domain == NAMESPACE and op in (
+        "FlashAttention",
+        "PackedAttention",
+        "MaskedSoftmax",
+    )
 
 
 def _holds(nodes: Iterable[NodeProto], calls: Collection[tuple[str, str]]) -> bool:

@@ -24,7 +24,7 @@ _PRODUCT = re.compile(
 )
 _FLOATS = ("fp32", "fp16", "bf16", "fp8", "tf32")
 # Ops of the plugin library that multiply matrices.
-_PRODUCT_OPS = ("FlashAttention", "GemmAct", "GatedGemm")
+_PRODUCT_OPS = ("FlashAttention", "PackedAttention", "GemmAct", "GatedGemm")
 # What Myelin appends to the name of the ONNX node that a layer comes from.
 _SUFFIX = re.compile(r"(\.\d+)?_myl\d+_\d+$")
 

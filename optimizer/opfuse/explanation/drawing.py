@@ -17,6 +17,7 @@ from opfuse.graph.match import NearMiss
 
 STYLES = {
     "FlashAttention": "attention",
+    "PackedAttention": "attention",
     "MaskedSoftmax": "attention",
     "RmsNorm": "norm",
     "AddRmsNorm": "norm",

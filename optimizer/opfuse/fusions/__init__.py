@@ -12,7 +12,9 @@ from opfuse.fusions import (
     add_layer_norm,
     add_rms_norm,
     attention,
+    attention_layout,
     attention_op,
+    attention_positions,
     gate_up_merge,
     gated_act,
     gated_gemm,
@@ -23,6 +25,7 @@ from opfuse.fusions import (
     layer_norm,
     linear_gemm,
     masked_softmax,
+    packed_attention,
     plain_norms,
     qk_norm_rope,
     qkv_merge,
@@ -58,7 +61,14 @@ FUSIONS = (
 
 # Wider still, and only for an engine of a library that has them: they take fused nodes together,
 # so the fused graph and its counts stay what the model is made of.
-WIDENINGS = (qk_norm_rope.FUSION, gated_gemm.FUSION, linear_gemm.FUSION)
+WIDENINGS = (
+    attention_positions.FUSION,
+    qk_norm_rope.FUSION,
+    packed_attention.FUSION,
+    attention_layout.FUSION,
+    gated_gemm.FUSION,
+    linear_gemm.FUSION,
+)
 
 DEFINITIONS = {
     definition.op: definition
@@ -68,6 +78,7 @@ DEFINITIONS = {
         add_layer_norm.DEFINITION,
         group_norm_silu.DEFINITION,
         attention.DEFINITION,
+        packed_attention.DEFINITION,
         masked_softmax.DEFINITION,
         rope.DEFINITION,
         qk_norm_rope.DEFINITION,

@@ -155,6 +155,7 @@ def _attributes(found: Found, heads: int, kv_heads: int) -> dict[str, object]:
         "kv_num_heads": kv_heads,
         "scale": scale,
         "causal": 0,
+        "window": 0,
         "softcap": _softcap(found),
         "nan_guard": int(found.has(guard)),
         "layout": "BHSD",

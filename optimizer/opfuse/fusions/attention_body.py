@@ -15,18 +15,39 @@ from opfuse.graph.rewriter import numpy_dtype
 MASK = 3  # the input's index
 
 
+_TURN = "{out} = Transpose<perm: ints = [0, 2, 1, 3]>({tensor})"
+
+
+def layouts_of(layout: object) -> tuple[str, ...]:
+    """Return the axes of q, k, v, and y, "BHSD" or "BSHD" each, from the attribute."""
+    parts = tuple(str(layout).split(","))
+    return parts * 4 if len(parts) == 1 else parts
+
+
 def _body(uses: Uses) -> str:
-    parts = [_repeat(uses), _scores()]
+    (layout,) = uses.values("layout") - {None} or {"BHSD"}
+    turned = [axes == "BSHD" for axes in layouts_of(layout)]
+    names = [f"{name}_heads" if turn else name for name, turn in zip("qkvy", turned, strict=True)]
+    *of_inputs, y = names
+    parts = [_TURN.format(out=f"{x}_heads", tensor=x) for x in "qkv" if f"{x}_heads" in names]
+    parts.append(attention(uses, of_inputs, y, uses.inputs > MASK))
+    if y != "y":
+        parts.append(_TURN.format(out="y", tensor=y))
+    return "\n".join(parts)
+
+
+def attention(uses: Uses, inputs: Sequence[str], y: str, with_mask: bool) -> str:
+    """Return what makes ``y`` of q, k, and v, all of them [batch, heads, positions, size]."""
+    q, k, v = inputs
+    parts = [_repeat(uses, k, v), _scores(q)]
     if uses.any("softcap"):
         parts.append(_softcap())
-    if uses.inputs > MASK:
-        parts.append(add_mask("capped"))
-    else:
-        parts.append("masked = Identity(capped)")
-    parts.append(causal() if uses.any("causal") else "logits = Identity(masked)")
+    parts.append(add_mask("capped") if with_mask else "masked = Identity(capped)")
+    seen = uses.any("causal") or uses.any("window")
+    parts.append(causal(uses.any("window")) if seen else "logits = Identity(masked)")
     parts.append("weights = Softmax<axis: int = -1>(logits)")
     parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
-    parts.append("kept_v = CastLike(kept, values)\ny = MatMul(kept_v, values)")
+    parts.append(f"kept_v = CastLike(kept, values)\n{y} = MatMul(kept_v, values)")
     text = "\n".join(parts)
     return text if uses.any("softcap") else text.replace("capped", "scores")
 
@@ -42,10 +63,10 @@ def add_mask(scores: str) -> str:
         masked = Cast<to: int = 1>(added)"""
 
 
-def _repeat(uses: Uses) -> str:
+def _repeat(uses: Uses, k: str, v: str) -> str:
     """Give each query head its key/value head, where a group of them shares one."""
     if all(node.attrs["num_heads"] == node.attrs["kv_num_heads"] for node in uses.nodes):
-        return "keys = Identity(k)\nvalues = Identity(v)"
+        return f"keys = Identity({k})\nvalues = Identity({v})"
     copies = """
         {y}5 = Unsqueeze({x}, two)
         {y}_front = Shape<start: int = 0, end: int = 2>({x})
@@ -63,20 +84,20 @@ def _repeat(uses: Uses) -> str:
         heads = Reshape(heads0, one)
         group0 = Div(heads0, kv_heads0)
         group = Reshape(group0, one)""" + "".join(
-        copies.format(x=x, y=y) for x, y in (("k", "keys"), ("v", "values"))
+        copies.format(x=x, y=y) for x, y in ((k, "keys"), (v, "values"))
     )
 
 
-def _scores() -> str:
+def _scores(q: str) -> str:
     """The scale is not rounded to q's type: a rounded one shifts every score of a row alike.
 
     Only the product itself is in q's type; what follows it up to the weights is fp32.
     """
-    return """
+    return f"""
         scale = Constant<value_float: float = @scale>()
-        q_wide = Cast<to: int = 1>(q)
+        q_wide = Cast<to: int = 1>({q})
         q_product = Mul(q_wide, scale)
-        q_scaled = CastLike(q_product, q)
+        q_scaled = CastLike(q_product, {q})
         keys_t = Transpose<perm: ints = [0, 1, 3, 2]>(keys)
         product = MatMul(q_scaled, keys_t)
         scores = Cast<to: int = 1>(product)"""
@@ -96,11 +117,13 @@ def _softcap() -> str:
         capped = Where(has_cap, bounded, scores)"""
 
 
-def causal() -> str:
-    """Return what makes ``logits`` of ``masked``: its lower-right triangle.
+def causal(with_window: bool = False) -> str:
+    """Return what makes ``logits`` of ``masked``: its lower-right triangle, or a band of it.
 
-    Query i sees key j where j <= i + keys - queries.
+    Query i sees key j where j <= i + keys - queries, and with a window where the two are less than
+    that many keys apart.
     """
+    keep = _window() if with_window else "keep = Identity(before)"
     return f"""
         first = Constant<value_int: int = 0>()
         step = Constant<value_int: int = 1>()
@@ -117,11 +140,23 @@ def causal() -> str:
         limits = Add(rows, offset)
         limit = Unsqueeze(limits, column)
         visible = LessOrEqual(columns, limit)
-        keep = Or(visible, everything)
+        before = Or(visible, everything)
+        {keep}
         {constant("nothing", 0.0)}
         minus_inf32 = Log(nothing)
         minus_inf = CastLike(minus_inf32, masked)
         logits = Where(keep, masked, minus_inf)"""
+
+
+def _window() -> str:
+    return """
+        window = Constant<value_int: int = @window>()
+        unlimited = Equal(window, first)
+        distances = Sub(limit, columns)
+        apart = Abs(distances)
+        inside = Less(apart, window)
+        near = Or(inside, unlimited)
+        keep = And(before, near)"""
 
 
 def _guard() -> str:
@@ -163,7 +198,7 @@ DEFINITION = Definition(
     "FlashAttention",
     ("q", "k", "v", "mask"),
     ("y",),
-    ("num_heads", "kv_num_heads", "scale", "causal", "softcap", "nan_guard", "layout"),
+    ("num_heads", "kv_num_heads", "scale", "causal", "window", "softcap", "nan_guard", "layout"),
     _body,
     _unify,
     in_fp32=("mask",),

@@ -50,6 +50,7 @@ def _build(found: Found) -> Replacement:
         "kv_num_heads": heads_of(found, key),
         "scale": float(node.attrs.get("scale", 1 / math.sqrt(size))),
         "causal": max(causal, triangle),
+        "window": 0,
         "softcap": float(node.attrs.get("softcap", 0.0)),
         "nan_guard": int(bool(mask)),
         "layout": "BHSD",

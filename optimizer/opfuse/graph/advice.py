@@ -87,6 +87,16 @@ _BY_REASON = (
     ("is not what gates", "gate with SiLU or GELU"),
     ("is broadcast over", "give each feature of gate one of up"),
     ("are one linear layer", "project gate and up apart, or leave them packed before the Split"),
+    ("which may be lower", "mask with -inf, which a second mask cannot lower"),
+    ("may have more than", "name the axes of queries and keys alike where they are equal"),
+    ("its mask with", "compute the mask from positions and lengths alone"),
+    ("the distance of a key", "mask by the distance alone, apart from masks by content"),
+    ("ahead of a query", "hide the keys behind a query, or as many on both sides"),
+    ("not four axes", "give q and k four axes: batch, heads, positions, size"),
+    ("want (batch, seq, ", "split one projection into q, k, and v, in this order"),
+    ("than q, k, and v", "split one projection into q, k, and v, in this order"),
+    ("do not follow each other", "split one projection into q, k, and v, in this order"),
+    ("heads of several sizes", "use one head size for q, k, and v"),
     ("not the tensors expected", "read the same tensor in both places: a copy hides that"),
 )
 

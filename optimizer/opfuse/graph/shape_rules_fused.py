@@ -42,14 +42,28 @@ def _qk_norm_rope(op: Op) -> Fact | tuple[Fact, ...]:
 
 
 def _flash_attention(op: Op) -> Fact:
-    """Q is [batch, seq, hidden] or [batch, heads, seq, head]; v's last axis is the output's."""
+    """Q is [batch, seq, hidden] or [batch, heads, seq, head]; v's last axis is the output's.
+
+    With four axes ``layout`` may say that heads and positions stand the other way round.
+    """
     q, v = op.shape(), op.shape(2)
     if q is None or v is None:
         return Fact(q, op.dtype())
     last: Dim = v[-1]
     if len(q) == 3:
         last = last * int(op.attr("num_heads")) // int(op.attr("kv_num_heads"))
-    return Fact((*q[:-1], last), op.dtype())
+    axes = str(op.attr("layout", "BHSD")).split(",")
+    same = axes[0] == axes[-1]
+    return Fact((*(q[:-1] if same else (q[0], q[2], q[1])), last), op.dtype())
+
+
+def _packed_attention(op: Op) -> Fact:
+    """Y as [batch, seq, heads, size], from [batch, seq, all heads * size]."""
+    shape, heads = op.shape(), int(op.attr("num_heads"))
+    if shape is None or len(shape) != 3:
+        return Fact(None, op.dtype())
+    size: Dim = shape[2] // (heads + 2 * int(op.attr("kv_num_heads")))
+    return Fact((*shape[:2], heads, size), op.dtype())
 
 
 RULES: dict[str, Rule] = {
@@ -62,6 +76,7 @@ RULES: dict[str, Rule] = {
     "GemmAct": _gemm,
     "GroupNormSilu": _like_first,
     "MaskedSoftmax": _like_first,
+    "PackedAttention": _packed_attention,
     "QkNormRope": _qk_norm_rope,
     "RmsNorm": _like_first,
     "Rope": _like_first,

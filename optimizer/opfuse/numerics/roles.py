@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_SOFTMAX = frozenset({"Softmax", "Attention", "MaskedSoftmax", "FlashAttention"})
+_SOFTMAX = frozenset({"Softmax", "Attention", "MaskedSoftmax", "FlashAttention", "PackedAttention"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "ReduceMean", "RmsNorm"})
 _SCALED = frozenset({"MatMul", "Gemm", "Conv", "Einsum"}) | _SOFTMAX
 # Operators that a value passes on its way without becoming another quantity.
@@ -20,7 +20,8 @@ _PASS = frozenset(
     }
 )
 _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
-_MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1}  # first input that is a mask
+# The first input that is a mask.
+_MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1, "PackedAttention": 1}
 
 
 @dataclass(frozen=True)

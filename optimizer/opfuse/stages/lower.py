@@ -22,6 +22,7 @@ DOMAIN = "opfuse"
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRODUCTS = ("GemmAct", "GatedGemm")
+_ATTENTIONS = ("FlashAttention", "PackedAttention")
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
         return _why_no_product(node, facts)
-    if node.op_type != "FlashAttention":
+    if node.op_type not in _ATTENTIONS:
         return ""
-    known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
-    masks = [dtype for name in node.input[3:] if (dtype := facts.types.get(name))]
+    operands = 3 if node.op_type == "FlashAttention" else 1
+    known = [dtype for name in node.input[:operands] if (dtype := facts.types.get(name))]
+    masks = [dtype for name in node.input[operands:] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
         return "the plugin wants the mask in the type of q, or in fp32"
     return ""
@@ -233,7 +235,7 @@ def _flash_attention(node: NodeProto, facts: _Facts) -> list[NodeProto]:
     causal = bool(_attribute(node, "causal", 0))
     if dtype not in _HALVES:
         raise Unable(f"TensorRT's Attention takes no {type_name(dtype)}")
-    for name, plain in (("softcap", 0.0), ("window", -1), ("layout", "BHSD")):
+    for name, plain in (("softcap", 0.0), ("window", 0), ("layout", "BHSD")):
         if (value := _attribute(node, name, plain)) not in (plain, str(plain).encode()):
             raise Unable(f"TensorRT's Attention has no {name} {value}")
     if causal and mask:

@@ -16,15 +16,16 @@ static std::string const layout_with_nul("BHSD\0", 5);
 
 static RegisterCase const flash_attention({
     .op = "FlashAttention",
-    .field_names = {"num_heads", "kv_num_heads", "scale", "causal", "softcap", "nan_guard",
-                    "layout"},
+    .field_names = {"num_heads", "kv_num_heads", "scale", "causal", "window", "softcap",
+                    "nan_guard", "layout"},
     .attributes = heads(8, 2)
                       .add("scale", 0.125f)
                       .add("causal", 1)
+                      .add("window", 128)
                       .add("softcap", 30.f)
                       .add("nan_guard", 1)
                       .add("layout", layout_with_nul),
-    .serialised = {"num_heads=8", "kv_num_heads=2", "scale=0.125000", "causal=1",
+    .serialised = {"num_heads=8", "kv_num_heads=2", "scale=0.125000", "causal=1", "window=128",
                    "softcap=30.000000", "nan_guard=1", "layout=BHSD"},
     .uses = {{"xxx", {q, k, v}, {y}},
              {"xxxp", {q, k, v, {"batch", "1", "queries", "keys"}}, {y}},
@@ -34,8 +35,11 @@ static RegisterCase const flash_attention({
                  {heads(0, 1), "need a positive multiple"},
                  {fields().add("softcap", -1.f), "'softcap'"},
                  {fields().add("scale", std::string("1")), "'scale' is STRING, need FLOAT"},
-                 {fields().add("layout", std::string("BSHD")), "'layout' is 'BSHD'"},
-                 {fields().add("window", 128), "unknown attribute 'window'"}},
+                 {fields().add("layout", std::string("SBHD")), "'layout' is 'SBHD'"},
+                 {fields().add("layout", std::string("BSHD,BSHD,BSHD")), "'layout' is 'BSHD,"},
+                 {fields().add("layout", std::string("BSHD;BSHD,BSHD,BSHD")), "'layout' is"},
+                 {fields().add("window", -1), "'window' is -1"},
+                 {fields().add("slopes", 1), "unknown attribute 'slopes'"}},
     .bad_shapes = {{"xxx", {q, {"batch", "1", "keys", "32"}, v}, {{}}},
                    {"xxx", {{"batch", "2", "queries", "64"}, k, v}, {{}}},
                    {"xxx", {q, k, {"batch", "2", "keys", "64"}}, {{}}},

@@ -1,0 +1,143 @@
+// What the Hopper kernels share: products of one warp group, masks, and results.
+#pragma once
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
+#include "softmax.cuh"
+#include "tensor_map.h"
+
+namespace opfuse {
+
+// s = q k^T of 64 queries in boxes of S::kRows, and S::kKeys keys; one group of products.
+template <class T, class S>
+__device__ void issue_scores(float (&s)[S::kKeys / 8][4], uint64_t q, uint64_t k) {
+#pragma unroll
+    for (int step = 0; step < S::kSize / 16; ++step) {
+        int const box = step / 4, inside = step % 4 * 32 / 16;  // of 32 bytes, in units of 16
+        device::multiply_shared<T>(s, q + box * S::kRows * device::kBoxBytes / 16 + inside,
+                                   k + box * S::kKeys * device::kBoxBytes / 16 + inside, step > 0);
+    }
+    device::commit_products();
+}
+
+// out += p v; one group of products.
+template <class T, class S>
+__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[S::kKeys / 16][4],
+                              uint64_t v) {
+#pragma unroll
+    for (int step = 0; step < S::kKeys / 16; ++step)
+        device::multiply_registers<T>(out, p[step], v + step * 16 * device::kBoxBytes / 16);
+    device::commit_products();
+}
+
+template <class T, int kSteps>
+__device__ void pack_weights(uint32_t (&p)[kSteps][4], float const (&s)[2 * kSteps][4]) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float const(&from)[4] = s[2 * step + i / 2];
+            p[step][i] = device::pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+        }
+}
+
+template <int kBlocks>
+__device__ void clear(float (&out)[kBlocks][4]) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[i][e] = 0.f;
+}
+
+// Has the copy engine load the rows from `row` on, S::kSize columns of them, in boxes of `rows`.
+template <class S>
+__device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
+                          int row, int head, int batch) {
+    device::arrive_expecting(full, rows * S::kSize * 2);
+#pragma unroll
+    for (int box = 0; box < S::kSize / kBoxColumns; ++box)
+        device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * kBoxColumns, row,
+                         head, batch);
+}
+
+// Each of a row's four lanes has two columns of each of four blocks, and gets one block.
+__device__ inline void swap_columns(uint32_t (&w)[4]) {
+    bool const odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    uint32_t first = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+    uint32_t second = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+    w[0] = odd ? first : w[0], w[1] = odd ? w[1] : first;
+    w[2] = odd ? second : w[2], w[3] = odd ? w[3] : second;
+    first = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2);
+    second = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
+    w[0] = high ? first : w[0], w[2] = high ? w[2] : first;
+    w[1] = high ? second : w[1], w[3] = high ? w[3] : second;
+}
+
+// Writes the rows `row` and `row` + 8, those that there are; this lane's `y` is that of the head.
+template <class T, int kSize>
+__device__ void store_results(Attention const& a, T* y, int row, float const (&out)[kSize / 8][4],
+                              RunningSoftmax softmax) {
+    softmax.finish();
+    int const part = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r, row += 8) {
+        float const sum = softmax.sum[r];
+        T* const y_row = y + row * a.y.row;
+#pragma unroll
+        for (int i = 0; i < kSize / 8; i += 4) {
+            uint32_t w[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                w[j] = device::pack<T>(normalised(out[i + j][2 * r], sum, a.nan_guard),
+                                       normalised(out[i + j][2 * r + 1], sum, a.nan_guard));
+            swap_columns(w);
+            int const col = 8 * (i + part);
+            if (row < a.queries && col < a.value_size)
+                *reinterpret_cast<uint4*>(y_row + col) = {w[0], w[1], w[2], w[3]};
+        }
+    }
+}
+
+// The mask of a tile's scores in halves, on its way from memory while they are computed.
+template <class T, int kBlocks>
+struct EarlyMask {
+    device::Vec<T, 2> pairs[2][kBlocks];
+
+    __device__ void fetch(Attention const& a, MaskRows const& row, int key) {
+        if (!a.mask.data || a.mask.is_float) return;
+        bool const differ = masks_differ(row);
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+            pairs[0][i] = mask_pair<T>(a, row.start[0], key + 8 * i);
+            pairs[1][i] = differ ? mask_pair<T>(a, row.start[1], key + 8 * i) : pairs[0][i];
+        }
+    }
+    __device__ void add(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row,
+                        int key) const {
+        if (!a.mask.data) return;
+        if (a.mask.is_float)
+            return add_mask(s, row, key,
+                            [&](int64_t start, int at) { return mask_pair<float>(a, start, at); });
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) s[i][e] += device::to_float(pairs[e / 2][i].at[e % 2]);
+    }
+};
+
+// The same, read when it is needed: for head sizes whose results leave no registers.
+template <class T, int kBlocks>
+struct LateMask {
+    __device__ void fetch(Attention const&, MaskRows const&, int) {}
+    __device__ void add(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row,
+                        int key) const {
+        add_mask<T, true>(s, a, row, key);
+    }
+};
+
+template <int kBlocks>
+struct NoMask {
+    __device__ void fetch(Attention const&, MaskRows const&, int) {}
+    __device__ void add(float (&)[kBlocks][4], Attention const&, MaskRows const&, int) const {}
+};
+
+}  // namespace opfuse

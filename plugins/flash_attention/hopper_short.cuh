@@ -1,0 +1,240 @@
+// The same on Hopper for few keys, and for scores that are more than scaled: small tiles of which a
+// multiprocessor has several, so that one's softmax falls into another's products and copies.
+#pragma once
+#include "hopper_parts.cuh"
+
+namespace opfuse {
+
+// ---- kernels
+
+// kSize: the head sizes rounded up to an instance; kGroups: of 128 threads, each of which has 64
+// queries; kStages: of keys, and of values, in shared memory; kResident: blocks that share a
+// multiprocessor.
+template <int kSize_, int kGroups_, int kStages_, int kResident_>
+struct ShortShape {
+    static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = 64;
+    static constexpr int kStages = kStages_, kResident = kResident_;
+    static constexpr int kThreads = 128 * kGroups, kRows = 64 * kGroups;
+    static constexpr int kTileBytes = kKeys * kSize * 2;  // of keys or values
+    static constexpr int kQueryBytes = kRows * kSize * 2;
+    // 1024 more to align the tiles, and the barriers.
+    static constexpr int kSharedBytes = kQueryBytes + 2 * kStages * kTileBytes + 1024 + 128;
+};
+
+template <class S>
+struct ShortBarriers {
+    uint64_t queries, keys[S::kStages], values[S::kStages];  // hold what was asked for
+
+    __device__ void init() {
+        device::init_barrier(&queries, 1);
+        for (int i = 0; i < S::kStages; ++i) {
+            device::init_barrier(&keys[i], 1);
+            device::init_barrier(&values[i], 1);
+        }
+        device::publish_barriers();
+    }
+};
+
+// One tile of queries, whose keys pass by from the last block to the first.
+template <class T, class S, bool kPlain>
+struct ShortTile {
+    static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
+    static constexpr int kFewKeys = 16;
+    using Mask = std::conditional_t<kPlain, NoMask<kBlocks>, EarlyMask<T, kBlocks>>;
+
+    Attention const& a;
+    AttentionMaps const& maps;
+    ShortBarriers<S>& barriers;
+    unsigned char *q, *k, *v;
+    int batch, head, first_row;
+    int begin, end;  // of the blocks of keys that any row sees
+
+    // Of the block that comes as number `step`.
+    __device__ int row_of(int step) const { return (end - 1 - step) * S::kKeys; }
+
+    // The first thread asks for keys and values.
+    __device__ void load(int step) const {
+        int const stage = step % S::kStages, row = row_of(step);
+        int const kv_head = head / (a.heads / a.kv_heads);
+        load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.keys[stage], S::kKeys, row,
+                     kv_head, batch);
+        load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.values[stage], S::kKeys, row,
+                     kv_head, batch);
+    }
+    __device__ void load_first() const {
+        load_rows<S>(q, maps.q, &barriers.queries, S::kRows, first_row, head, batch);
+#pragma unroll
+        for (int i = 0; i < S::kStages; ++i)
+            if (i < end - begin) load(i);
+    }
+    __device__ static void wait_for(uint64_t (&full)[S::kStages], int step) {
+        device::wait(&full[step % S::kStages], step / S::kStages & 1);
+    }
+
+    __device__ void run() const {
+        int const group = threadIdx.x / 128, lane = threadIdx.x % 32, blocks = end - begin;
+        int const warp_row = first_row + threadIdx.x / 32 * 16, row = warp_row + lane / 4;
+        uint64_t const queries =
+            device::describe_box(device::shared_address(q + group * 64 * device::kBoxBytes),
+                                 S::kRows * device::kBoxBytes);
+        uint64_t const keys =
+            device::describe_box(device::shared_address(k), S::kKeys * device::kBoxBytes);
+        uint64_t const values =
+            device::describe_box(device::shared_address(v), S::kKeys * device::kBoxBytes);
+        KeyRange const all_see = keys_of_all(a, warp_row, warp_row + 15);
+        KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+        MaskRows const masks = {
+            {mask_start(a, batch, head, row), mask_start(a, batch, head, row + 8)}};
+        float out[S::kSize / 8][4];
+        float s[kBlocks][4];
+        uint32_t p[kBlocks / 2][4];
+        RunningSoftmax softmax;
+        Mask mask;
+        clear(out);
+
+        auto const at_stage = [](uint64_t boxes, int step) {
+            return boxes + step % S::kStages * (S::kTileBytes / 16);
+        };
+        auto const first_key = [&](int step) { return row_of(step) + lane % 4 * 2; };
+        float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
+        auto const prepare = [&](int step) {
+            if constexpr (!kPlain) {
+                scale_scores(s, a);
+                mask.add(s, a, masks, first_key(step));
+            }
+            int const first = row_of(step);
+            if (first < all_see.begin || first + S::kKeys > all_see.end)
+                hide_scores(s, seen, first_key(step));
+        };
+        auto const issue_results_of = [&](int step) {
+            wait_for(barriers.values, step);
+            device::fence_products();
+            issue_results<T, S>(out, p, at_stage(values, step));
+        };
+        if (blocks > 0) {
+            mask.fetch(a, masks, first_key(0));
+            device::wait(&barriers.queries, 0);
+            wait_for(barriers.keys, 0);
+            device::fence_products();
+            issue_scores<T, S>(s, queries, keys);
+            device::wait_for_products<0>();
+            device::pin(s);
+            prepare(0);
+            // A last block of few keys has code of its own.
+            if (a.keys - row_of(0) <= kFewKeys)
+                softmax.template update_first<kPlain, kFewKeys / 8>(s, log2_scale);
+            else
+                softmax.template update<kPlain>(s, log2_scale);
+            pack_weights<T>(p, s);
+            for (int step = 1; step < blocks; ++step) {
+                mask.fetch(a, masks, first_key(step));  // travels while the tensor cores multiply
+                wait_for(barriers.keys, step);
+                device::fence_products();
+                issue_scores<T, S>(s, queries, at_stage(keys, step));
+                issue_results_of(step - 1);
+                device::wait_for_products<1>();
+                device::pin(s);
+                prepare(step);
+                float2 const correction = softmax.template update<kPlain>(s, log2_scale);
+                device::pin(s);  // the softmax comes before the wait
+                // Long over: but ptxas moves no wait for products across its loop.
+                wait_for(barriers.values, step - 1);
+                device::wait_for_products<0>();
+                device::pin(out);
+                if (blocks > S::kStages) {
+                    __syncthreads();  // all groups have read the stage of the last block
+                    int const next = step - 1 + S::kStages;
+                    if (threadIdx.x == 0 && next < blocks) load(next);
+                }
+                scale_rows(out, correction);
+                pack_weights<T>(p, s);
+            }
+            issue_results_of(blocks - 1);
+            device::wait_for_products<0>();
+            device::pin(out);
+        }
+        store_results<T, S::kSize>(a, head_of<T>(a.y, batch, head), row, out, softmax);
+    }
+};
+
+// What block `index` of the grid will load goes to the L2 cache: its queries, and for the first
+// tile of a head its keys and values, as many as it asks for at once.
+template <class S>
+__device__ void prefetch_tile(Attention const& a, AttentionMaps const& maps, int tiles, int index) {
+    int const head_index = index / tiles, from_last = index % tiles;
+    int const batch = head_index / a.heads, head = head_index % a.heads;
+    int const kv_head = head / (a.heads / a.kv_heads);
+#pragma unroll
+    for (int col = 0; col < S::kSize; col += kBoxColumns) {
+        device::prefetch_box(maps.q, col, (tiles - 1 - from_last) * S::kRows, head, batch);
+        if (from_last > 0) continue;
+        int const end = (a.keys + S::kKeys - 1) / S::kKeys;
+        for (int block = end - 1; block >= max(0, end - S::kStages); --block) {
+            device::prefetch_box(maps.k, col, block * S::kKeys, kv_head, batch);
+            device::prefetch_box(maps.v, col, block * S::kKeys, kv_head, batch);
+        }
+    }
+}
+
+template <class T, class S, bool kPlain>
+__global__ void __launch_bounds__(S::kThreads, S::kResident)
+    short_kernel(Attention const a, int tiles, int at_once,
+                 __grid_constant__ AttentionMaps const maps) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
+    unsigned char* const k = q + S::kQueryBytes;
+    unsigned char* const v = k + S::kStages * S::kTileBytes;
+    auto& barriers = *reinterpret_cast<ShortBarriers<S>*>(v + S::kStages * S::kTileBytes);
+    int const head_index = blockIdx.x / tiles;
+    // Of causal tiles, those with the most keys go first.
+    int const first_row = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * S::kRows;
+    KeyRange const any_sees = keys_of_any(a, first_row, min(first_row + S::kRows, a.queries) - 1);
+    int const begin = any_sees.begin / S::kKeys;
+    int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
+    ShortTile<T, S, kPlain> const tile{
+        a,         maps,  barriers, q, k, v, head_index / a.heads, head_index % a.heads,
+        first_row, begin, end};
+    if (threadIdx.x == 0) {
+        barriers.init();
+        if (begin < end) tile.load_first();
+    }
+    __syncthreads();
+    // What comes when this block is gone, so that memory has work while this one multiplies.
+    unsigned const next = blockIdx.x + static_cast<unsigned>(at_once);
+    if (threadIdx.x == S::kThreads - 1 && next < gridDim.x)
+        prefetch_tile<S>(a, maps, tiles, static_cast<int>(next));
+    __syncwarp();
+    tile.run();
+}
+
+// ---- launchers
+
+template <class T, class S, bool kPlain>
+cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
+    AttentionMaps maps;
+    if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
+        return cudaErrorNotSupported;
+    auto const kernel = short_kernel<T, S, kPlain>;
+    int device = 0, processors = 0;
+    cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+    if (!status) status = cudaGetDevice(&device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (status) return status;
+    int const tiles = (a.queries + S::kRows - 1) / S::kRows;
+    int64_t const blocks = a.batch * a.heads * tiles;
+    if (blocks > INT32_MAX) return cudaErrorNotSupported;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(S::kThreads);
+    config.dynamicSmemBytes = S::kSharedBytes;
+    config.stream = stream;
+#ifdef NOPREFETCH
+    return cudaLaunchKernelEx(&config, kernel, a, tiles, INT32_MAX / 2, maps);
+#else
+    return cudaLaunchKernelEx(&config, kernel, a, tiles, processors * S::kResident, maps);
+#endif
+}
+
+}  // namespace opfuse

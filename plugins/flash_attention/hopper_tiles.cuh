@@ -1,0 +1,181 @@
+// The Hopper kernel's tiles: their size, their order, and the warp that has them loaded.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "hopper_parts.cuh"
+
+namespace opfuse {
+
+// How a block works.  kSize: the head sizes rounded up to an instance; kGroups: of 128 threads,
+// each of which multiplies 64 queries; kKeys: of one step; kStages: of keys, and of values, in
+// shared memory; kTiles: of queries, there.
+template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_>
+struct HopperShape {
+    static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
+    static constexpr int kStages = kStages_, kTiles = kTiles_;
+    // One more group, of which one warp loads, gives registers to the others.
+    static constexpr int kThreads = 128 * (kGroups + 1);
+    static constexpr int kRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
+    static constexpr int kLoaderRegisters = kGroups == 2 ? 40 : 32;
+    static constexpr int kRows = 64 * kGroups;
+    static constexpr int kTileBytes = kKeys * kSize * 2;  // of keys or values
+    static constexpr int kQueryBytes = kRows * kSize * 2;
+    // 1024 more to align the tiles, and the barriers.
+    static constexpr int kSharedBytes =
+        kTiles * kQueryBytes + 2 * kStages * kTileBytes + 1024 + 256;
+};
+
+// Of each place: it holds what was asked for; everyone has read it.
+template <class S>
+struct HopperBarriers {
+    uint64_t query_full[S::kTiles], query_empty[S::kTiles];
+    uint64_t key_full[S::kStages], key_empty[S::kStages];
+    uint64_t value_full[S::kStages], value_empty[S::kStages];
+
+    __device__ void init() {
+        constexpr int kReaders = 4 * S::kGroups;  // warps
+        for (int i = 0; i < S::kTiles; ++i) {
+            device::init_barrier(&query_full[i], 1);
+            device::init_barrier(&query_empty[i], kReaders);
+        }
+        for (int i = 0; i < S::kStages; ++i) {
+            device::init_barrier(&key_full[i], 1);
+            device::init_barrier(&key_empty[i], kReaders);
+            device::init_barrier(&value_full[i], 1);
+            device::init_barrier(&value_empty[i], kReaders);
+        }
+        device::publish_barriers();
+    }
+};
+
+// Tiles in the order in which they are taken: all tiles of a set of heads, whose keys stay in the
+// L2 cache, then those of the next set.  A set begins at a multiple of `set_slots`, and has those
+// with the most causal keys first.
+struct TileOrder {
+    int heads;      // batch * heads
+    int tiles;      // of a head
+    int set_heads;  // heads of a set
+    int set_slots;  // at least set_heads * tiles
+    int slots;      // of all sets
+};
+
+struct HopperTile {
+    int batch, head;
+    int first_row;
+    int begin, end;  // of the blocks of keys that any row sees
+};
+
+// The tiles of this block, one of each round.  Every second round runs backwards: what was dealt
+// the largest tile gets the smallest next.
+template <class S>
+class TileWalk {
+  public:
+    __device__ TileWalk(Attention const& a, TileOrder const& order) : a_(a), order_(order) {}
+
+    // False when there is none left.
+    __device__ bool next(HopperTile& tile) {
+        for (; first_ < order_.slots; first_ += gridDim.x) {
+            int const place = backwards_ ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+            int const slot = first_ + place;
+            backwards_ = !backwards_;
+            int const set = slot / order_.set_slots, inside = slot % order_.set_slots;
+            int const heads = min(order_.set_heads, order_.heads - set * order_.set_heads);
+            if (slot >= order_.slots || inside >= heads * order_.tiles) continue;
+            fill(tile, set * order_.set_heads + inside % heads, inside / heads);
+            first_ += gridDim.x;
+            return true;
+        }
+        return false;
+    }
+
+  private:
+    __device__ void fill(HopperTile& tile, int head_index, int from_last) const {
+        tile.batch = head_index / a_.heads;
+        tile.head = head_index % a_.heads;
+        tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
+        KeyRange const keys =
+            keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
+        tile.begin = keys.begin / S::kKeys;
+        tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
+    }
+
+    Attention const& a_;
+    TileOrder const& order_;
+    int first_ = 0;
+    bool backwards_ = false;
+};
+
+// Has the copy engine load keys and values from the last block to the first, and the next tile's
+// queries.
+template <class S>
+struct HopperLoader {
+    Attention const& a;
+    AttentionMaps const& maps;
+    HopperBarriers<S>& barriers;
+    unsigned char *q, *k, *v;
+    uint32_t tiles = 0, steps = 0;
+
+    __device__ void load_queries(HopperTile const& tile) {
+        uint32_t const place = tiles % S::kTiles;
+        device::wait(&barriers.query_empty[place], ~(tiles++ / S::kTiles) & 1);
+        load_rows<S>(q + place * S::kQueryBytes, maps.q, &barriers.query_full[place], S::kRows,
+                     tile.first_row, tile.head, tile.batch);
+    }
+    __device__ void load_block(HopperTile const& tile, int block) {
+        uint32_t const stage = steps % S::kStages, parity = ~(steps++ / S::kStages) & 1;
+        int const head = tile.head / (a.heads / a.kv_heads), first = block * S::kKeys;
+        device::wait(&barriers.key_empty[stage], parity);
+        load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
+                     head, tile.batch);
+        device::wait(&barriers.value_empty[stage], parity);
+        load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage], S::kKeys,
+                     first, head, tile.batch);
+    }
+    __device__ void run(TileWalk<S> walk) {
+        auto const next = [&](HopperTile& tile) {  // that has keys
+            bool found = walk.next(tile);
+            while (found && tile.begin == tile.end) found = walk.next(tile);
+            return found;
+        };
+        HopperTile tile, later;
+        if (!next(tile)) return;
+        load_queries(tile);
+        for (bool more = true; more; tile = later) {
+            load_block(tile, tile.end - 1);
+            more = next(later);
+            if (more) load_queries(later);
+            for (int block = tile.end - 2; block >= tile.begin; --block) load_block(tile, block);
+        }
+    }
+};
+
+inline constexpr int64_t kSetBytes = 24 << 20;  // of keys and values, at home in the L2 cache
+
+// How many heads form a set.  A set of causal tiles is dealt out in rounds of its own, of which
+// each block has as many forwards as backwards: best where they are full.
+template <class S>
+TileOrder order_tiles(Attention const& a, int blocks) {
+    int const group = a.heads / a.kv_heads;
+    int64_t const head_bytes = int64_t{4} * a.keys * S::kSize;
+    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    int const most =
+        static_cast<int>(std::clamp<int64_t>(kSetBytes / head_bytes * group, group, order.heads));
+    order.set_heads = most;
+    order.set_slots = most * order.tiles;
+    if (a.ahead != kUnlimited) {
+        int const round_pair = 2 * blocks;
+        double best = 0;
+        for (int heads = group; heads <= most; heads += group) {
+            double const pairs = static_cast<double>(heads) * order.tiles / round_pair;
+            double const filled = pairs / std::ceil(pairs);
+            if (filled >= best) best = filled, order.set_heads = heads;
+        }
+        order.set_slots =
+            (order.set_heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+    }
+    order.slots = (order.heads + order.set_heads - 1) / order.set_heads * order.set_slots;
+    return order;
+}
+
+}  // namespace opfuse
