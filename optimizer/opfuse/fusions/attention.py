@@ -84,6 +84,7 @@ def _build(found: Found) -> Replacement:
         return _other_rank(found, space, [query, key, found["v"], *mask], made, also)
     value = found["v"]
     copies: list[gs.Node] = []
+    spread: list[gs.Node] = []
     if not turned:
         key, value, copies = without_copies(found, key, found["v"])
     attrs = _attributes(found, static(space[1], "heads", found.anchor), heads_of(found, value))
@@ -91,9 +92,9 @@ def _build(found: Found) -> Replacement:
         key, value, whole = attention_sinks.with_sink(found, key, value, mask, made)
         mask = (whole,)
     else:
-        mask, attrs["causal"] = constant_mask.settled(found.work, mask, space)
+        mask, attrs["causal"], spread = constant_mask.settled(found.work, mask, space)
     made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
-    return Replacement(made, also + copies)
+    return Replacement(made, also + copies + spread, spread)
 
 
 def _other_rank(

@@ -43,7 +43,7 @@ def _build(found: Found) -> Replacement:
     made: list[NewNode] = []
     space = (q[0], heads, q[2], k[2])
     given = _given(found, space)
-    left, triangle = constant_mask.settled(found.work, given, space)
+    left, triangle, spread = constant_mask.settled(found.work, given, space)
     mask = _additive(found, left, dtype, made)
     attrs = {
         "num_heads": heads,
@@ -58,7 +58,7 @@ def _build(found: Found) -> Replacement:
     made.append(
         NewNode("FlashAttention", (found["q"], key, value, *mask), (node.outputs[0],), attrs)
     )
-    return Replacement(made, copies)
+    return Replacement(made, [*copies, *spread], spread)
 
 
 def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:

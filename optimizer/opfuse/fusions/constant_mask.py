@@ -32,39 +32,44 @@ _OPS: dict[str, Callable[..., Any]] = {
 
 def settled(
     work: Work, masks: tuple[gs.Tensor, ...], space: Shape
-) -> tuple[tuple[gs.Tensor, ...], int]:
-    """Return the mask that is left, and whether attention is causal without it.
+) -> tuple[tuple[gs.Tensor, ...], int, list[gs.Node]]:
+    """Return the mask that is left, whether attention is causal without it, and what computed it.
+
+    The nodes are part of what is replaced: without them the mask could be any, not this one.
 
     Args:
         work: Where the model's weights lie.
         masks: What is added to the scores, or where they are kept, or nothing.
         space: The shape of the scores, [batch, heads, queries, keys].
     """
-    values = _values(work, masks[0]) if masks else None
+    nodes: dict[int, gs.Node] = {}
+    values = _values(work, masks[0], nodes) if masks else None
     if values is None:
-        return masks, 0
+        return masks, 0, []
+    spread = list(nodes.values())
     if values.dtype == bool:  # what is kept
         values = np.where(values, np.float32(0), np.float32(-np.inf))
     if not values.any():
-        return (), 0
+        return (), 0, spread
     # One triangle for all: with as many keys as queries, both corners that it may start in are one.
     sizes = values.shape[-2:]
     square = len(sizes) == 2 and sizes[0] == sizes[1] and sizes == tuple(space[-2:])
     if square and all(map(_is_triangle, values.reshape(-1, *sizes))):
-        return (), 1
-    return masks, 0
+        return (), 1, spread
+    return masks, 0, []
 
 
-def _values(work: Work, tensor: gs.Tensor) -> np.ndarray | None:
+def _values(work: Work, tensor: gs.Tensor, nodes: dict[int, gs.Node]) -> np.ndarray | None:
     """Return what a tensor of constants holds, before it is spread; None where it is computed."""
     if isinstance(tensor, gs.Constant):
         return np.asarray(weights.load(tensor, work.base_dir)) if _small(tensor) else None
     node = producer(tensor)
     if node is None or node.op not in (*_OPS, "Expand"):
         return None
+    nodes[id(node)] = node
     if node.op == "Expand":
-        return _values(work, node.inputs[0])
-    parts = [_values(work, part) for part in node.inputs]
+        return _values(work, node.inputs[0], nodes)
+    parts = [_values(work, part, nodes) for part in node.inputs]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or prod(np.broadcast_shapes(*(p.shape for p in known))) > _LARGEST:
         return None
