@@ -4,22 +4,32 @@
 figure is the median of several replays of a CUDA graph of at least 20 launches, divided by their
 number. Launches take turns with sets of tensors that together are larger than the L2 cache, or
 have a set each, and L2 holds other data when a replay begins.
+
+torch.compile takes seconds for each case, so that several processes share the cases. They compile
+at the same time; what runs on the GPU, the tuning by inductor too, does so one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import itemgetter
+from pathlib import Path
 from statistics import median
 
 import torch
 import triton
+from torch._inductor.runtime import triton_heuristics
 
 from benchmarks import measure
 from benchmarks.kernel_cases import CASES, Case, grid_cases
@@ -29,6 +39,7 @@ DTYPE, ONNX_TYPE = torch.float16, 10
 LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
 REPLAYS = 7
 PEERS = ("flashinfer", "liger_kernel")
+LOCK = "OPFUSE_BENCH_LOCK"  # the variable that names the file whose holder has the GPU
 Launch = Callable[[int], object]
 
 
@@ -122,6 +133,15 @@ def _tensors(tensors: Sequence[torch.Tensor]) -> list[abi.Tensor]:
     return [abi.Tensor(ONNX_TYPE, tuple(t.shape), t.data_ptr()) for t in tensors]
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other process of this run uses the GPU within."""
+    with Path(os.environ[LOCK]).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.synchronize()
+
+
 def compiled(case: Case) -> Callable[..., object]:
     """The case's function by inductor; the graph around the launches is ours."""
     torch._dynamo.reset()
@@ -130,21 +150,15 @@ def compiled(case: Case) -> Callable[..., object]:
     )
 
 
-def compile_some(part: int, parts: int) -> None:
-    """Compiles every ``parts``-th case into inductor's cache, from ``part`` on."""
-    for case in CASES[part::parts]:
-        inputs = [_random(shape) for shape in case.inputs]
-        compiled(case)(*inputs)
-        torch.cuda.synchronize()
+def tune_alone() -> None:
+    """Inductor times its candidates while no other process uses the GPU."""
+    tune = triton_heuristics.CachingAutotuner.benchmark_all_configs
 
+    def benchmark_all_configs(self: object, *arguments: object, **options: object) -> object:
+        with alone():
+            return tune(self, *arguments, **options)
 
-def compile_all(parts: int) -> None:
-    """Fills inductor's cache by several processes, for one alone takes minutes."""
-    command = [sys.executable, "-m", "benchmarks.kernels", "--compile-only"]
-    running = [subprocess.Popen([*command, f"{part}/{parts}"]) for part in range(parts)]
-    for process in running:
-        if process.wait():
-            raise SystemExit(f"a compiling process ended with {process.returncode}")
+    triton_heuristics.CachingAutotuner.benchmark_all_configs = benchmark_all_configs
 
 
 def copy_bandwidth(timer: Timer) -> float:
@@ -161,17 +175,57 @@ def copy_bandwidth(timer: Timer) -> float:
     return max(rates)
 
 
-def measure_case(bench: Bench, peers: bool) -> dict:
+def measure_case(case: Case, handle: object, timer: Timer, peers: bool) -> dict:
     """All figures of one case, in microseconds."""
-    case = bench.case
     rows, cols = case.matrix
     row = {"case": case.name, "op": case.op, "shape": list(case.shape), "rows": rows, "cols": cols}
-    row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+    with alone():
+        bench = Bench(case, handle, timer, timer.other.nbytes // 4)
+        row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+        if peers:
+            row["eager_us"] = bench.torch(case.torch)
     if peers:
-        row["eager_us"] = bench.torch(case.torch)
-        row["compile_us"] = bench.torch(compiled(case))
-        row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
+        function = compiled(case)
+        function(*bench.inputs[0])
+        with alone():
+            row["compile_us"] = bench.torch(function)
+            row["again_us"] = bench.opfuse()  # what the first is off by: no difference below counts
     return row
+
+
+def measure_part(part: int, parts: int, only: str, peers: bool) -> list[dict]:
+    """Every ``parts``-th of the cases, from ``part`` on, with its place among them."""
+    tune_alone()
+    torch._inductor.config.compile_threads = 1  # there are enough processes
+    with alone():
+        timer = Timer(_filler())
+    handle = abi.load(library.find())
+    chosen = [case for case in CASES if only in case.name]
+    places = range(part, len(chosen), parts)
+    return [{"place": i, **measure_case(chosen[i], handle, timer, peers)} for i in places]
+
+
+def measure_all(options: argparse.Namespace) -> list[dict]:
+    """Shares the cases among processes; each prints its rows as JSON on its last line."""
+    command = [sys.executable, "-m", "benchmarks.kernels", "--only", options.only]
+    command += ["--no-peers"] * options.no_peers
+    parts = 1 if options.no_peers else options.processes
+    running = [
+        subprocess.Popen([*command, "--part", f"{part}/{parts}"], stdout=subprocess.PIPE, text=True)
+        for part in range(parts)
+    ]
+    rows = []
+    for process in running:
+        output, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"a measuring process ended with {process.returncode}")
+        rows += json.loads(output.splitlines()[-1])
+    return sorted(rows, key=itemgetter("place"))
+
+
+def _filler() -> torch.Tensor:
+    """Fills the L2 cache four times over."""
+    return torch.ones(torch.cuda.get_device_properties(0).L2_cache_size, device="cuda")
 
 
 def environment() -> dict[str, object]:
@@ -213,32 +267,27 @@ def show(rows: Sequence[dict], copy: float, empty: float) -> None:
 def main() -> None:
     """Compiles, measures, prints, and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compile-only", help="PART/PARTS of the cases, and nothing else")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # PART/PARTS: what a process measures
     parser.add_argument("--processes", type=int, default=12, help="that compile (default 12)")
     parser.add_argument("--no-peers", action="store_true", help="our kernels alone")
     parser.add_argument("--grid", action="store_true", help="also rows x columns, for the plots")
     parser.add_argument("--only", default="", help="cases whose name has this text")
     options = parser.parse_args()
-    if options.compile_only:
-        return compile_some(*map(int, options.compile_only.split("/")))
-    if not options.no_peers:
-        compile_all(options.processes)
-    torch._inductor.config.autotune_local_cache = False  # tuned while others ran: tune again
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    timer = Timer(torch.ones(cache, device="cuda"))
-    handle = abi.load(library.find())
-    copy = copy_bandwidth(timer)
-    empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
-    rows = [
-        measure_case(Bench(case, handle, timer, cache), not options.no_peers)
-        for case in CASES
-        if options.only in case.name
-    ]
-    show(rows, copy, empty)
-    figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
-    if options.grid:
-        cells = (Bench(case, handle, timer, cache) for case in grid_cases())
-        figures["grid"] = [measure_case(cell, False) for cell in cells]
+    if options.part:
+        part, parts = map(int, options.part.split("/"))
+        print(json.dumps(measure_part(part, parts, options.only, not options.no_peers)))
+        return
+    with tempfile.NamedTemporaryFile() as lock:
+        os.environ[LOCK] = lock.name
+        timer = Timer(_filler())
+        copy = copy_bandwidth(timer)
+        empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+        rows = measure_all(options)
+        show(rows, copy, empty)
+        figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
+        if options.grid:
+            handle = abi.load(library.find())
+            figures["grid"] = [measure_case(c, handle, timer, False) for c in grid_cases()]
     print(measure.write("kernels", figures))
 
 
