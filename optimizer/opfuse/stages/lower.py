@@ -20,6 +20,7 @@ from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 
 DOMAIN = "opfuse"
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
+_FIRST_MASK = {"FlashAttention": 3, "MaskedSoftmax": 1}  # its place among the inputs
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRODUCTS = ("GemmAct", "GatedGemm")
 
@@ -149,12 +150,13 @@ def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
         return _why_no_product(node, facts)
-    if node.op_type != "FlashAttention":
+    if node.op_type not in _FIRST_MASK:
         return ""
-    known = [dtype for name in node.input[:3] if (dtype := facts.types.get(name))]
-    masks = [dtype for name in node.input[3:] if (dtype := facts.types.get(name))]
+    first = _FIRST_MASK[node.op_type]
+    known = [dtype for name in node.input[:first] if (dtype := facts.types.get(name))]
+    masks = [dtype for name in node.input[first:] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
-        return "the plugin wants the mask in the type of q, or in fp32"
+        return f"the plugin wants the mask in the type of {node.input[0]}, or in fp32"
     return ""
 
 
