@@ -6,30 +6,26 @@ number. Launches take turns with sets of tensors that together are larger than t
 have a set each, and L2 holds other data when a replay begins.
 
 torch.compile takes seconds for each case, so that several processes share the cases. They compile
-at the same time; what runs on the GPU, the tuning by inductor too, does so one at a time.
+at the same time; once all have, they tune and measure one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from operator import itemgetter
-from pathlib import Path
 from statistics import median
 
 import torch
 import triton
-from torch._inductor.runtime import triton_heuristics
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 from benchmarks import measure
 from benchmarks.kernel_cases import CASES, Case, grid_cases
@@ -39,7 +35,6 @@ DTYPE, ONNX_TYPE = torch.float16, 10
 LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
 REPLAYS = 7
 PEERS = ("flashinfer", "liger_kernel")
-LOCK = "OPFUSE_BENCH_LOCK"  # the variable that names the file whose holder has the GPU
 Launch = Callable[[int], object]
 
 
@@ -84,12 +79,11 @@ class Bench:
     case: Case
     handle: object
     timer: Timer
-    cache_bytes: int
 
     def __post_init__(self) -> None:
         self.bytes = self.case.bytes(DTYPE.itemsize)
         self.launches = LAUNCHES if self.bytes > FEW_BYTES else MANY_LAUNCHES
-        self.sets = min(self.launches, math.ceil(3 * self.cache_bytes / self.bytes) + 1)
+        self.sets = min(self.launches, math.ceil(3 * _cache_bytes() / self.bytes) + 1)
         split = self.case.rotated
         self.weights = [_random(shape) for shape in self.case.inputs[split:]]
         self.inputs = [
@@ -133,32 +127,18 @@ def _tensors(tensors: Sequence[torch.Tensor]) -> list[abi.Tensor]:
     return [abi.Tensor(ONNX_TYPE, tuple(t.shape), t.data_ptr()) for t in tensors]
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """No other process of this run uses the GPU within."""
-    with Path(os.environ[LOCK]).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        torch.cuda.synchronize()
-
-
 def compiled(case: Case) -> Callable[..., object]:
-    """The case's function by inductor; the graph around the launches is ours."""
-    torch._dynamo.reset()
-    return torch.compile(
+    """The case's function by inductor, compiled and not tuned; the graph around it is ours."""
+    function = torch.compile(
         case.torch, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
     )
-
-
-def tune_alone() -> None:
-    """Inductor times its candidates while no other process uses the GPU."""
-    tune = triton_heuristics.CachingAutotuner.benchmark_all_configs
-
-    def benchmark_all_configs(self: object, *arguments: object, **options: object) -> object:
-        with alone():
-            return tune(self, *arguments, **options)
-
-    triton_heuristics.CachingAutotuner.benchmark_all_configs = benchmark_all_configs
+    run = CachingAutotuner.run
+    CachingAutotuner.run = lambda self, *_, **__: self.precompile()
+    try:
+        function(*map(_random, case.inputs))
+    finally:
+        CachingAutotuner.run = run
+    return function
 
 
 def copy_bandwidth(timer: Timer) -> float:
@@ -175,57 +155,60 @@ def copy_bandwidth(timer: Timer) -> float:
     return max(rates)
 
 
-def measure_case(case: Case, handle: object, timer: Timer, peers: bool) -> dict:
-    """All figures of one case, in microseconds."""
+def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
+    """All figures of one case, in microseconds; ``peer`` is its function by torch.compile."""
+    case = bench.case
     rows, cols = case.matrix
     row = {"case": case.name, "op": case.op, "shape": list(case.shape), "rows": rows, "cols": cols}
-    with alone():
-        bench = Bench(case, handle, timer, timer.other.nbytes // 4)
-        row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
-        if peers:
-            row["eager_us"] = bench.torch(case.torch)
-    if peers:
-        function = compiled(case)
-        function(*bench.inputs[0])
-        with alone():
-            row["compile_us"] = bench.torch(function)
-            row["again_us"] = bench.opfuse()  # what the first is off by: no difference below counts
+    row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+    if peer:
+        row["eager_us"] = bench.torch(case.torch)
+        row["compile_us"] = bench.torch(peer)
+        row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
     return row
 
 
-def measure_part(part: int, parts: int, only: str, peers: bool) -> list[dict]:
-    """Every ``parts``-th of the cases, from ``part`` on, with its place among them."""
-    tune_alone()
+def measure_part(part: int, parts: int, only: str, peers: bool) -> None:
+    """Prints every ``parts``-th case's row, from ``part`` on; waits for its turn in between."""
     torch._inductor.config.compile_threads = 1  # there are enough processes
-    with alone():
-        timer = Timer(_filler())
-    handle = abi.load(library.find())
-    chosen = [case for case in CASES if only in case.name]
-    places = range(part, len(chosen), parts)
-    return [{"place": i, **measure_case(chosen[i], handle, timer, peers)} for i in places]
+    torch._dynamo.config.recompile_limit = len(CASES)
+    chosen = list(enumerate(case for case in CASES if only in case.name))[part::parts]
+    functions = [compiled(case) if peers else None for _, case in chosen]
+    torch.cuda.empty_cache()
+    print("compiled", flush=True)
+    input()
+    timer, handle = Timer(_filler()), abi.load(library.find())
+    for (place, case), function in zip(chosen, functions, strict=True):
+        row = measure_case(Bench(case, handle, timer), function)
+        print(json.dumps({"place": place, **row}), flush=True)
 
 
 def measure_all(options: argparse.Namespace) -> list[dict]:
-    """Shares the cases among processes; each prints its rows as JSON on its last line."""
+    """Shares the cases among processes, which compile together and measure one after the other."""
     command = [sys.executable, "-m", "benchmarks.kernels", "--only", options.only]
     command += ["--no-peers"] * options.no_peers
     parts = 1 if options.no_peers else options.processes
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = [
-        subprocess.Popen([*command, "--part", f"{part}/{parts}"], stdout=subprocess.PIPE, text=True)
-        for part in range(parts)
+        subprocess.Popen([*command, "--part", f"{part}/{parts}"], **piped) for part in range(parts)
     ]
-    rows = []
     for process in running:
-        output, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"a measuring process ended with {process.returncode}")
-        rows += json.loads(output.splitlines()[-1])
+        if process.stdout.readline() != "compiled\n":
+            raise SystemExit("a measuring process did not compile its cases")
+    outputs = [process.communicate("\n")[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit("a measuring process failed")
+    rows = [json.loads(line) for output in outputs for line in output.splitlines()]
     return sorted(rows, key=itemgetter("place"))
 
 
+def _cache_bytes() -> int:
+    return torch.cuda.get_device_properties(0).L2_cache_size
+
+
 def _filler() -> torch.Tensor:
-    """Fills the L2 cache four times over."""
-    return torch.ones(torch.cuda.get_device_properties(0).L2_cache_size, device="cuda")
+    """Four times as large as the L2 cache."""
+    return torch.ones(_cache_bytes(), device="cuda")
 
 
 def environment() -> dict[str, object]:
@@ -275,19 +258,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         part, parts = map(int, options.part.split("/"))
-        print(json.dumps(measure_part(part, parts, options.only, not options.no_peers)))
-        return
-    with tempfile.NamedTemporaryFile() as lock:
-        os.environ[LOCK] = lock.name
-        timer = Timer(_filler())
-        copy = copy_bandwidth(timer)
-        empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
-        rows = measure_all(options)
-        show(rows, copy, empty)
-        figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
-        if options.grid:
-            handle = abi.load(library.find())
-            figures["grid"] = [measure_case(c, handle, timer, False) for c in grid_cases()]
+        return measure_part(part, parts, options.only, not options.no_peers)
+    timer = Timer(_filler())
+    copy = copy_bandwidth(timer)
+    empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+    rows = measure_all(options)
+    show(rows, copy, empty)
+    figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
+    if options.grid:
+        handle = abi.load(library.find())
+        cells = (Bench(case, handle, timer) for case in grid_cases())
+        figures["grid"] = [measure_case(cell, None) for cell in cells]
     print(measure.write("kernels", figures))
 
 

@@ -24,13 +24,12 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         // In fp32 with one rounding.
-        auto const add = [&](auto at, auto terms, auto const& bias) {
-            auto& [item, other] = terms;
+        auto const add = [&](auto at, auto const& terms, auto const& bias) {
+            auto total = device::widen(terms.first);
+            auto const other = device::widen(terms.second);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) +
-                                                   device::to_float(other.at[i]) + bias.at[i]);
-            return item;
+            for (int i = 0; i < at.kSize; ++i) total.at[i] = total.at[i] + other.at[i] + bias.at[i];
+            return device::narrow<T>(total);
         };
         auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
         if (parameters.bias.data) {
@@ -44,17 +43,15 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             };
             tile.fill(read, without, publish);
         }
-        float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
-        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        float const scale = rsqrtf(team.sum(tile.sum(square)) / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& scales, auto const& shifts) {
+        auto const [count, mean, squares] = team.merge(tile.moments());
+        float const scale = rsqrtf(squares / cols + epsilon);
+        auto const finish = [&](auto at, auto const& item, auto const& scales, auto const& shifts) {
             auto const g = scales.floats(), b = shifts.floats();
+            auto wide = device::widen(item);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i) {
-                float const normal = (device::to_float(item.at[i]) - mean) * scale;
-                item.at[i] = device::from_float<T>(normal * g.at[i] + b.at[i]);
-            }
-            row.store(y, at, item);
+            for (int i = 0; i < at.kSize; ++i)
+                wide.at[i] = (wide.at[i] - mean) * scale * g.at[i] + b.at[i];
+            row.store(y, at, device::narrow<T>(wide));
         };
         tile.for_each(finish, gammas, betas);
     };

@@ -35,30 +35,39 @@ __device__ Start start_of(Affine<T> const& affine, int column) {
     return {channel, (channel + 1) * affine.spatial - column, affine.of(channel)};
 }
 
+// Of a group: the mean, and 1 / sqrt(variance + epsilon).
+struct Normal {
+    float mean, scale;
+};
+
+__device__ inline Normal normal_of(device::Moments const& moments, int cols, float epsilon) {
+    return {moments.mean, rsqrtf(moments.squares / cols + epsilon)};
+}
+
 template <class T, int kSize>
-__device__ device::Vec<T, kSize> finish(device::Vec<T, kSize> item, Start start,
+__device__ device::Vec<T, kSize> finish(device::Vec<T, kSize> const& item, Start start,
                                         Affine<T> const& affine, Normal normal) {
-    auto const activated = [&](T value) {
-        float const unit = (device::to_float(value) - normal.mean) * normal.scale;
-        float const shifted = unit * start.weights.x + start.weights.y;
-        return device::from_float<T>(device::activate<device::Activation::kSilu>(shifted));
+    auto wide = device::widen(item);
+    auto const activate = [&](float& value) {
+        float const shifted = (value - normal.mean) * normal.scale * start.weights.x;
+        value = device::activate<device::Activation::kSilu, T>(shifted + start.weights.y);
     };
     if (start.left >= kSize) {
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) item.at[i] = activated(item.at[i]);
-        return item;
+        for (float& value : wide.at) activate(value);
+        return device::narrow<T>(wide);
     }
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
+    for (float& value : wide.at) {
         if (start.left == 0) {
             ++start.channel;
             start.weights = affine.of(start.channel);
             start.left = affine.spatial;
         }
         --start.left;
-        item.at[i] = activated(item.at[i]);
+        activate(value);
     }
-    return item;
+    return device::narrow<T>(wide);
 }
 
 template <class T, class Shape>
@@ -75,9 +84,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         auto const starts =
             tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
         tile.fill(read);
-        float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
-        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        Normal const normal{mean, rsqrtf(team.sum(tile.sum(square)) / cols + epsilon)};
+        Normal const normal = normal_of(team.merge(tile.moments()), cols, epsilon);
         auto const write = [&](auto at, auto const& item, Start const& start) {
             row.store(y, at, finish(item, start, affine, normal));
         };
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
 // What one of a row's parts has of it: slots [first, last), whole tiles of `step` slots; the first
 // part has the edges too.
 struct Part {
-    int first, last, columns;
+    int first, last;
 
     template <class Row>
     __device__ Part(Row const& row, int part, int parts, int step) {
@@ -97,28 +104,24 @@ struct Part {
         int64_t const width = int64_t{(tiles + parts - 1) / parts} * step;
         first = static_cast<int>(min(width * part, int64_t{row.slots()}));
         last = static_cast<int>(min(width * (part + 1), int64_t{row.slots()}));
-        columns = (last - first) * Row::kVec + (part == 0 ? row.edges() : 0);
     }
 };
 
-// Calls `body(tile, columns so far, columns of the tile)` for the tiles of a part.
+// Calls `body(tile)` for the tiles of a part.
 template <class T, class Shape, class Read, class Body>
 __device__ void for_each_tile(device::Team const& team, device::Row<T, Shape> const& row,
                               Part const& part, int step, Read read, Body body) {
-    int before = 0;
     for (int first = part.first; first < part.last; first += step) {
-        int const last = min(first + step, part.last);
-        device::RowTile<T, T, Shape, Read> tile(team, row, read, first, last);
-        int const here = (last - first) * Shape::kVec + (first == 0 ? row.edges() : 0);
-        body(tile, before, here);
-        before += here;
+        device::RowTile<T, T, Shape, Read> tile(team, row, read, first,
+                                                min(first + step, part.last));
+        body(tile);
     }
 }
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::kBlocksOfPart)
-    part_moments_kernel(Moments* moments,  // [rows, parts]
-                        T const* x,        // [rows, cols]
+    part_moments_kernel(device::Moments* moments,  // [rows, parts]
+                        T const* x,                // [rows, cols]
                         int64_t rows, int cols, int parts) {
     device::Team team;
     device::let_next_start();
@@ -129,56 +132,23 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
         device::Row<T, Shape> const row(x, index, rows, cols);
         Part const part(row, static_cast<int>(block - index * parts), parts, step);
         auto const read = [&](auto at) { return row.load(x, at); };
-        Moments total{0.f, 0.f};
-        auto const add = [&](auto& tile, int before, int here) {
+        device::Moments own;
+        for_each_tile(team, row, part, step, read, [&](auto& tile) {
             tile.fill(read);
-            float const mean = team.sum(tile.sum([](float a) { return a; })) / here;
-            auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-            float const squares = team.sum(tile.sum(square));
-            float const apart = mean - total.mean;
-            float const share = static_cast<float>(here) / (before + here);
-            total.squares += squares + apart * apart * before * share;
-            total.mean += apart * share;
-        };
-        for_each_tile(team, row, part, step, read, add);
-        if (threadIdx.x == 0) moments[block] = total;
-    }
-}
-
-// One block a row.
-template <class T, class Shape>
-__global__ void __launch_bounds__(device::tuning::kLanesOfPart)
-    merge_parts_kernel(Normal* normals,         // [rows]
-                       Moments const* moments,  // [rows, parts]
-                       T const* x,              // [rows, cols]
-                       int64_t rows, int cols, int parts, float epsilon) {
-    device::Team team;
-    device::let_next_start();
-    device::wait_for_previous();
-    int const step = blockDim.x * Shape::kItems;
-    for (int64_t index = blockIdx.x; index < rows; index += gridDim.x) {
-        device::Row<T, Shape> const row(x, index, rows, cols);
-        Moments const* own = moments + index * parts;
-        float total = 0.f, squares = 0.f;
-        for (int i = threadIdx.x; i < parts; i += blockDim.x)
-            total += own[i].mean * Part(row, i, parts, step).columns;
-        float const mean = team.sum(total) / cols;
-        for (int i = threadIdx.x; i < parts; i += blockDim.x) {
-            float const apart = own[i].mean - mean;
-            squares += own[i].squares + apart * apart * Part(row, i, parts, step).columns;
-        }
-        squares = team.sum(squares);
-        if (threadIdx.x == 0) normals[index] = {mean, rsqrtf(squares / cols + epsilon)};
+            own = device::merge(own, tile.moments());
+        });
+        own = team.merge(own);
+        if (threadIdx.x == 0) moments[block] = own;
     }
 }
 
 // Starts with the parts that were read last: they are in L2 still.
 template <class T, class Shape>
 __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::kBlocksOfPart)
-    finish_parts_kernel(T* y, T const* x,       // [rows, cols]
-                        Normal const* normals,  // [rows]
+    finish_parts_kernel(T* y, T const* x,                // [rows, cols]
+                        device::Moments const* moments,  // [rows, parts]
                         device::Parameter gamma, device::Parameter beta, int num_groups,
-                        int channels, int spatial, int64_t rows, int parts) {
+                        int channels, int spatial, int64_t rows, int parts, float epsilon) {
     int const cols = channels * spatial, step = blockDim.x * Shape::kItems;
     device::Team team;
     device::let_next_start();
@@ -188,9 +158,12 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
         device::Row<T, Shape> const row(x, index, rows, cols);
         Part const part(row, static_cast<int>(own - index * parts), parts, step);
         Affine<T> const affine{gamma, beta, index % num_groups * channels, spatial};
-        Normal const normal = normals[index];
+        device::Moments total;
+        for (int i = threadIdx.x; i < parts; i += blockDim.x)
+            total = device::merge(total, moments[index * parts + i]);
+        Normal const normal = normal_of(team.merge(total), cols, epsilon);
         auto const read = [&](auto at) { return row.load(x, at); };
-        auto const write = [&](auto& tile, int, int) {
+        for_each_tile(team, row, part, step, read, [&](auto& tile) {
             auto const starts =
                 tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
             tile.fill(read);
@@ -198,8 +171,7 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
                 row.store(y, at, finish(item, start, affine, normal));
             };
             tile.for_each(store, starts);
-        };
-        for_each_tile(team, row, part, step, read, write);
+        });
     }
 }
 
@@ -212,20 +184,15 @@ cudaError_t launch_parts(T* y, T const* x,  // [rows, cols]
                          cudaStream_t stream) {
     if (!workspace) return cudaErrorInvalidValue;
     int const parts = static_cast<int>(parts_of(groups)), cols = static_cast<int>(groups.cols());
-    auto* const moments = static_cast<Moments*>(workspace);
-    auto* const normals = reinterpret_cast<Normal*>(moments + groups.rows * parts);
+    auto* const moments = static_cast<device::Moments*>(workspace);
     device::Grid grid{.blocks = groups.rows * parts, .threads = dim3(device::tuning::kLanesOfPart)};
-    cudaError_t status = device::launch(part_moments_kernel<T, Shape>, machine, grid, stream,
-                                        moments, x, groups.rows, cols, parts);
+    cudaError_t const status = device::launch(part_moments_kernel<T, Shape>, machine, grid, stream,
+                                              moments, x, groups.rows, cols, parts);
     if (status != cudaSuccess) return status;
-    device::Grid const one_a_row{.blocks = groups.rows, .threads = grid.threads};
-    status = device::launch(merge_parts_kernel<T, Shape>, machine, one_a_row, stream, normals,
-                            moments, x, groups.rows, cols, parts, epsilon);
-    if (status != cudaSuccess) return status;
-    return device::launch(finish_parts_kernel<T, Shape>, machine, grid, stream, y, x, normals,
+    return device::launch(finish_parts_kernel<T, Shape>, machine, grid, stream, y, x, moments,
                           gamma, beta, static_cast<int>(groups.num_groups),
                           static_cast<int>(groups.channels), static_cast<int>(groups.spatial),
-                          groups.rows, parts);
+                          groups.rows, parts, epsilon);
 }
 
 template <class T>

@@ -1,6 +1,7 @@
 // probabilities = softmax(scale * scores + mask) over the keys, in fp32 with one rounding.  A row
 // whose logits are all -inf, or that holds NaN or +inf, is NaN as in the definition.  Pure CUDA.
 #pragma once
+#include "../device/math.cuh"
 #include "../device/plan.cuh"
 #include "launch.h"
 
@@ -88,16 +89,15 @@ __global__ void __launch_bounds__(Shape::kLanes)
             for (int i = 0; i < at.kSize; ++i) highest = fmaxf(highest, item.at[i]);
         });
         highest = team.maximum(highest);
-        auto const weight = [&](float logit) { return __expf(logit - highest); };
+        auto const weight = [&](float logit) { return device::fast_exp(logit - highest); };
         bool const weighed = tile.replace(weight);
         auto const weight_of = [&](float kept) { return weighed ? kept : weight(kept); };
         float const share = 1.f / team.sum(tile.sum(weight_of));
         tile.for_each([&](auto at, auto const& item) {
-            device::Vec<T, at.kSize> out;
+            device::Vec<float, at.kSize> shares;
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                out.at[i] = device::from_float<T>(weight_of(item.at[i]) * share);
-            row.store(probabilities, at, out);
+            for (int i = 0; i < at.kSize; ++i) shares.at[i] = weight_of(item.at[i]) * share;
+            row.store(probabilities, at, device::narrow<T>(shares));
         });
     };
     device::for_each_row<Shape>(team, rows, keys, body, scores);

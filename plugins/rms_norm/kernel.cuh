@@ -20,12 +20,12 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         tile.fill(read);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& weights) {
+        auto const finish = [&](auto at, auto const& item, auto const& weights) {
             auto const g = weights.floats();
+            auto wide = device::widen(item);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
-            row.store(y, at, item);
+            for (int i = 0; i < at.kSize; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
+            row.store(y, at, device::narrow<T>(wide));
         };
         tile.for_each(finish, gammas);
     };
