@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                           AddLayerNormParameters parameters, int64_t rows, int cols,
                           float epsilon) {
     device::Team team;
+    float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
         auto const gammas =
@@ -43,8 +44,9 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             };
             tile.fill(read, without, publish);
         }
-        auto const [count, mean, squares] = team.merge(tile.moments());
-        float const scale = rsqrtf(squares / cols + epsilon);
+        float const mean = team.sum(tile.sum([](float a) { return a; })) * share;
+        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
+        float const scale = rsqrtf(team.sum(tile.sum(square)) * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& scales, auto const& shifts) {
             auto const g = scales.floats(), b = shifts.floats();
             auto wide = device::widen(item);

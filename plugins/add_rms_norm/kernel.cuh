@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                         device::Parameter gamma,        // [cols]
                         int64_t rows, int cols, float epsilon) {
     device::Team team;
+    float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
         auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         };
         tile.fill(read, add, [&](auto at, auto const& item) { row.store(sum, at, item); });
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
-        float const scale = rsqrtf(squares / cols + epsilon);
+        float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& weights) {
             auto const g = weights.floats();
             auto wide = device::widen(item);

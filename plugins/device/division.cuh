@@ -20,4 +20,24 @@ __device__ inline Division divide(int64_t a, int64_t b) {
     return {whole, a - whole * b};
 }
 
+// Divides by a number that the host knows: one multiplication, exact for 0 <= a < 2^31 (Granlund
+// and Montgomery, 1994).
+struct Divisor {
+    static constexpr int kBits = 31;
+
+    explicit Divisor(int64_t divisor) : size(static_cast<uint32_t>(divisor)) {
+        while ((uint64_t{1} << shift) < size) ++shift;
+        factor = static_cast<uint32_t>((uint64_t{1} << (kBits + shift)) / size) + 1;
+    }
+    Divisor() : Divisor(1) {}
+
+    __device__ uint32_t quotient(uint32_t a) const {
+        return static_cast<uint32_t>((uint64_t{a} * factor) >> (kBits + shift));
+    }
+    __device__ uint32_t remainder(uint32_t a) const { return a - quotient(a) * size; }
+
+    uint32_t size, factor;
+    int shift = 0;
+};
+
 }  // namespace opfuse::device

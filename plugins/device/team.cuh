@@ -101,16 +101,15 @@ class Team {
     __device__ float sum(float value) { return reduce<Sum>(value); }
     __device__ float maximum(float value) { return reduce<Maximum>(value); }
 
-    // Those of all threads' values, with one barrier where mean and variance one by one take two.
+    // Those of all threads' values.
     __device__ Moments merge(Moments own) {
-        int const lanes = blockDim.x < 32 ? blockDim.x : 32;
-        own = merge_lanes(own, lanes);
+        own = merge_lanes(own, lanes_of_row());
         if (blockDim.x <= 32 && blocks_ == 1) return own;
         float const values[3] = {own.count, own.mean, own.squares};
         auto const* partial = publish(values);
         int const count = warps() * blocks_, width = width_of(count);
         Moments mine;
-        for (int i = threadIdx.x % width; i < count; i += width)
+        for (int i = threadIdx.x & (width - 1); i < count; i += width)
             mine = device::merge(mine, {partial[0][i], partial[1][i], partial[2][i]});
         return merge_lanes(mine, width);
     }
@@ -129,14 +128,28 @@ class Team {
 #endif
 
     __device__ static int warps() { return blockDim.x / 32; }
-    __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
 
-    template <class Operation>
-    __device__ static float reduce_lanes(float value, int lanes) {
-        for (int offset = lanes / 2; offset > 0; offset /= 2)
+    template <class Operation, int kWidth>
+    __device__ static float reduce_lanes(float value) {
+#pragma unroll
+        for (int offset = kWidth / 2; offset > 0; offset /= 2)
             value = Operation::combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
         return value;
     }
+
+    // Over groups of `width` lanes, a power of two that is the same in the whole block.
+    template <class Operation>
+    __device__ static float reduce_lanes(float value, int width) {
+        if (width == 32) return reduce_lanes<Operation, 32>(value);
+        if (width == 16) return reduce_lanes<Operation, 16>(value);
+        if (width == 8) return reduce_lanes<Operation, 8>(value);
+        if (width == 4) return reduce_lanes<Operation, 4>(value);
+        return width == 2 ? reduce_lanes<Operation, 2>(value) : value;
+    }
+
+    __device__ static int lanes_of_row() { return min(static_cast<int>(blockDim.x), 32); }
+    // How many lanes reduce `count` values of the block's warps.
+    __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
 
     // First the mean of all, then what each has around it.
     __device__ static Moments merge_lanes(Moments const& own, int lanes) {
@@ -172,13 +185,14 @@ class Team {
 
     template <class Operation>
     __device__ float reduce(float value) {
-        value = reduce_lanes<Operation>(value, blockDim.x < 32 ? blockDim.x : 32);
+        value = reduce_lanes<Operation>(value, lanes_of_row());
         if (blockDim.x <= 32 && blocks_ == 1) return value;
         float const values[1] = {value};
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
-        value = Operation::kNeutral;
-        for (int i = threadIdx.x % width; i < count; i += width)
+        int const at = threadIdx.x & (width - 1);
+        value = at < count ? partial[at] : Operation::kNeutral;
+        for (int i = at + width; i < count; i += width)
             value = Operation::combine(value, partial[i]);
         return reduce_lanes<Operation>(value, width);
     }

@@ -32,9 +32,14 @@ constexpr int least_blocks(int items) { return kMaxLanes / most_lanes(items); }
 // Threads of a block that holds several rows.
 inline constexpr int kThreadsOfRows = 128;
 
-// Blocks of a cluster on one row; more are not portable.  1024 rows (65536) read once by clusters
-// take 97 (RmsNorm), read twice 140.
+// Blocks of a cluster on one row, at most and wherever one block is too small; more are not
+// portable.  1024 rows (65536) read once by clusters take 97 (RmsNorm), read twice 140; clusters of
+// 4 instead of 8 take 212, not 203 (AddLayerNorm).
 inline constexpr int kMaxCluster = 8;
+// So few rows are split over clusters too: 1 row (4096) takes 1.37, 1.43, and 2.05 (RmsNorm,
+// AddRmsNorm, AddLayerNorm) on four blocks of 128 threads, 1.42, 1.53, and 2.11 on one of 512;
+// 64 rows take 1.90, 2.18, and 3.09 on clusters, 1.81, 2.04, and 2.76 without.
+inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 
 // Rows are few where each thread of this many a multiprocessor can have one vector: all loads are
 // in flight at once, and 64 rows (4096) take 2.0 (RmsNorm), with four vectors a thread 2.8.

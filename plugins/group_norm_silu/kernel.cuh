@@ -40,10 +40,6 @@ struct Normal {
     float mean, scale;
 };
 
-__device__ inline Normal normal_of(device::Moments const& moments, int cols, float epsilon) {
-    return {moments.mean, rsqrtf(moments.squares / cols + epsilon)};
-}
-
 template <class T, int kSize>
 __device__ device::Vec<T, kSize> finish(device::Vec<T, kSize> const& item, Start start,
                                         Affine<T> const& affine, Normal normal) {
@@ -76,6 +72,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                            device::Parameter gamma, device::Parameter beta, int num_groups,
                            int channels, int spatial, int64_t rows, float epsilon) {
     int const cols = channels * spatial;
+    float const share = device::settled(1.f / cols);
     device::Team team;
     auto const body = [&](device::Row<T, Shape> const& row, int64_t index) {
         auto const read = [&](auto at) { return row.load(x, at); };
@@ -84,7 +81,9 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         auto const starts =
             tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
         tile.fill(read);
-        Normal const normal = normal_of(team.merge(tile.moments()), cols, epsilon);
+        float const mean = team.sum(tile.sum([](float a) { return a; })) * share;
+        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
+        Normal const normal{mean, rsqrtf(team.sum(tile.sum(square)) * share + epsilon)};
         auto const write = [&](auto at, auto const& item, Start const& start) {
             row.store(y, at, finish(item, start, affine, normal));
         };
@@ -161,14 +160,15 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
         device::Moments total;
         for (int i = threadIdx.x; i < parts; i += blockDim.x)
             total = device::merge(total, moments[index * parts + i]);
-        Normal const normal = normal_of(team.merge(total), cols, epsilon);
+        total = team.merge(total);
+        Normal const normal{total.mean, rsqrtf(total.squares / cols + epsilon)};
         auto const read = [&](auto at) { return row.load(x, at); };
         for_each_tile(team, row, part, step, read, [&](auto& tile) {
             auto const starts =
                 tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
             tile.fill(read);
             auto const store = [&](auto at, auto const& item, Start const& start) {
-                row.store(y, at, finish(item, start, affine, normal));
+                row.stream(y, at, finish(item, start, affine, normal));
             };
             tile.for_each(store, starts);
         });
