@@ -52,8 +52,10 @@ inline RowCut cut_row(Machine const& machine, int64_t rows, int slots, int least
         for (cut.blocks = std::min(kBlocksOfSplit, most_blocks);
              cut.blocks < most_blocks && cut.reach() < slots;)
             cut.blocks *= 2;
-    while (cut.items < most_items && (rows * slots > cut.items * resident || cut.reach() < slots))
-        cut.items *= 2;
+    auto const many = [&](int64_t items) {
+        return rows * slots > items * items * items * resident;
+    };
+    while (cut.items < most_items && (many(cut.items) || cut.reach() < slots)) cut.items *= 2;
     if (cut.reach() < slots) cut.blocks = most_blocks;
     if (cut.reach() < slots) cut.items = 0;
     return cut;

@@ -1,6 +1,7 @@
 // y = activation(gate) * up, elementwise; gate and up may be the halves of one packed tensor.
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "../device/division.cuh"
 #include "../device/launch.cuh"
@@ -32,18 +33,21 @@ struct Columns {
     __device__ bool whole(int64_t column) const {
         return !kShifted || (column >= 0 && column + kVec <= cols);
     }
-    __device__ device::Vec<T, kVec> load(T const* from, int64_t row, int64_t column) const {
+    __device__ auto load(T const* from, int64_t row, int64_t column) const {
         if constexpr (!kShifted) {
             return device::load<kVec>(from + row * stride + column, 0);
         } else {
             if (whole(column))
-                return device::load_anywhere<kVec>(from, row * stride + column, count);
+                return device::load_unaligned<kVec>(from, row * stride + column, count);
             device::Vec<T, kVec> part;
 #pragma unroll
             for (int i = 0; i < kVec; ++i)
                 if (column + i >= 0 && column + i < cols)
                     part.at[i] = from[row * stride + column + i];
-            return part;
+            device::Unaligned<T, kVec> out;
+            memcpy(out.word, &part, sizeof(part));
+            out.shift = 0;
+            return out;
         }
     }
     __device__ void store(T* y_row, int64_t column, device::Vec<T, kVec> const& item) const {
@@ -53,6 +57,15 @@ struct Columns {
             if (column + i >= 0 && column + i < cols) y_row[column + i] = item.at[i];
     }
 };
+
+template <class T, int kVec>
+__device__ device::Vec<T, kVec> value_of(device::Vec<T, kVec> const& loaded) {
+    return loaded;
+}
+template <class T, int kVec>
+__device__ device::Vec<T, kVec> value_of(device::Unaligned<T, kVec> const& loaded) {
+    return loaded.value();
+}
 
 // Blocks tile [rows, vectors] by blockDim.y rows and blockDim.x * kItems vectors, row-major.
 template <class T, Activation kActivation, int kVec, bool kShifted, int kItems>
@@ -81,14 +94,14 @@ __global__ void __launch_bounds__(kThreads)
         });
     device::wait_for_previous();
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        device::Vec<T, kVec> gates[kItems], ups[kItems];
+        decltype(columns.load(gate, 0, 0)) gates[kItems], ups[kItems];
         for_each(tile, [&](int k, int64_t row, int64_t column) {
             gates[k] = columns.load(gate, row, column);
             ups[k] = columns.load(up, row, column);
         });
         for_each(tile, [&](int k, int64_t row, int64_t column) {
-            auto product = device::widen(gates[k]);
-            auto const factor = device::widen(ups[k]);
+            auto product = device::widen(value_of(gates[k]));
+            auto const factor = device::widen(value_of(ups[k]));
 #pragma unroll
             for (int i = 0; i < kVec; ++i)
                 product.at[i] = device::activate<kActivation, T>(product.at[i]) * factor.at[i];

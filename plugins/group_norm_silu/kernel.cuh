@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
                 tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
             tile.fill(read);
             auto const store = [&](auto at, auto const& item, Start const& start) {
-                row.stream(y, at, finish(item, start, affine, normal));
+                row.store(y, at, finish(item, start, affine, normal));
             };
             tile.for_each(store, starts);
         });
