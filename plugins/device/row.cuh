@@ -251,20 +251,6 @@ class RowTile {
         return total;
     }
 
-    // Of this thread's elements.
-    __device__ Moments moments() const {
-        float count = has_edge_ ? 1.f : 0.f;
-        if constexpr (kItems > 0) {
-#pragma unroll
-            for (int i = 0; i < kItems; ++i) count += has(i) ? kVec : 0;
-        } else if (has(0)) {
-            count += ((last_ - first_ - 1) / lanes_ + 1) * kVec;
-        }
-        if (count == 0.f) return {};
-        float const mean = sum([](float a) { return a; }) / count;
-        return {count, mean, sum([mean](float a) { return (a - mean) * (a - mean); })};
-    }
-
   private:
     __device__ bool has(int i) const { return first_ + i * lanes_ < last_; }
     __device__ Span<kVec> span(int i) const { return row_.span(first_ + i * lanes_); }

@@ -47,7 +47,7 @@ inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 inline constexpr int kFewThreads = 1024;
 
 // Of a group that no cluster holds (GroupNormSilu).
-inline constexpr int kLanesOfPart = 256, kItemsOfPart = 2, kBlocksOfPart = 4;
+inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
 
 // A launch that may start early fetches its first row into L2 while the kernel ahead ends: 1 row
 // (4096) takes 1.6 (RmsNorm) with both, 2.0 without the fetch, 2.8 without either.

@@ -2,6 +2,7 @@
 // the variance around the mean.  A group that fits into a cluster is read once; a larger one is cut
 // into parts, and read twice: for its statistics, and to normalise it.  Pure CUDA.
 #pragma once
+#include "../device/division.cuh"
 #include "../device/math.cuh"
 #include "../device/plan.cuh"
 #include "launch.h"
@@ -92,29 +93,53 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::for_each_row<Shape>(team, rows, cols, body, x);
 }
 
-// What one of a row's parts has of it: slots [first, last), whole tiles of `step` slots; the first
-// part has the edges too.
-struct Part {
-    int first, last;
-
-    template <class Row>
-    __device__ Part(Row const& row, int part, int parts, int step) {
-        int const tiles = (row.slots() + step - 1) / step;
-        int64_t const width = int64_t{(tiles + parts - 1) / parts} * step;
-        first = static_cast<int>(min(width * part, int64_t{row.slots()}));
-        last = static_cast<int>(min(width * (part + 1), int64_t{row.slots()}));
+// What one of a row's parts has of it: slots [first, last); the first part has the edges too.
+template <class T, class Shape>
+class Part {
+  public:
+    __device__ Part(device::Row<T, Shape> const& row, int part, int parts) : row_(row) {
+        int64_t const width = (row.slots() + parts - 1) / parts;
+        first_ = static_cast<int>(min(width * part, int64_t{row.slots()}));
+        last_ = static_cast<int>(min(width * (part + 1), int64_t{row.slots()}));
+        edges_ = part == 0 ? row.edges() : 0;
     }
+
+    // Calls `use(span, x there)` for all that this thread has, several loads ahead.
+    template <class Use>
+    __device__ void for_each(T const* x, Use use) const {
+        constexpr int kAhead = device::tuning::kItemsOfPart;
+        int slot = first_ + threadIdx.x;
+        for (int const step = blockDim.x; slot + (kAhead - 1) * step < last_;
+             slot += kAhead * step) {
+            device::Vec<T, Shape::kVec> items[kAhead];
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) items[i] = row_.load(x, row_.span(slot + i * step));
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) use(row_.span(slot + i * step), items[i]);
+        }
+        for (; slot < last_; slot += blockDim.x)
+            use(row_.span(slot), row_.load(x, row_.span(slot)));
+        if (static_cast<int>(threadIdx.x) < edges_) {
+            auto const at = row_.edge(threadIdx.x);
+            use(at, row_.load(x, at));
+        }
+    }
+
+  private:
+    device::Row<T, Shape> const& row_;
+    int first_, last_, edges_;
 };
 
-// Calls `body(tile)` for the tiles of a part.
-template <class T, class Shape, class Read, class Body>
-__device__ void for_each_tile(device::Team const& team, device::Row<T, Shape> const& row,
-                              Part const& part, int step, Read read, Body body) {
-    for (int first = part.first; first < part.last; first += step) {
-        device::RowTile<T, T, Shape, Read> tile(team, row, read, first,
-                                                min(first + step, part.last));
-        body(tile);
-    }
+template <class T, int kSize>
+__device__ device::Moments moments_of(device::Vec<T, kSize> const& item) {
+    auto const wide = device::widen(item);
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (float value : wide.at) sum += value;
+    float const mean = sum * (1.f / kSize);
+#pragma unroll
+    for (float value : wide.at) squares += (value - mean) * (value - mean);
+    return {static_cast<float>(kSize), mean, squares};
 }
 
 template <class T, class Shape>
@@ -125,17 +150,13 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
     device::Team team;
     device::let_next_start();
     device::wait_for_previous();
-    int const step = blockDim.x * Shape::kItems;
     for (int64_t block = blockIdx.x; block < rows * parts; block += gridDim.x) {
-        int64_t const index = block / parts;
+        auto const [index, number] = device::divide(block, parts);
         device::Row<T, Shape> const row(x, index, rows, cols);
-        Part const part(row, static_cast<int>(block - index * parts), parts, step);
-        auto const read = [&](auto at) { return row.load(x, at); };
+        Part<T, Shape> const part(row, static_cast<int>(number), parts);
         device::Moments own;
-        for_each_tile(team, row, part, step, read, [&](auto& tile) {
-            tile.fill(read);
-            own = device::merge(own, tile.moments());
-        });
+        part.for_each(x,
+                      [&](auto, auto const& item) { own = device::merge(own, moments_of(item)); });
         own = team.merge(own);
         if (threadIdx.x == 0) moments[block] = own;
     }
@@ -148,29 +169,22 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
                         device::Moments const* moments,  // [rows, parts]
                         device::Parameter gamma, device::Parameter beta, int num_groups,
                         int channels, int spatial, int64_t rows, int parts, float epsilon) {
-    int const cols = channels * spatial, step = blockDim.x * Shape::kItems;
+    int const cols = channels * spatial;
     device::Team team;
     device::let_next_start();
     device::wait_for_previous();
     for (int64_t block = blockIdx.x; block < rows * parts; block += gridDim.x) {
-        int64_t const own = rows * parts - 1 - block, index = own / parts;
+        auto const [index, number] = device::divide(rows * parts - 1 - block, parts);
         device::Row<T, Shape> const row(x, index, rows, cols);
-        Part const part(row, static_cast<int>(own - index * parts), parts, step);
+        Part<T, Shape> const part(row, static_cast<int>(number), parts);
         Affine<T> const affine{gamma, beta, index % num_groups * channels, spatial};
         device::Moments total;
         for (int i = threadIdx.x; i < parts; i += blockDim.x)
             total = device::merge(total, moments[index * parts + i]);
         total = team.merge(total);
         Normal const normal{total.mean, rsqrtf(total.squares / cols + epsilon)};
-        auto const read = [&](auto at) { return row.load(x, at); };
-        for_each_tile(team, row, part, step, read, [&](auto& tile) {
-            auto const starts =
-                tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
-            tile.fill(read);
-            auto const store = [&](auto at, auto const& item, Start const& start) {
-                row.store(y, at, finish(item, start, affine, normal));
-            };
-            tile.for_each(store, starts);
+        part.for_each(x, [&](auto at, auto const& item) {
+            row.stream(y, at, finish(item, start_of(affine, at.column), affine, normal));
         });
     }
 }
@@ -211,11 +225,8 @@ cudaError_t group_norm_silu(T* y, T const* x,                     // [rows, cols
                                       static_cast<int>(groups.channels),
                                       static_cast<int>(groups.spatial), groups.rows, epsilon);
             } else {
-                constexpr int kItems =
-                    Shape::kVec > 1 ? device::tuning::kItemsOfPart : device::tuning::kScalarItems;
-                using Registers = device::RowShape<Shape::kVec, Shape::kShifted, kItems>;
-                return launch_parts<T, Registers>(y, x, gamma, beta, groups, epsilon, workspace,
-                                                  machine, stream);
+                return launch_parts<T, Shape>(y, x, gamma, beta, groups, epsilon, workspace,
+                                              machine, stream);
             }
         });
 }
