@@ -66,12 +66,6 @@ class Row {
         device::store(tensor + start_ + at.column, 0, item);
     }
 
-    // The same for what is not read again soon: it leaves L2 to others.
-    template <int kSize>
-    __device__ void stream(T* tensor, Span<kSize> at, Vec<T, kSize> const& item) const {
-        store_large<sizeof(item) == kVecBytes>(tensor + start_ + at.column, 0, item);
-    }
-
     // A part of a [cols] parameter, which is aligned where the row is not shifted.
     template <int kSize>
     __device__ Raw<T, kSize> parameter(Parameter data, Span<kSize> at) const {

@@ -175,62 +175,36 @@ __device__ Vec<float, kSize> load_parameter(Parameter parameter, int64_t index) 
     return load_raw<T, kSize>(parameter, index).floats();
 }
 
-// kSize elements as aligned loads found them, the first of them `shift` bytes behind the start:
-// loads without arithmetic, so that several are in flight, and shifts later.
-template <class T, int kSize>
-struct Unaligned {
-    static constexpr int kWords = kSize * sizeof(T) / 4, kRead = kWords + kVecBytes / 4;
-
-    __device__ Vec<T, kSize> value() const {
-        uint32_t part[kRead];
-#pragma unroll
-        for (int i = 0; i < kRead; ++i) part[i] = word[i];
-#pragma unroll
-        for (int i = 0; i + 2 < kRead; ++i) part[i] = shift & 8 ? part[i + 2] : part[i];
-#pragma unroll
-        for (int i = 0; i + 3 < kRead; ++i) part[i] = shift & 4 ? part[i + 1] : part[i];
-#pragma unroll
-        for (int i = 0; i < kWords; ++i)
-            part[i] = __funnelshift_r(part[i], part[i + 1], shift & 2 ? 16 : 0);
-        Vec<T, kSize> out;
-        memcpy(&out, part, sizeof(out));
-        return out;
-    }
-
-    uint32_t word[kRead];
-    unsigned shift;
-};
-
 // Elements [first, first + kSize) of data[0, count), all of which exist, at any alignment: aligned
-// 16-byte loads where those stay inside of `data`, single loads elsewhere.
+// 16-byte loads and shifts where those stay inside of `data`, single loads elsewhere.
 template <int kSize, class T>
-__device__ Unaligned<T, kSize> load_unaligned(T const* data, int64_t first, int64_t count) {
-    Unaligned<T, kSize> out;
-    out.shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(data + first) % kVecBytes);
-    int64_t const floor = first * sizeof(T) - out.shift;  // bytes from `data`
-    if (floor < 0 ||
-        floor + static_cast<int64_t>(sizeof(out.word)) > count * static_cast<int64_t>(sizeof(T))) {
-        Vec<T, kSize> single;
+__device__ Vec<T, kSize> load_anywhere(T const* data, int64_t first, int64_t count) {
+    constexpr int kBytes = kSize * sizeof(T), kWords = kBytes / 4, kRead = kWords + 4;
+    Vec<T, kSize> out;
+    auto const shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(data + first) % kVecBytes);
+    int64_t const floor = first * sizeof(T) - shift;  // bytes from `data`
+    if (floor < 0 || floor + kBytes + kVecBytes > count * static_cast<int64_t>(sizeof(T))) {
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) single.at[i] = data[first + i];
-        memcpy(out.word, &single, sizeof(single));
-        out.shift = 0;
+        for (int i = 0; i < kSize; ++i) out.at[i] = data[first + i];
         return out;
     }
     auto const* blocks =
         reinterpret_cast<uint4 const*>(reinterpret_cast<char const*>(data) + floor);
+    uint32_t word[kRead];
 #pragma unroll
-    for (int i = 0; i < out.kRead; i += 4) {
+    for (int i = 0; i < kRead; i += 4) {
         uint4 const part = blocks[i / 4];
-        out.word[i] = part.x, out.word[i + 1] = part.y;
-        out.word[i + 2] = part.z, out.word[i + 3] = part.w;
+        word[i] = part.x, word[i + 1] = part.y, word[i + 2] = part.z, word[i + 3] = part.w;
     }
+#pragma unroll
+    for (int i = 0; i + 2 < kRead; ++i) word[i] = shift & 8 ? word[i + 2] : word[i];
+#pragma unroll
+    for (int i = 0; i + 3 < kRead; ++i) word[i] = shift & 4 ? word[i + 1] : word[i];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+        word[i] = __funnelshift_r(word[i], word[i + 1], shift & 2 ? 16 : 0);
+    memcpy(&out, word, kBytes);
     return out;
-}
-
-template <int kSize, class T>
-__device__ Vec<T, kSize> load_anywhere(T const* data, int64_t first, int64_t count) {
-    return load_unaligned<kSize>(data, first, count).value();
 }
 
 template <class... Pointers>

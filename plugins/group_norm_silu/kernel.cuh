@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
         total = team.merge(total);
         Normal const normal{total.mean, rsqrtf(total.squares / cols + epsilon)};
         part.for_each(x, [&](auto at, auto const& item) {
-            row.stream(y, at, finish(item, start_of(affine, at.column), affine, normal));
+            row.store(y, at, finish(item, start_of(affine, at.column), affine, normal));
         });
     }
 }
