@@ -4,11 +4,15 @@
 figure is the median of several replays of a CUDA graph of at least 20 launches, divided by their
 number. Launches take turns with sets of tensors that together are larger than the L2 cache, or
 have a set each, and L2 holds other data when a replay begins.
+
+torch.compile takes seconds for each case, so that several processes share the cases. They compile
+at the same time; once all have, they tune and measure one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -16,10 +20,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import itemgetter
 from statistics import median
 
 import torch
 import triton
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 from benchmarks import measure
 from benchmarks.kernel_cases import CASES, Case, grid_cases
@@ -27,7 +33,7 @@ from opfuse.runtime import abi, library
 
 DTYPE, ONNX_TYPE = torch.float16, 10
 LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
-REPLAYS = 7
+REPLAYS = 5
 PEERS = ("flashinfer", "liger_kernel")
 Launch = Callable[[int], object]
 
@@ -73,12 +79,11 @@ class Bench:
     case: Case
     handle: object
     timer: Timer
-    cache_bytes: int
 
     def __post_init__(self) -> None:
         self.bytes = self.case.bytes(DTYPE.itemsize)
         self.launches = LAUNCHES if self.bytes > FEW_BYTES else MANY_LAUNCHES
-        self.sets = min(self.launches, math.ceil(3 * self.cache_bytes / self.bytes) + 1)
+        self.sets = min(self.launches, math.ceil(3 * _cache_bytes() / self.bytes) + 1)
         split = self.case.rotated
         self.weights = [_random(shape) for shape in self.case.inputs[split:]]
         self.inputs = [
@@ -123,28 +128,17 @@ def _tensors(tensors: Sequence[torch.Tensor]) -> list[abi.Tensor]:
 
 
 def compiled(case: Case) -> Callable[..., object]:
-    """The case's function by inductor; the graph around the launches is ours."""
-    torch._dynamo.reset()
-    return torch.compile(
+    """The case's function by inductor, compiled and not tuned; the graph around it is ours."""
+    function = torch.compile(
         case.torch, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
     )
-
-
-def compile_some(part: int, parts: int) -> None:
-    """Compiles every ``parts``-th case into inductor's cache, from ``part`` on."""
-    for case in CASES[part::parts]:
-        inputs = [_random(shape) for shape in case.inputs]
-        compiled(case)(*inputs)
-        torch.cuda.synchronize()
-
-
-def compile_all(parts: int) -> None:
-    """Fills inductor's cache by several processes, for one alone takes minutes."""
-    command = [sys.executable, "-m", "benchmarks.kernels", "--compile-only"]
-    running = [subprocess.Popen([*command, f"{part}/{parts}"]) for part in range(parts)]
-    for process in running:
-        if process.wait():
-            raise SystemExit(f"a compiling process ended with {process.returncode}")
+    run = CachingAutotuner.run
+    CachingAutotuner.run = lambda self, *_, **__: self.precompile()
+    try:
+        function(*map(_random, case.inputs))
+    finally:
+        CachingAutotuner.run = run
+    return function
 
 
 def copy_bandwidth(timer: Timer) -> float:
@@ -161,17 +155,61 @@ def copy_bandwidth(timer: Timer) -> float:
     return max(rates)
 
 
-def measure_case(bench: Bench, peers: bool) -> dict:
-    """All figures of one case, in microseconds."""
+def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
+    """All figures of one case, in microseconds; ``peer`` is its function by torch.compile."""
     case = bench.case
     rows, cols = case.matrix
     row = {"case": case.name, "op": case.op, "shape": list(case.shape), "rows": rows, "cols": cols}
-    row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
-    if peers:
+    if peer:
         row["eager_us"] = bench.torch(case.torch)
-        row["compile_us"] = bench.torch(compiled(case))
+    row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+    if peer:
+        row["compile_us"] = bench.torch(peer)
         row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
     return row
+
+
+def measure_part(part: int, parts: int, only: str, peers: bool) -> None:
+    """Prints every ``parts``-th case's row, from ``part`` on; waits for its turn in between."""
+    torch._inductor.config.compile_threads = 1  # there are enough processes
+    torch._dynamo.config.recompile_limit = len(CASES)
+    chosen = list(enumerate(case for case in CASES if only in case.name))[part::parts]
+    functions = [compiled(case) if peers else None for _, case in chosen]
+    torch.cuda.empty_cache()
+    print("compiled", flush=True)
+    input()
+    timer, handle = Timer(_filler()), abi.load(library.find())
+    for (place, case), function in zip(chosen, functions, strict=True):
+        row = measure_case(Bench(case, handle, timer), function)
+        print(json.dumps({"place": place, **row}), flush=True)
+
+
+def measure_all(options: argparse.Namespace) -> list[dict]:
+    """Shares the cases among processes, which compile together and measure one after the other."""
+    command = [sys.executable, "-m", "benchmarks.kernels", "--only", options.only]
+    command += ["--no-peers"] * options.no_peers
+    parts = 1 if options.no_peers else options.processes
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [
+        subprocess.Popen([*command, "--part", f"{part}/{parts}"], **piped) for part in range(parts)
+    ]
+    for process in running:
+        if process.stdout.readline() != "compiled\n":
+            raise SystemExit("a measuring process did not compile its cases")
+    outputs = [process.communicate("\n")[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit("a measuring process failed")
+    rows = [json.loads(line) for output in outputs for line in output.splitlines()]
+    return sorted(rows, key=itemgetter("place"))
+
+
+def _cache_bytes() -> int:
+    return torch.cuda.get_device_properties(0).L2_cache_size
+
+
+def _filler() -> torch.Tensor:
+    """Four times as large as the L2 cache."""
+    return torch.ones(_cache_bytes(), device="cuda")
 
 
 def environment() -> dict[str, object]:
@@ -213,32 +251,25 @@ def show(rows: Sequence[dict], copy: float, empty: float) -> None:
 def main() -> None:
     """Compiles, measures, prints, and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compile-only", help="PART/PARTS of the cases, and nothing else")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # PART/PARTS: what a process measures
     parser.add_argument("--processes", type=int, default=12, help="that compile (default 12)")
     parser.add_argument("--no-peers", action="store_true", help="our kernels alone")
     parser.add_argument("--grid", action="store_true", help="also rows x columns, for the plots")
     parser.add_argument("--only", default="", help="cases whose name has this text")
     options = parser.parse_args()
-    if options.compile_only:
-        return compile_some(*map(int, options.compile_only.split("/")))
-    if not options.no_peers:
-        compile_all(options.processes)
-    torch._inductor.config.autotune_local_cache = False  # tuned while others ran: tune again
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    timer = Timer(torch.ones(cache, device="cuda"))
-    handle = abi.load(library.find())
+    if options.part:
+        part, parts = map(int, options.part.split("/"))
+        return measure_part(part, parts, options.only, not options.no_peers)
+    timer = Timer(_filler())
     copy = copy_bandwidth(timer)
     empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
-    rows = [
-        measure_case(Bench(case, handle, timer, cache), not options.no_peers)
-        for case in CASES
-        if options.only in case.name
-    ]
+    rows = measure_all(options)
     show(rows, copy, empty)
     figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
     if options.grid:
-        cells = (Bench(case, handle, timer, cache) for case in grid_cases())
-        figures["grid"] = [measure_case(cell, False) for cell in cells]
+        handle = abi.load(library.find())
+        cells = (Bench(case, handle, timer) for case in grid_cases())
+        figures["grid"] = [measure_case(cell, None) for cell in cells]
     print(measure.write("kernels", figures))
 
 

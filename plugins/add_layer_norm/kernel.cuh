@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                           AddLayerNormParameters parameters, int64_t rows, int cols,
                           float epsilon) {
     device::Team team;
+    float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
         auto const gammas =
@@ -24,13 +25,12 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         // In fp32 with one rounding.
-        auto const add = [&](auto at, auto terms, auto const& bias) {
-            auto& [item, other] = terms;
+        auto const add = [&](auto at, auto const& terms, auto const& bias) {
+            auto total = device::widen(terms.first);
+            auto const other = device::widen(terms.second);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) +
-                                                   device::to_float(other.at[i]) + bias.at[i]);
-            return item;
+            for (int i = 0; i < at.kSize; ++i) total.at[i] = total.at[i] + other.at[i] + bias.at[i];
+            return device::narrow<T>(total);
         };
         auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
         if (parameters.bias.data) {
@@ -44,17 +44,16 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             };
             tile.fill(read, without, publish);
         }
-        float const mean = team.sum(tile.sum([](float a) { return a; })) / cols;
+        float const mean = team.sum(tile.sum([](float a) { return a; })) * share;
         auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        float const scale = rsqrtf(team.sum(tile.sum(square)) / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& scales, auto const& shifts) {
+        float const scale = rsqrtf(team.sum(tile.sum(square)) * share + epsilon);
+        auto const finish = [&](auto at, auto const& item, auto const& scales, auto const& shifts) {
             auto const g = scales.floats(), b = shifts.floats();
+            auto wide = device::widen(item);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i) {
-                float const normal = (device::to_float(item.at[i]) - mean) * scale;
-                item.at[i] = device::from_float<T>(normal * g.at[i] + b.at[i]);
-            }
-            row.store(y, at, item);
+            for (int i = 0; i < at.kSize; ++i)
+                wide.at[i] = (wide.at[i] - mean) * scale * g.at[i] + b.at[i];
+            row.store(y, at, device::narrow<T>(wide));
         };
         tile.for_each(finish, gammas, betas);
     };

@@ -14,29 +14,29 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                         device::Parameter gamma,        // [cols]
                         int64_t rows, int cols, float epsilon) {
     device::Team team;
+    float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
         auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         auto const read = [&](auto at) {
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
-        auto const add = [&](auto at, auto terms) {
-            auto& [item, other] = terms;
+        auto const add = [&](auto at, auto const& terms) {
+            auto total = device::widen(terms.first);
+            auto const other = device::widen(terms.second);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) +
-                                                   device::to_float(other.at[i]));
-            return item;
+            for (int i = 0; i < at.kSize; ++i) total.at[i] += other.at[i];
+            return device::narrow<T>(total);
         };
         tile.fill(read, add, [&](auto at, auto const& item) { row.store(sum, at, item); });
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
-        float const scale = rsqrtf(squares / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& weights) {
+        float const scale = rsqrtf(squares * share + epsilon);
+        auto const finish = [&](auto at, auto const& item, auto const& weights) {
             auto const g = weights.floats();
+            auto wide = device::widen(item);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
-            row.store(y, at, item);
+            for (int i = 0; i < at.kSize; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
+            row.store(y, at, device::narrow<T>(wide));
         };
         tile.for_each(finish, gammas);
     };

@@ -28,6 +28,13 @@ __device__ inline void let_next_start() {
 #endif
 }
 
+// The same value, computed here: nvcc would move the arithmetic to where the value is used, which
+// may be behind wait_for_previous.
+__device__ inline float settled(float value) {
+    asm volatile("" : "+f"(value));
+    return value;
+}
+
 // Asks for the line at `address` to be in L2.  Allowed ahead of wait_for_previous: L2 is where all
 // multiprocessors meet, so that what is written later replaces what was fetched early.
 __device__ inline void prefetch(void const* address) {

@@ -33,28 +33,51 @@ struct RowPlan {
     Grid grid;
 };
 
+// How a row is cut: `blocks` of a cluster, and what a thread of them keeps; `items` is 0 where that
+// is not enough.
+struct RowCut {
+    int items, blocks;
+
+    int64_t reach() const { return int64_t{items} * tuning::most_lanes(items) * blocks; }
+};
+
 // Few rows spread over as many threads as can be resident; many rows keep more slots a thread.
+inline RowCut cut_row(Machine const& machine, int64_t rows, int slots, int least_items,
+                      int most_items) {
+    using namespace tuning;
+    int const most_blocks = machine.has_clusters() ? kMaxCluster : 1;
+    int64_t const resident = int64_t{kFewThreads} * machine.multiprocessors;
+    RowCut cut{least_items, 1};
+    if (rows <= kRowsToSplit && slots > kSlotsToSplit)
+        for (cut.blocks = std::min(kBlocksOfSplit, most_blocks);
+             cut.blocks < most_blocks && cut.reach() < slots;)
+            cut.blocks *= 2;
+    auto const many = [&](int64_t items) {
+        return rows * slots > items * items * items * resident;
+    };
+    while (cut.items < most_items && (many(cut.items) || cut.reach() < slots)) cut.items *= 2;
+    if (cut.reach() < slots) cut.blocks = most_blocks;
+    if (cut.reach() < slots) cut.items = 0;
+    return cut;
+}
+
 // `slots` is the most that a row may have, `least_lanes` what its edges need.
 inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int least_items,
                          int most_items, int least_lanes, size_t item_bytes) {
     using namespace tuning;
-    int const most_blocks = machine.has_clusters() ? kMaxCluster : 1;
-    int64_t const resident = int64_t{kFewThreads} * machine.multiprocessors;
-    int items = least_items, blocks = 1;
-    auto const reach = [&] { return int64_t{items} * most_lanes(items) * blocks; };
-    while (items < most_items && (rows * slots > items * resident || reach() < slots)) items *= 2;
-    while (blocks < most_blocks && reach() < slots) blocks *= 2;
-    RowPlan plan{reach() >= slots ? items : 0, {}};
-    int const most = most_lanes(plan.items);
-    int const wanted = std::max((slots + items * blocks - 1) / (items * blocks), least_lanes);
+    auto [items, blocks] = cut_row(machine, rows, slots, least_items, most_items);
+    int const kept = (items > 0 ? items : most_items) * blocks;
+    int const wanted = std::max((slots + kept - 1) / kept, least_lanes);
     int lanes = 1;
     while (lanes < wanted && lanes < 32) lanes *= 2;
-    if (wanted > 32 || blocks > 1) lanes = std::min((wanted + 31) / 32 * 32, most);
+    if (wanted > 32 || blocks > 1) lanes = std::min((wanted + 31) / 32 * 32, most_lanes(items));
+    while (items > least_items && items / 2 * lanes * blocks >= slots) items /= 2;
     int const height = lanes <= 32 && blocks == 1 ? kThreadsOfRows / lanes : 1;
+    RowPlan plan{items, {}};
     plan.grid.blocks = (rows + height - 1) / height * blocks;
     plan.grid.threads = dim3(lanes, height);
     plan.grid.cluster = blocks;
-    if (plan.items == 0) {
+    if (items == 0) {
         size_t const bytes = (slots / blocks / lanes + 1) * item_bytes * lanes;
         plan.grid.shared_bytes = std::min<size_t>(bytes, machine.shared_bytes - kReservedShared);
     }

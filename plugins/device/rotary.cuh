@@ -1,26 +1,9 @@
 // Rotary position embedding (Su et al. 2021) of what one thread holds of a head.
 #pragma once
-#include <type_traits>
-
+#include "division.cuh"
 #include "vec.cuh"
 
 namespace opfuse::device {
-
-struct Division {
-    int64_t whole, rest;
-};
-
-// a / b of numbers that are not negative.  Division of 64 bits takes several times the
-// instructions of one of 32, and most counts of rows fit in those.
-__device__ inline Division divide(int64_t a, int64_t b) {
-    if (((a | b) >> 32) == 0) {
-        auto const short_a = static_cast<uint32_t>(a), short_b = static_cast<uint32_t>(b);
-        uint32_t const whole = short_a / short_b;
-        return {whole, short_a - whole * short_b};
-    }
-    int64_t const whole = a / b;
-    return {whole, a - whole * b};
-}
 
 // Two vectors of a head that one thread works on.  Each of their elements turns with another one
 // of the same two: half by half, element i of `a` with element i of `b`; interleaved, each two
@@ -42,37 +25,6 @@ __device__ Place place_of(int index, int turning) {
     int const half = turning / 2;
     if (!kInterleaved && index < half) return {index, index + half};
     return {2 * index, 2 * index + 1};
-}
-
-template <class T, int kVec>
-__device__ Vec<float, kVec> widen(Vec<T, kVec> const& from) {
-    Vec<float, kVec> to;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) to.at[i] = to_float(from.at[i]);
-    return to;
-}
-
-__device__ inline __half2 narrow_two(__half, float a, float b) { return __floats2half2_rn(a, b); }
-__device__ inline __nv_bfloat162 narrow_two(__nv_bfloat16, float a, float b) {
-    return __floats2bfloat162_rn(a, b);
-}
-
-// Rounds to nearest even, two elements at once where there is an instruction for that.
-template <class T, int kVec>
-__device__ Vec<T, kVec> narrow(Vec<float, kVec> const& from) {
-    Vec<T, kVec> to;
-    if constexpr (kVec == 1 || std::is_same_v<T, float>) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) to.at[i] = from_float<T>(from.at[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < kVec; i += 2) {
-            auto const both = narrow_two(T{}, from.at[i], from.at[i + 1]);
-            to.at[i] = both.x;
-            to.at[i + 1] = both.y;
-        }
-    }
-    return to;
 }
 
 // Both vectors of a parameter that starts `offset` elements into its data.

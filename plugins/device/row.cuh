@@ -48,6 +48,9 @@ class Row {
         if (row >= rows) cols_ = head_ = slots_ = 0;
     }
 
+    // As device::settled.
+    __device__ void settle() { asm volatile("" : "+l"(start_), "+r"(slots_)); }
+
     __device__ int slots() const { return slots_; }
     __device__ Span<kVec> span(int slot) const { return {head_ + slot * kVec}; }
     // How many elements are in no slot, and the i-th of them.
@@ -268,20 +271,25 @@ __device__ RowTile<Element, T, Shape, Again> make_tile(Team const& team, Row<T, 
 template <class Shape, class T, class Body, class... Inputs>
 __device__ void for_each_row(Team& team, int64_t rows, int cols, Body body, T const* like,
                              Inputs const*... inputs) {
-    int64_t const teams = gridDim.x / team.blocks();
-    int64_t first = static_cast<int64_t>(blockIdx.x / team.blocks()) * blockDim.y;
+    int const shift = __ffs(team.blocks()) - 1;  // a power of two
+    int64_t first = static_cast<int64_t>(blockIdx.x >> shift) * blockDim.y;
     let_next_start();
+    Row<T, Shape> row(like, first + threadIdx.y, rows, cols);
     if constexpr (tuning::kPrefetch && Shape::kItems > 0) {
-        Row<T, Shape> const row(like, first + threadIdx.y, rows, cols);
 #pragma unroll
         for (int i = 0; i < Shape::kItems; ++i) {
             row.prefetch(like, team.lane() + i * team.lanes());
             (row.prefetch(inputs, team.lane() + i * team.lanes()), ...);
         }
     }
+    row.settle();
     wait_for_previous();
-    for (; first < rows; first += teams * blockDim.y)
-        body(Row<T, Shape>(like, first + threadIdx.y, rows, cols), first + threadIdx.y);
+    while (true) {
+        body(row, first + threadIdx.y);
+        first += static_cast<int64_t>(gridDim.x >> shift) * blockDim.y;
+        if (first >= rows) break;
+        row = Row<T, Shape>(like, first + threadIdx.y, rows, cols);
+    }
     team.leave();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "moments.h"
 #include "tuning.h"
 
 namespace opfuse::device {
@@ -76,6 +77,14 @@ struct Mailbox {
 
 #endif
 
+// Of the values that both describe.
+__device__ inline Moments merge(Moments const& a, Moments const& b) {
+    float const count = a.count + b.count;
+    if (count == 0.f) return a;
+    float const apart = b.mean - a.mean, share = __fdividef(b.count, count);
+    return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
+}
+
 // blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one; or a
 // multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
 // every thread calls each reduction, those of rows past the end included.
@@ -92,47 +101,98 @@ class Team {
     __device__ float sum(float value) { return reduce<Sum>(value); }
     __device__ float maximum(float value) { return reduce<Maximum>(value); }
 
+    // Those of all threads' values.
+    __device__ Moments merge(Moments own) {
+        own = merge_lanes(own, lanes_of_row());
+        if (blockDim.x <= 32 && blocks_ == 1) return own;
+        float const values[3] = {own.count, own.mean, own.squares};
+        auto const* partial = publish(values);
+        int const count = warps() * blocks_, width = width_of(count);
+        Moments mine;
+        for (int i = threadIdx.x & (width - 1); i < count; i += width)
+            mine = device::merge(mine, {partial[0][i], partial[1][i], partial[2][i]});
+        return merge_lanes(mine, width);
+    }
+
     // The last call: no block ends while others still wait for it to begin.
     __device__ void leave() { settle(); }
 
   private:
-    struct Shared {
-        float partial[2][(tuning::kMaxLanes + 31) / 32 * tuning::kMaxCluster];
+    static constexpr int kMostParts = tuning::kMaxLanes / 32 * tuning::kMaxCluster;
+
 #if __CUDA_ARCH__ >= 900
-        Mailbox box[2];
-#endif
-    };
-
-    __device__ static Shared& shared() {
-        __shared__ Shared memory;
-        return memory;
+    __device__ static Mailbox& box(int turn) {
+        __shared__ Mailbox boxes[2];
+        return boxes[turn & 1];
     }
+#endif
 
-    template <class Operation>
-    __device__ static float reduce_lanes(float value, int lanes) {
-        for (int offset = lanes / 2; offset > 0; offset /= 2)
+    __device__ static int warps() { return blockDim.x / 32; }
+
+    template <class Operation, int kWidth>
+    __device__ static float reduce_lanes(float value) {
+#pragma unroll
+        for (int offset = kWidth / 2; offset > 0; offset /= 2)
             value = Operation::combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
         return value;
     }
 
-    // Each warp hands its value to every block of the cluster, and reduces all that it was handed.
-    // Two buffers take turns: who writes the one again has waited for all who read it.
+    // Over groups of `width` lanes, a power of two that is the same in the whole block.
     template <class Operation>
-    __device__ float reduce(float value) {
-        value = reduce_lanes<Operation>(value, blockDim.x < 32 ? blockDim.x : 32);
-        if (blockDim.x <= 32 && blocks_ == 1) return value;
-        int const warps = blockDim.x / 32, count = warps * blocks_, warp = threadIdx.x / 32;
-        float* const partial = shared().partial[turn_ & 1];
+    __device__ static float reduce_lanes(float value, int width) {
+        if (width == 32) return reduce_lanes<Operation, 32>(value);
+        if (width == 16) return reduce_lanes<Operation, 16>(value);
+        if (width == 8) return reduce_lanes<Operation, 8>(value);
+        if (width == 4) return reduce_lanes<Operation, 4>(value);
+        return width == 2 ? reduce_lanes<Operation, 2>(value) : value;
+    }
+
+    __device__ static int lanes_of_row() { return min(static_cast<int>(blockDim.x), 32); }
+    // How many lanes reduce `count` values of the block's warps.
+    __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
+
+    // First the mean of all, then what each has around it.
+    __device__ static Moments merge_lanes(Moments const& own, int lanes) {
+        float const count = reduce_lanes<Sum>(own.count, lanes);
+        float const total = reduce_lanes<Sum>(own.count * own.mean, lanes);
+        float const mean = count > 0.f ? total / count : 0.f, apart = own.mean - mean;
+        float const squares = own.squares + own.count * apart * apart;
+        return {count, mean, reduce_lanes<Sum>(squares, lanes)};
+    }
+
+    // Each warp hands its values to every block of the cluster; then all are there, one warp's
+    // behind another's.  Two buffers take turns: who writes the one again has waited for all who
+    // read it.
+    template <int kValues>
+    __device__ auto publish(float const (&values)[kValues]) -> float const (*)[kMostParts] {
+        __shared__ float memory[2][kValues][kMostParts];
+        auto* const partial = memory[turn_ & 1];
+        int const own = rank_ * warps() + threadIdx.x / 32;
         if (blocks_ == 1) {
-            if (threadIdx.x % 32 == 0) partial[warp] = value;
+            if (threadIdx.x % 32 == 0)
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) partial[i][own] = values[i];
             __syncthreads();
         } else {
-            exchange(partial + rank_ * warps + warp, count, value);
+            begin_exchange(kValues * warps() * blocks_);
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) send(&partial[i][own], values[i]);
+            end_exchange();
         }
         ++turn_;
-        int const width = count <= 8 ? 8 : count <= 16 ? 16 : 32;
-        value = Operation::kNeutral;
-        for (int i = threadIdx.x % width; i < count; i += width)
+        return partial;
+    }
+
+    template <class Operation>
+    __device__ float reduce(float value) {
+        value = reduce_lanes<Operation>(value, lanes_of_row());
+        if (blockDim.x <= 32 && blocks_ == 1) return value;
+        float const values[1] = {value};
+        float const* partial = publish(values)[0];
+        int const count = warps() * blocks_, width = width_of(count);
+        int const at = threadIdx.x & (width - 1);
+        value = at < count ? partial[at] : Operation::kNeutral;
+        for (int i = at + width; i < count; i += width)
             value = Operation::combine(value, partial[i]);
         return reduce_lanes<Operation>(value, width);
     }
@@ -141,8 +201,8 @@ class Team {
     // The other blocks' mailboxes are there once settle() has returned.
     __device__ void open() {
         if (threadIdx.x == 0) {
-            shared().box[0].open();
-            shared().box[1].open();
+            box(0).open();
+            box(1).open();
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
         __syncthreads();
@@ -153,18 +213,21 @@ class Team {
         if (pending_) __cluster_barrier_wait();
         pending_ = false;
     }
-    __device__ void exchange(float* slot, int count, float value) {
+    __device__ void begin_exchange(int values) {
         settle();
-        Mailbox& box = shared().box[turn_ & 1];
-        if (threadIdx.x == 0) box.expect(count * static_cast<int>(sizeof(float)));
-        int const lane = threadIdx.x % 32;
-        if (lane < blocks_) box.send(slot, lane, value);
-        box.await(turn_ >> 1 & 1);
+        if (threadIdx.x == 0) box(turn_).expect(values * static_cast<int>(sizeof(float)));
     }
+    __device__ void send(float* slot, float value) {
+        int const lane = threadIdx.x % 32;
+        if (lane < blocks_) box(turn_).send(slot, lane, value);
+    }
+    __device__ void end_exchange() { box(turn_).await(turn_ >> 1 & 1); }
 #else
     __device__ void open() {}
     __device__ void settle() {}
-    __device__ void exchange(float*, int, float) {}
+    __device__ void begin_exchange(int) {}
+    __device__ void send(float*, float) {}
+    __device__ void end_exchange() {}
 #endif
 
     int const blocks_, rank_;

@@ -11,11 +11,11 @@ namespace opfuse::device::tuning {
 // 16-byte vectors that a thread keeps in registers at most, by what it keeps beside them.
 // One tensor (RmsNorm, GroupNormSilu): 4; with 2, RmsNorm of 16384 rows (4096) takes 96, not 90.
 inline constexpr int kItemsOfOne = 4;
-// Two tensors (AddRmsNorm, AddLayerNorm): 2; with 4, 16384 rows (4096) take 208 and 194, not 177
-// and 178: at 64 registers a thread the loads of both are no longer in flight together.
+// Two tensors (AddRmsNorm, AddLayerNorm): 2; with 4, 16384 rows (4096) take 309 and 662, not 177
+// and 178: 64 registers a thread do not hold the loads of both.
 inline constexpr int kItemsOfTwo = 2;
-// Softmax keeps fp32, twice the registers: 2; with 4, 8x12x384 rows (384) take 38, not 34, and
-// 2x32x2048 rows (2048) 736, not 501.  8 spill.
+// Softmax keeps fp32, twice the registers: 2; with 4, 8x12x384 rows (384) take 35, not 33, and
+// 2x32x2048 rows (2048) 686, not 454; with 8, 51 and 814.
 inline constexpr int kItemsOfSoftmax = 2;
 // Elements, where nothing is aligned.
 inline constexpr int kScalarItems = 8;
@@ -32,19 +32,27 @@ constexpr int least_blocks(int items) { return kMaxLanes / most_lanes(items); }
 // Threads of a block that holds several rows.
 inline constexpr int kThreadsOfRows = 128;
 
-// Blocks of a cluster on one row; more are not portable.  1024 rows (65536) read once by clusters
-// take 97 (RmsNorm), read twice 140.
+// Blocks of a cluster on one row, at most and wherever one block is too small; more are not
+// portable.  1024 rows (65536) read once by clusters take 97 (RmsNorm), read twice 140; clusters of
+// 4 instead of 8 take 212, not 203 (AddLayerNorm).
 inline constexpr int kMaxCluster = 8;
+// So few rows are split over clusters too: 1 row (4096) takes 1.37, 1.43, and 2.05 (RmsNorm,
+// AddRmsNorm, AddLayerNorm) on four blocks of 128 threads, 1.42, 1.53, and 2.11 on one of 512;
+// 64 rows take 1.90, 2.18, and 3.09 on clusters, 1.81, 2.04, and 2.76 without.
+inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 
 // Rows are few where each thread of this many a multiprocessor can have one vector: all loads are
-// in flight at once, and 64 rows (4096) take 2.0 (RmsNorm), with four vectors a thread 2.8.
+// in flight at once, and 64 rows (4096) take 1.8 (RmsNorm), with four vectors a thread 2.5.  A
+// thread keeps four where it would have eight: 2048 rows take 13.0 with two, 13.4 with four.
 inline constexpr int kFewThreads = 1024;
 
-// Of a group that no cluster holds (GroupNormSilu).
-inline constexpr int kLanesOfPart = 256, kItemsOfPart = 2, kBlocksOfPart = 4;
+// Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
+// thread in flight, 86 with two, 79 with eight.
+inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
 
-// A launch that may start early fetches its first row into L2 while the kernel ahead ends: 1 row
-// (4096) takes 1.6 (RmsNorm) with both, 2.0 without the fetch, 2.8 without either.
+// A launch that may start early fetches its first row into L2 while the kernel ahead ends: a kernel
+// that does nothing but read and write two tensors of 64 rows (4096) takes 1.34 with both, 1.95
+// without the fetch, 2.39 without either; of 1 row 0.93, 1.22, and 1.81.
 inline constexpr bool kPrefetch = true;
 
 }  // namespace opfuse::device::tuning

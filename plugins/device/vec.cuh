@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "parameter.h"
 
@@ -88,6 +89,37 @@ __device__ inline __half from_float<__half>(float value) {
 template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
     return __float2bfloat16_rn(value);
+}
+
+template <class T, int kVec>
+__device__ Vec<float, kVec> widen(Vec<T, kVec> const& from) {
+    Vec<float, kVec> to;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) to.at[i] = to_float(from.at[i]);
+    return to;
+}
+
+__device__ inline __half2 narrow_two(__half, float a, float b) { return __floats2half2_rn(a, b); }
+__device__ inline __nv_bfloat162 narrow_two(__nv_bfloat16, float a, float b) {
+    return __floats2bfloat162_rn(a, b);
+}
+
+// Rounds to nearest even, two elements at once where there is an instruction for that.
+template <class T, int kVec>
+__device__ Vec<T, kVec> narrow(Vec<float, kVec> const& from) {
+    Vec<T, kVec> to;
+    if constexpr (kVec == 1 || std::is_same_v<T, float>) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) to.at[i] = from_float<T>(from.at[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kVec; i += 2) {
+            auto const both = narrow_two(T{}, from.at[i], from.at[i + 1]);
+            to.at[i] = both.x;
+            to.at[i + 1] = both.y;
+        }
+    }
+    return to;
 }
 
 // kSize elements of a parameter as they lie in memory, T or float: loads without a branch, so that

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "../device/division.cuh"
 #include "../device/launch.cuh"
 #include "../device/math.cuh"
 #include "../device/vec.cuh"
@@ -15,8 +16,10 @@ inline constexpr int kThreads = 256;  // of a block
 inline constexpr int kSector = 32;    // bytes that L2 fetches
 // Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
 inline constexpr int kFewVectors = 1024;
+// Elements of a thread where nothing is aligned.
+inline constexpr int kSingleItems = 8;
 
-// Blocks tile [rows, cols] by blockDim.y rows and blockDim.x * kItems vectors, numbered row-major.
+// Blocks tile [rows, vectors] by blockDim.y rows and blockDim.x * kItems vectors, row-major.
 template <class T, Activation kActivation, int kVec, int kItems>
 __global__ void __launch_bounds__(kThreads)
     gated_act_kernel(T* y,                           // [rows, cols]
@@ -26,9 +29,9 @@ __global__ void __launch_bounds__(kThreads)
                      int64_t tiles_per_row, int64_t tiles) {
     // `use(k, row, vector)` for this thread's vectors of a tile.
     auto const for_each = [&](int64_t tile, auto use) {
-        int64_t const tile_row = tiles_per_row == 1 ? tile : tile / tiles_per_row;
+        auto const [tile_row, tile_in_row] = device::divide(tile, tiles_per_row);
         int64_t const row = tile_row * blockDim.y + threadIdx.y;
-        int64_t const first = (tile - tile_row * tiles_per_row) * blockDim.x * kItems + threadIdx.x;
+        int64_t const first = tile_in_row * blockDim.x * kItems + threadIdx.x;
 #pragma unroll
         for (int k = 0; k < kItems; ++k) {
             int64_t const v = first + k * static_cast<int64_t>(blockDim.x);
@@ -49,13 +52,12 @@ __global__ void __launch_bounds__(kThreads)
             ups[k] = device::load<kVec>(up + row * stride, v);
         });
         for_each(tile, [&](int k, int64_t row, int64_t v) {
-            auto item = gates[k];
+            auto product = device::widen(gates[k]);
+            auto const factor = device::widen(ups[k]);
 #pragma unroll
             for (int i = 0; i < kVec; ++i)
-                item.at[i] = device::from_float<T>(
-                    device::activate<kActivation>(device::to_float(item.at[i])) *
-                    device::to_float(ups[k].at[i]));
-            device::store(y + row * vectors * kVec, v, item);
+                product.at[i] = device::activate<kActivation, T>(product.at[i]) * factor.at[i];
+            device::store(y + row * vectors * kVec, v, device::narrow<T>(product));
         });
     }
 }
@@ -81,13 +83,14 @@ cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, i
 template <class T, int kVec>
 cudaError_t launch_gated_act(T* y, T const* gate, T const* up, int64_t stride, int64_t rows,
                              int64_t cols, Activation activation, cudaStream_t stream) {
+    constexpr int kItems = kVec > 1 ? 2 : kSingleItems;
     device::Machine machine;
     cudaError_t const status = device::current_machine(machine);
     if (status != cudaSuccess) return status;
     bool const few = rows * cols / kVec <= int64_t{machine.multiprocessors} * kFewVectors;
     auto const launch = [&]<Activation kActivation>() {
         auto const with = few ? launch_gated_act<T, kActivation, kVec, 1>
-                              : launch_gated_act<T, kActivation, kVec, 2>;
+                              : launch_gated_act<T, kActivation, kVec, kItems>;
         return with(y, gate, up, stride, rows, cols, machine, stream);
     };
     switch (activation) {
@@ -110,9 +113,9 @@ cudaError_t gated_act(T* y,                        // [rows, cols], contiguous
         stride = cols = rows * cols;
         rows = 1;
     }
-    bool const vectors =
+    bool const aligned =
         device::aligned(y, gate, up) && cols % kVec == 0 && (rows == 1 || stride % kVec == 0);
-    auto const launch = vectors ? launch_gated_act<T, kVec> : launch_gated_act<T, 1>;
+    auto const launch = aligned ? launch_gated_act<T, kVec> : launch_gated_act<T, 1>;
     return launch(y, gate, up, stride, rows, cols, activation, stream);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../device/moments.h"
 #include "../device/parameter.h"
 
 namespace opfuse {
@@ -19,27 +20,17 @@ struct Groups {
     int64_t cols() const { return channels * spatial; }
 };
 
-// Statistics of a part of a group, as merged by Chan, Golub, and LeVeque (1979).
-struct Moments {
-    float mean, squares;  // sum of squared differences from that mean
-};
-
-// Of a group: the mean, and 1 / sqrt(variance + epsilon).
-struct Normal {
-    float mean, scale;
-};
-
-// Parts of a group that is too large for one cluster; each has at least 8192 elements, so that the
+// Parts of a group that is too large for one cluster; each has at least 16384 elements, so that the
 // statistics are a thousandth of the tensor's bytes.
 inline int64_t parts_of(Groups const& groups) {
-    return std::clamp<int64_t>((groups.cols() + 8191) / 8192, 1, 1024);
+    return std::clamp<int64_t>((groups.cols() + 16383) / 16384, 1, 1024);
 }
 
 inline size_t workspace_bytes(Groups const& groups) {
-    return groups.rows * (parts_of(groups) * sizeof(Moments) + sizeof(Normal));
+    return groups.rows * parts_of(groups) * sizeof(device::Moments);
 }
 
-// `workspace`: workspace_bytes(groups), aligned to 8.
+// `workspace`: workspace_bytes(groups), aligned to 4.
 // T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.
 template <class T>
 cudaError_t group_norm_silu(T* y, T const* x,                     // [rows, cols]

@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "../device/launch.cuh"
 #include "../device/rotary.cuh"
 #include "launch.h"
 
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kHeadThreads, 4)
                         QkNormRopeShape shape, int groups) {
     using device::load_pair;
     using device::Pair;
+    device::let_next_start();
     auto const group = head_group<kHeads>(blockIdx.x % groups, q, k, v, given, shape);
     Token const token(static_cast<int64_t>(blockIdx.x / groups) * blockDim.y + threadIdx.y, shape);
     int const pair = threadIdx.x, turning = shape.turning / kVec;
@@ -96,6 +98,11 @@ __global__ void __launch_bounds__(kHeadThreads, 4)
     bool const holds = token.valid && place.b < shape.size / kVec;
     int const heads = holds ? min(kHeads, group.of_kind - group.first) : 0;
     T const* packed = row_of(qkv, group.in_qkv, token, shape);
+    if (device::tuning::kPrefetch && kHeads == 1 && holds) {
+        if (place.a % 2 == 0) device::prefetch(packed + place.a * kVec);
+        if (place.b % 2 == 0) device::prefetch(packed + place.b * kVec);
+    }
+    device::wait_for_previous();
     device::Vec<T, kVec> a[kHeads], b[kHeads];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
@@ -142,6 +149,8 @@ template <class T, bool kInterleaved>
 __global__ void __launch_bounds__(kHeadThreads)
     qk_norm_rope_any_kernel(T* q, T* k, T* v, T const* qkv, QkNormRopeParameters given,
                             QkNormRopeShape shape, int groups) {
+    device::let_next_start();
+    device::wait_for_previous();
     auto const group = head_group<1>(blockIdx.x % groups, q, k, v, given, shape);
     Token const token(static_cast<int64_t>(blockIdx.x / groups) * blockDim.y + threadIdx.y, shape);
     T const* packed = row_of(qkv, group.in_qkv, token, shape);
@@ -192,11 +201,11 @@ cudaError_t launch_qk_norm_rope(QkNormRopeKernel<T> kernel, int lanes, int toget
     int const groups =
         (shape.heads + together - 1) / together + 2 * ((shape.kv_heads + together - 1) / together);
     if (tiles * groups > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(tiles * groups));
-    config.blockDim = dim3(lanes, tokens_per_block);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, q, k, v, qkv, parameters, shape, groups);
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine); status != cudaSuccess)
+        return status;
+    device::Grid const grid{.blocks = tiles * groups, .threads = dim3(lanes, tokens_per_block)};
+    return device::launch(kernel, machine, grid, stream, q, k, v, qkv, parameters, shape, groups);
 }
 
 template <class T, bool kInterleaved>

@@ -13,19 +13,20 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                     device::Parameter gamma,  // [cols]
                     int64_t rows, int cols, float epsilon) {
     device::Team team;
+    float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto const read = [&](auto at) { return row.load(x, at); };
         auto tile = device::make_tile<T>(team, row, read);
         auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         tile.fill(read);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
-        float const scale = rsqrtf(squares / cols + epsilon);
-        auto const finish = [&](auto at, auto item, auto const& weights) {
+        float const scale = rsqrtf(squares * share + epsilon);
+        auto const finish = [&](auto at, auto const& item, auto const& weights) {
             auto const g = weights.floats();
+            auto wide = device::widen(item);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i)
-                item.at[i] = device::from_float<T>(device::to_float(item.at[i]) * scale * g.at[i]);
-            row.store(y, at, item);
+            for (int i = 0; i < at.kSize; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
+            row.store(y, at, device::narrow<T>(wide));
         };
         tile.for_each(finish, gammas);
     };

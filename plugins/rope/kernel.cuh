@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "../device/launch.cuh"
 #include "../device/rotary.cuh"
 #include "launch.h"
 
@@ -20,6 +21,7 @@ __global__ void __launch_bounds__(kRopeThreads)
     rope_kernel(T* y, T const* x, device::Parameter cos, device::Parameter sin, RopeShape shape,
                 int64_t positions, int64_t threads) {
     using device::Vec;
+    device::let_next_start();
     int64_t const thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (thread >= threads) return;
     int const vectors = shape.size / kVec, turning = shape.turning / kVec;
@@ -41,6 +43,12 @@ __global__ void __launch_bounds__(kRopeThreads)
     }
     auto const place = device::place_of<kInterleaved>(pair, turning);
     bool const turns = pair < turning / 2, has_b = place.b < vectors;
+    if constexpr (device::tuning::kPrefetch && !kLarge) {
+        T const* head = x + row * shape.size;
+        if (place.a % 2 == 0) device::prefetch(head + place.a * kVec);
+        if (place.b % 2 == 0 && has_b) device::prefetch(head + place.b * kVec);
+    }
+    device::wait_for_previous();
     Vec<T, kVec> a[kRows], b[kRows];
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
@@ -79,12 +87,12 @@ cudaError_t launch_rope(T* y, T const* x, device::Parameter cos, device::Paramet
     int64_t const threads = pairs * positions * ((shape.repeats + kRows - 1) / kRows);
     int64_t const blocks = (threads + kRopeThreads - 1) / kRopeThreads;
     if (blocks > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(kRopeThreads);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, rope_kernel<T, kInterleaved, kVec, kRows, kLarge>, y, x, cos,
-                              sin, shape, positions, threads);
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine); status != cudaSuccess)
+        return status;
+    device::Grid const grid{.blocks = blocks, .threads = dim3(kRopeThreads)};
+    return device::launch(rope_kernel<T, kInterleaved, kVec, kRows, kLarge>, machine, grid, stream,
+                          y, x, cos, sin, shape, positions, threads);
 }
 
 template <class T, bool kInterleaved>

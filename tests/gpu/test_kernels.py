@@ -115,6 +115,23 @@ def test_gated_act(
                 buffers.check_guards()
 
 
+@pytest.mark.parametrize("offsets", [(1, 0, 0), (0, 3, 0), (0, 0, 1), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_act_at_any_alignment(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, offsets: tuple[int, ...]
+) -> None:
+    """gate, up, and y are off alignment, each in its own way."""
+    for shape in ((1, 5), (3, 1000), (33, 4097)):
+        of_gate, of_up, of_y = buffers = [Buffers(offset) for offset in offsets]
+        gate = of_gate.place(random(generator, shape, dtype) * 3)
+        up = of_up.place(random(generator, shape, dtype))
+        y = of_y.empty(shape, dtype)
+        runner("GatedAct", {"activation": "silu"}, [gate, up], [y])
+        runner.compare("GatedAct unaligned", y, activate(gate, "silu") * up.double())
+        for each in buffers:
+            each.check_guards()
+
+
 def test_variance_far_from_zero(runner: Runner, generator: torch.Generator) -> None:
     """A mean 500 times the deviation: E[x^2] - E[x]^2 in fp32 would be off by a tenth."""
     buffers = Buffers()

@@ -167,12 +167,17 @@ def test_rope_that_tensorrt_has_no_layer_for_is_left(options, reason):
     assert types(made)[-1] == "Rope_body"
 
 
-def typed_attention(dtype, mask_dtype):
-    made = fused("FlashAttention", ["q", "k", "v", "mask"], ["y"], dtype=dtype, **ATTENTION)
-    made.graph.input[3].type.tensor_type.elem_type = mask_dtype
+def masked(op, dtype, mask_dtype):
+    inputs, attrs = {
+        "FlashAttention": (["q", "k", "v", "mask"], ATTENTION),
+        "MaskedSoftmax": (["scores", "mask"], {"scale": 0.5, "causal": 0}),
+    }[op]
+    made = fused(op, inputs, ["y"], dtype=dtype, **attrs)
+    made.graph.input[len(inputs) - 1].type.tensor_type.elem_type = mask_dtype
     return made
 
 
+@pytest.mark.parametrize("op", ["FlashAttention", "MaskedSoftmax"])
 @pytest.mark.parametrize(
     ("dtype", "mask", "choice"),
     [
@@ -181,14 +186,15 @@ def typed_attention(dtype, mask_dtype):
         (TensorProto.FLOAT, TensorProto.FLOAT, "plugin"),
         (TensorProto.FLOAT16, TensorProto.BFLOAT16, "leave"),
         (TensorProto.FLOAT, TensorProto.FLOAT16, "leave"),
+        (TensorProto.FLOAT16, TensorProto.DOUBLE, "leave"),
     ],
 )
-def test_the_attention_plugin_is_for_masks_that_it_takes(dtype, mask, choice):
-    made = typed_attention(dtype, mask)
-    ((chosen, reason),) = choices(lower(made, "plugin", ["FlashAttention"]))
+def test_plugins_are_for_masks_that_they_take(op, dtype, mask, choice):
+    made = masked(op, dtype, mask)
+    ((chosen, reason),) = choices(lower(made, "plugin", [op]))
     assert chosen == choice
     assert ("wants the mask" in reason) == (choice == "leave")
-    assert types(made) == ["FlashAttention" if choice == "plugin" else "FlashAttention_body"]
+    assert types(made) == [op if choice == "plugin" else f"{op}_body"]
 
 
 def test_ops_without_a_native_form_are_left():

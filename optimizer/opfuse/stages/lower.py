@@ -20,9 +20,13 @@ from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 
 DOMAIN = "opfuse"
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
+_FIRST_MASK = {
+    "FlashAttention": 3,
+    "PackedAttention": 1,
+    "MaskedSoftmax": 1,
+}  # its place among the inputs
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRODUCTS = ("GemmAct", "GatedGemm")
-_ATTENTIONS = ("FlashAttention", "PackedAttention")
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,13 @@ def _why_not(node: NodeProto, facts: _Facts) -> str:
     """Why the plugin is not for this node, or nothing."""
     if node.op_type in _PRODUCTS:
         return _why_no_product(node, facts)
-    if node.op_type not in _ATTENTIONS:
+    if node.op_type not in _FIRST_MASK:
         return ""
-    operands = 3 if node.op_type == "FlashAttention" else 1
-    known = [dtype for name in node.input[:operands] if (dtype := facts.types.get(name))]
-    masks = [dtype for name in node.input[operands:] if (dtype := facts.types.get(name))]
+    first = _FIRST_MASK[node.op_type]
+    known = [dtype for name in node.input[:first] if (dtype := facts.types.get(name))]
+    masks = [dtype for name in node.input[first:] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
-        return "the plugin wants the mask in the type of q, or in fp32"
+        return f"the plugin wants the mask in the type of {node.input[0]}, or in fp32"
     return ""
 
 
