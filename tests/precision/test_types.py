@@ -34,6 +34,7 @@ ATTRIBUTES = {
 # What may be rounded on the way: moved, scaled once before a product, or the product itself.
 ROUNDED = {"MatMul", "Identity", "Transpose", "Unsqueeze", "Expand", "Reshape", "CastLike"}
 ROUNDED |= {"Add", "Split"}  # AddRmsNorm's sum is an output; a packed gate and up are halves
+ROUNDED |= {"Where"}  # it chooses: attention's guard
 
 
 def function(op: str, opset: int = 18) -> onnx.FunctionProto:

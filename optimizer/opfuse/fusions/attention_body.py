@@ -45,9 +45,12 @@ def attention(uses: Uses, inputs: Sequence[str], y: str, with_mask: bool) -> str
     parts.append(add_mask("capped") if with_mask else "masked = Identity(capped)")
     seen = uses.any("causal") or uses.any("window")
     parts.append(causal(uses.any("window")) if seen else "logits = Identity(masked)")
-    parts.append("weights = Softmax<axis: int = -1>(logits)")
+    # Between this cast and the product TensorRT for RTX 1.7 fuses a guard, before it no longer.
+    parts.append(
+        "weights32 = Softmax<axis: int = -1>(logits)\nweights = CastLike(weights32, values)"
+    )
     parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
-    parts.append(f"kept_v = CastLike(kept, values)\n{y} = MatMul(kept_v, values)")
+    parts.append(f"{y} = MatMul(kept, values)")
     text = "\n".join(parts)
     return text if uses.any("softcap") else text.replace("capped", "scores")
 
