@@ -90,6 +90,19 @@ def test_padding_beside_it_stays_a_mask():
     outcome.same({"B": 2, "S": 5}, pad=pad[:, None, None])
 
 
+def test_a_comparison_that_always_holds_leaves_the_padding_as_it_was():
+    """Transformers makes BERT's padding a mask of each query by comparing positions with 0."""
+    text = (
+        "always = GreaterOrEqual(row, nought)\nboth = And(always, pad)\n"
+        f"logits = Where(both, scores, {LOWEST})"
+    )
+    outcome = widened(text, more=PAD)
+    assert seen(outcome) == (4, 0, 0)
+    (node,) = [node for node in outcome.fused.graph.nodes if node.op == "FlashAttention"]
+    assert list(map(str, outcome.fused.facts.shape(node.inputs[3]))) == ["B", "1", "1", "S"]
+    outcome.same(*SIZES)
+
+
 def test_a_finite_fill_beside_padding_is_left():
     """A row that it masks as a whole weighs all keys alike, the later ones too."""
     text = f"both = And(causal, pad)\nlogits = Where(both, scores, {LOWEST})"

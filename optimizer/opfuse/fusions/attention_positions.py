@@ -55,13 +55,14 @@ class _Positions:
         q, k = (work.shape(tensor) for tensor in node.inputs[:2])
         if q is None or k is None or len(q) != 4 or len(k) != 4:
             raise Miss("q or k has not four axes", node)
-        alone = not mask.keep.rest and not mask.beside
-        # Of a row that finite numbers mask as a whole, all keys weigh alike: hidden ones do not.
-        if not alone and mask.keep.lines and math.isfinite(mask.fill):
-            raise Miss(f"masks with {mask.fill:g} beside another mask, which may be lower", node)
-        if math.isfinite(mask.fill) and not at_least(k[2] - q[2], 0):
-            raise Miss(f"may have more than {k[2]} queries", node)
         causal, window = _limits(mask.keep.lines, q[2], k[2], node)
+        alone = not mask.keep.rest and not mask.beside
+        hides = (causal, window) != (0, 0) and math.isfinite(mask.fill)
+        # Of a row that finite numbers mask as a whole, all keys weigh alike: hidden ones do not.
+        if hides and not alone:
+            raise Miss(f"masks with {mask.fill:g} beside another mask, which may be lower", node)
+        if hides and not at_least(k[2] - q[2], 0):
+            raise Miss(f"may have more than {k[2]} queries", node)
         made: list[NewNode] = []
         left = _rest(work, node, mask, made)
         before = nodes_behind(node.inputs[_MASK:], [*mask.keep.rest, *mask.beside])
