@@ -131,7 +131,9 @@ def test_a_failure_leaves_the_old_model(engine, tmp_path, monkeypatch, exchange)
     with pytest.raises(InputError, match="no room to write"):
         opfuse.package(engine(b"other"), tmp_path)
     assert {n: (tmp_path / "net" / n).read_bytes() for n in files(tmp_path / "net")} == before
-    assert list(tmp_path.glob(".*")) == []
+    with pytest.raises(InputError, match="no room to write"):
+        opfuse.package(tmp_path / "net.engine", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "net.engine", "net.json"]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,8 @@ def test_without_a_report_nobody_knows_the_inputs(engine, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is no report"), ("[]", "is no report"), ('{"engine": null}', "is no report"),
-     ('{"engine": {"sha256": "0"}}', "another engine")],
+    [("{", "is no report"), ("[" * 100_000, "is no report"), ("[]", "is no report"),
+     ('{"engine": null}', "is no report"), ('{"engine": {"sha256": "0"}}', "another engine")],
 )  # fmt: skip
 def test_reports_of_something_else(engine, tmp_path, text, says):
     path = engine()
@@ -177,12 +179,52 @@ def test_reports_of_something_else(engine, tmp_path, text, says):
         opfuse.package(path, tmp_path / "r", report=tmp_path / "none.json")
 
 
-def test_a_report_that_lacks_something(engine, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": None}, "not iterable"),
+        ({"shape": ["x", 4]}, r"cannot have the shape \['x', 4\]"),
+        ({"shape": [-2, 4]}, "cannot have the shape"),
+        ({"shape": [True, 4]}, "cannot have the shape"),
+        ({"range": [[1, 4], [2, 4]]}, "not enough values"),
+        ({"range": "abc"}, "cannot have the shape"),
+        ({"range": [[1, 4], [2], [8, 4]]}, "cannot have the shape"),
+        ({"range": [[1, 4], [2, 5], [8, 4]]}, "cannot have the shape"),
+        ({"range": [[0, 4], [2, 4], [8, 4]]}, "cannot have the shape"),
+        ({"name": 5}, "is no tensor"),
+        ({"name": ""}, "is no tensor"),
+        ({"dtype": None}, "is no tensor"),
+        ({"dtype": "fp8"}, "which Triton has not"),
+        ({"mode": "both"}, "not in tuple"),
+    ],
+    ids=str,
+)
+def test_reports_with_something_wrong_in_them(engine, tmp_path, change, says):
     path = engine()
     facts = json.loads(path.with_suffix(".json").read_text())
-    del facts["engine"]["io"][0]["shape"]
+    facts["engine"]["io"][0] |= change
     path.with_suffix(".json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="lacks 'shape'"):
+    with pytest.raises(InputError, match=says):
+        opfuse.package(path, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("lost", ["io", "version", "plugin_layers"])
+def test_a_report_that_lacks_something(engine, tmp_path, lost):
+    path = engine()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    del facts["engine"][lost]
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"lacks '{lost}'"):
+        opfuse.package(path, tmp_path / "r")
+
+
+def test_a_report_without_outputs(engine, tmp_path):
+    path = engine()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    facts["engine"]["io"].pop()
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no outputs"):
         opfuse.package(path, tmp_path / "r")
 
 
@@ -201,6 +243,7 @@ def test_repositories_that_cannot_be(engine, tmp_path):
         (tmp_path, "a/b", "is no name"),
         (tmp_path, "", "is no name"),
         (tmp_path, ".hidden", "is no name"),
+        (tmp_path, "a" * 129, "is no name"),
     ]:
         with pytest.raises(InputError, match=says):
             opfuse.package(path, repository, name=name)
