@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,7 @@ class Job:
     name: str
     arguments: list[str]
     outputs: dict[Path, Callable[[Path], bool]]
-    timeline: list[tuple[str, float]] = field(default_factory=list)
+    stages: list[tuple[str, float]] = field(default_factory=list)  # with the seconds of each
 
 
 @dataclass
@@ -95,14 +96,18 @@ class Ground:
         yield Job("package", package, {out / "repository" / "llama": _package})
 
     def _learn(self, job: Job) -> None:
-        """Runs it once to the end: the hashes of its outputs, and when each stage begins."""
-        began = time.monotonic()
-        process, told = self._start(job)
-        assert process.wait() == 0, f"{job.name} does not work"
-        seen = told()
-        moments = [0.0, *(moment - began for _, moment in seen)]
-        names = [*(name for name, _ in seen), "report"]
-        job.timeline = [*zip(names, moments, strict=True), ("", time.monotonic() - began)]
+        """Runs it once to the end: the hashes of its outputs, and how long each stage takes."""
+        moments = [time.monotonic()]
+        process, ended, thread = self._start(job)
+        while process.poll() is None:
+            moments += [time.monotonic()] * (len(ended) + 1 - len(moments))
+            time.sleep(0.001)
+        assert process.returncode == 0, f"{job.name} does not work"
+        thread.join(_GRACE_S)
+        moments += [time.monotonic()] * (len(ended) + 2 - len(moments))
+        names = [*ended, "report" if ended else "all of it"]
+        durations = [end - begin for begin, end in pairwise(moments)]
+        job.stages = [*zip(names, durations, strict=True)]
         for path, whole in job.outputs.items():
             if whole == self._same:
                 self._hashes[path] = _hash(path)
@@ -110,10 +115,8 @@ class Ground:
     def _same(self, path: Path) -> bool:
         return _hash(path) == self._hashes[path]
 
-    def _start(
-        self, job: Job
-    ) -> tuple[subprocess.Popen[str], Callable[[], list[tuple[str, float]]]]:
-        """The process, and what tells the stages that have ended so far with the moment of each."""
+    def _start(self, job: Job) -> tuple[subprocess.Popen[str], list[str], threading.Thread]:
+        """The process, the stages that have ended so far, and the thread that hears of them."""
         process = subprocess.Popen(
             [sys.executable, "-m", "opfuse", *job.arguments],
             stdout=subprocess.DEVNULL,
@@ -121,46 +124,43 @@ class Ground:
             text=True,
             env={**os.environ, "TMPDIR": str(self.temporary)},
         )
-        ended: list[tuple[str, float]] = []
+        ended: list[str] = []
 
         def listen() -> None:
             assert process.stderr is not None
             ended.extend(
-                (line.split()[1], time.monotonic())
+                line.split()[1]
                 for line in process.stderr
                 if line.startswith("opfuse: ") and line.endswith(" s\n")
             )
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-
-        def told() -> list[tuple[str, float]]:
-            thread.join(_GRACE_S)
-            return ended
-
-        return process, told
+        return process, ended, thread
 
     def kill(self, number: int, source: random.Random) -> Killed:
         """Kills one run in the middle of a stage; the stages take turns."""
         job = self.jobs[number % len(self.jobs)]
         self._prepare(job, source)
-        stages = len(job.timeline) - 1
-        index = number // len(self.jobs) % stages
-        begin, end = job.timeline[index][1], job.timeline[index + 1][1]
-        process, told = self._start(job)
-        time.sleep(source.uniform(begin, end))
+        index = number // len(self.jobs) % len(job.stages)
+        process, ended, thread = self._start(job)
+        while len(ended) < index and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(source.uniform(0.0, job.stages[index][1]))
         children = _children(process)
         process.send_signal(signal.SIGKILL)
         finished = process.wait() != -signal.SIGKILL
-        ended = told()
+        thread.join(_GRACE_S)
         left = psutil.wait_procs(children, timeout=_GRACE_S)[1]
         faults = [f"process {item.pid} lives on" for item in left]
-        faults += [f"{path.name} is neither the old one nor whole" for path, whole in
-                   job.outputs.items() if not (_is_old(path) or whole(path))]  # fmt: skip
+        faults += [
+            f"{path.name} is neither the old one nor whole"
+            for path, whole in job.outputs.items()
+            if not (_is_old(path) or whole(path))
+        ]
         faults += self._broken_entries()
-        names = [name for name, _ in job.timeline[:-1]]
-        stage = "over" if finished else names[min(len(ended), stages - 1)]
-        return Killed(job.name, stage, len(self._left()), faults)
+        stage = job.stages[min(len(ended), len(job.stages) - 1)][0]
+        return Killed(job.name, "over" if finished else stage, len(self._left()), faults)
 
     def _prepare(self, job: Job, source: random.Random) -> None:
         """Puts an old output there or nothing, and sometimes an empty cache."""
@@ -177,7 +177,7 @@ class Ground:
 
     def finish(self, job: Job) -> list[str]:
         """Runs a job to its end after a kill; what is wrong then."""
-        process, _ = self._start(job)
+        process, *_ = self._start(job)
         if process.wait() != 0:
             return [f"the next {job.name} ends with exit code {process.returncode}"]
         faults = [f"{path.name} is not right after the next {job.name}" for path, whole in
