@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 from opfuse.config import Config
 from opfuse.engine import gpu, kept
-from opfuse.engine.backend import EngineInfo, TensorInfo
+from opfuse.engine.backend import EngineInfo, Request, TensorInfo
 from opfuse.engine.gpu import Gpu
 from opfuse.engine.layers import Layer
 from opfuse.engine.profile import Range
@@ -70,6 +70,14 @@ def test_what_decides_the_engine_decides_the_key(key, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "_sources", lambda: "another opfuse")
     keys.append(key())
     assert len(set(keys)) == len(keys)
+
+
+def test_all_that_a_build_is_asked_for_is_known_to_the_key():
+    """A new field of a request has to reach engine_key, unless it leaves the engine alone."""
+    assert {field.name for field in fields(Request)} == {
+        "model", "ranges", "plugin_library", "embed_plugins",  # in the key
+        "engine", "timing_cache", "verbose",
+    }  # fmt: skip
 
 
 def test_without_a_version_there_is_no_key(key):
