@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from models import tiny
 from opfuse.arguments import config_of, read
+from opfuse.stages import tune
 
 
 @pytest.fixture
@@ -214,6 +216,22 @@ def test_a_dry_run_of_build_writes_nothing(cli, here, backend):
     assert dry["engine"]["plugin_layers"] == real["engine"]["plugin_layers"]
     assert dry["engine"]["backend"] == backend
     assert (dry["engine"]["bytes"], dry["engine"]["path"]) == (0, "")
+
+
+def test_a_dry_run_measures_nothing(cli, here, llama, monkeypatch):
+    """What tuning finds goes into the lock, which is a file as well."""
+    pytest.importorskip("tensorrt_rtx")
+    genuine, asked = tune.decide, []
+
+    def decide(model, folder, library, config, progress):
+        asked.append(config.tune)
+        return genuine(model, folder, library, replace(config, tune=False), progress)
+
+    monkeypatch.setattr(tune, "decide", decide)
+    line = ["build", llama, "-o", "x.engine", "--backend", "tensorrt-rtx", "--no-prove", "--tune"]
+    result = cli(*line, "--dry-run", "--json")
+    assert json.loads(result.out)["dry_run"]["would_write"] == ["x.engine", "opfuse.lock"]
+    assert asked in ([False], [])  # without the plugin library there is nothing to ask
 
 
 def test_a_dry_run_makes_the_checks(cli, here, llama):

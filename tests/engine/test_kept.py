@@ -48,6 +48,22 @@ def test_the_same_build_has_the_same_key(key):
     assert len(key()) == 64
 
 
+def test_what_else_lies_there_does_not_matter(key, tmp_path):
+    before = key()
+    (tmp_path / "weights" / "region.onnx").write_bytes(b"what tuning has timed")
+    assert key() == before
+
+
+def test_external_weights_matter(key, tmp_path):
+    model = chain(3)
+    tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="other.data")
+    (tmp_path / "weights" / "other.data").write_bytes(b"0000")
+    before = key(model=model)
+    (tmp_path / "weights" / "other.data").write_bytes(b"0001")
+    assert key(model=model) != before
+
+
 def test_what_decides_the_engine_decides_the_key(key, tmp_path, monkeypatch):
     library = tmp_path / "library.so"
     library.write_bytes(b"code")
