@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from opfuse.errors import InputError, OpfuseError, TimeLimit
+from opfuse.errors import InputError, TimeLimit
 from opfuse.files import Pending, translated
 
 ENVIRONMENT = "OPFUSE_CACHE"
@@ -77,7 +77,10 @@ class Cache:
         try:
             return self._put(kind, key, facts, content, sha256)
         except (InputError, OSError) as error:
-            what = error.what if isinstance(error, OpfuseError) else error
+            if isinstance(error, InputError):
+                what = error.what
+            else:
+                what = f"{self.folder}: {error.strerror}"
             self.notes.append(f"not kept in the cache: {what}")
             return False
 
@@ -177,6 +180,7 @@ def check_folder(folder: Path) -> None:
 
 def _lock(descriptor: int, time_limit: float | None, on_wait: Callable[[], None]) -> None:
     deadline = None if time_limit is None else time.monotonic() + time_limit
+    waits = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +190,9 @@ def _lock(descriptor: int, time_limit: float | None, on_wait: Callable[[], None]
                     f"another opfuse took longer than {time_limit:g} s to build the same engine",
                     "raise --time-limit",
                 ) from None
-            on_wait()
+            if not waits:
+                on_wait()
+            waits = True
             time.sleep(_POLL_S)
         except OSError:  # the file system has no locks: both build
             return

@@ -91,7 +91,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
     report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
     if config.dry_run:
-        return replace(report, unwritten=tuple(map(str, _outputs(config))))
+        return replace(report, unwritten=_unwritten(config))
     for path in config.reports:
         report.write(path)
     return report
@@ -206,6 +206,12 @@ def _check_reports(config: Config, suffixes: Sequence[str]) -> None:
     for path in config.reports:
         check_suffix(path, suffixes)
         check_output(path)
+
+
+def _unwritten(config: Config) -> tuple[str, ...]:
+    """What a dry run would have written."""
+    lock = [config.lock] if config.tune else []
+    return tuple(map(str, (*_outputs(config), *lock)))
 
 
 def _outputs(config: Config) -> list[Path]:
@@ -357,7 +363,8 @@ def _built(
             with progress.stage("tune"):
                 from opfuse.stages.tune import decide
 
-                decided = decide(model, folder, library.path, config, progress)
+                measuring = replace(config, tune=config.tune and not config.dry_run)
+                decided = decide(model, folder, library.path, measuring, progress)
                 lowering, note = _with_reasons(lowering, decided.nodes), decided.note
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None

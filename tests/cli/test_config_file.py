@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from models import tiny
 from opfuse.arguments import config_of, read
+from opfuse.stages import tune
 
 
 @pytest.fixture
@@ -101,6 +103,10 @@ def test_a_named_file_is_taken_and_its_paths_are_its_own(here):
     assert found.seed == 0
 
 
+def test_a_byte_order_mark(here):
+    assert config(here, "\ufeffseed = 1", "fuse", "m", "-o", "f").seed == 1
+
+
 def test_no_config(here):
     assert config(here, "seed = 1", "fuse", "m", "-o", "f", "--no-config").seed == 0
 
@@ -138,6 +144,9 @@ def test_no_option_of_the_file_goes_unsaid(cli, here, llama):
         ("time_limit = 1\ntime-limit = 2", 2, "given twice"),
         ("report = ['a.json', 3]", 1, "path of a file"),
         ("report = ''", 1, "path of a file"),
+        ('[build]\ntiming-cache = "a\\u0000b"', 2, "path of a file"),
+        ("[completion]\nshell = 'bash'", 1, "completion is no option"),
+        ("[build]\ncache-size = 'big'", 2, "no size such as 500M"),
         ("[build]\ntiming-cache = ['a']", 2, "path of a file"),
         ("[build]\nseed = 1\nmax-shapes = { a = [0] }", 3, "sizes of 1 or more"),
         ("[build]\nmax-shapes = { a = 'x' }", 2, "sizes of 1 or more"),
@@ -163,6 +172,8 @@ def test_files_that_are_none(cli, here, llama):
     line = ["fuse", llama, "-o", "f.onnx", "--config"]
     cli(*line, "none.toml").refused(2, "none.toml", "No such file")
     cli(*line, here).refused(2, str(here), "not a regular file")
+    (here / "opfuse.toml").symlink_to("nowhere")
+    cli(*line[:-1]).refused(2, "opfuse.toml", "No such file")
     (here / "bytes.toml").write_bytes(b"# \n#\xff\n")
     cli(*line, "bytes.toml").refused(2, "bytes.toml:2", "not UTF-8")
     (here / "large.toml").write_text("#" * (1 << 20) + "\n")
@@ -205,6 +216,22 @@ def test_a_dry_run_of_build_writes_nothing(cli, here, backend):
     assert dry["engine"]["plugin_layers"] == real["engine"]["plugin_layers"]
     assert dry["engine"]["backend"] == backend
     assert (dry["engine"]["bytes"], dry["engine"]["path"]) == (0, "")
+
+
+def test_a_dry_run_measures_nothing(cli, here, llama, monkeypatch):
+    """What tuning finds goes into the lock, which is a file as well."""
+    pytest.importorskip("tensorrt_rtx")
+    genuine, asked = tune.decide, []
+
+    def decide(model, folder, library, config, progress):
+        asked.append(config.tune)
+        return genuine(model, folder, library, replace(config, tune=False), progress)
+
+    monkeypatch.setattr(tune, "decide", decide)
+    line = ["build", llama, "-o", "x.engine", "--backend", "tensorrt-rtx", "--no-prove", "--tune"]
+    result = cli(*line, "--dry-run", "--json")
+    assert json.loads(result.out)["dry_run"]["would_write"] == ["x.engine", "opfuse.lock"]
+    assert asked in ([False], [])  # without the plugin library there is nothing to ask
 
 
 def test_a_dry_run_makes_the_checks(cli, here, llama):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 from opfuse.config import Config
 from opfuse.engine import gpu, kept
-from opfuse.engine.backend import EngineInfo, TensorInfo
+from opfuse.engine.backend import EngineInfo, Request, TensorInfo
 from opfuse.engine.gpu import Gpu
 from opfuse.engine.layers import Layer
 from opfuse.engine.profile import Range
@@ -48,6 +48,22 @@ def test_the_same_build_has_the_same_key(key):
     assert len(key()) == 64
 
 
+def test_what_else_lies_there_does_not_matter(key, tmp_path):
+    before = key()
+    (tmp_path / "weights" / "region.onnx").write_bytes(b"what tuning has timed")
+    assert key() == before
+
+
+def test_external_weights_matter(key, tmp_path):
+    model = chain(3)
+    tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="other.data")
+    (tmp_path / "weights" / "other.data").write_bytes(b"0000")
+    before = key(model=model)
+    (tmp_path / "weights" / "other.data").write_bytes(b"0001")
+    assert key(model=model) != before
+
+
 def test_what_decides_the_engine_decides_the_key(key, tmp_path, monkeypatch):
     library = tmp_path / "library.so"
     library.write_bytes(b"code")
@@ -70,6 +86,14 @@ def test_what_decides_the_engine_decides_the_key(key, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "_sources", lambda: "another opfuse")
     keys.append(key())
     assert len(set(keys)) == len(keys)
+
+
+def test_all_that_a_build_is_asked_for_is_known_to_the_key():
+    """A new field of a request has to reach engine_key, unless it leaves the engine alone."""
+    assert {field.name for field in fields(Request)} == {
+        "model", "ranges", "plugin_library", "embed_plugins",  # in the key
+        "engine", "timing_cache", "verbose",
+    }  # fmt: skip
 
 
 def test_without_a_version_there_is_no_key(key):

@@ -69,7 +69,8 @@ def headers(wanted: int) -> Path:
 @pytest.fixture(scope="session")
 def loader():
     """Builds the example with some headers and some library, as its CMakeLists.txt says."""
-    if not (shutil.which("nvcc") and shutil.which("cmake")):
+    cmake = shutil.which("cmake", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
+    if not (shutil.which("nvcc") and cmake):
         pytest.skip("not run: the example needs the CUDA toolkit and cmake")
 
     def build(with_headers: int, against: str) -> Path:
@@ -84,8 +85,8 @@ def loader():
             folder = BUILD / f"{against}{with_headers}"
             places = [f"-DTENSORRT_INCLUDE_DIR={headers(with_headers)}",
                       f"-DTENSORRT_LIBRARY={file}"]  # fmt: skip
-            configure = ["cmake", "-S", ROOT / "examples" / "cpp_loader", "-B", folder, *places]
-            for command in (configure, ["cmake", "--build", folder]):
+            configure = [cmake, "-S", ROOT / "examples" / "cpp_loader", "-B", folder, *places]
+            for command in (configure, [cmake, "--build", folder]):
                 done = subprocess.run(command, capture_output=True, text=True)
                 assert done.returncode == 0, done.stdout + done.stderr
                 assert "warning" not in done.stdout

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 
@@ -17,12 +13,11 @@ import opfuse
 from opfuse.cli import main
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
-from opfuse.numerics.session import OnnxRuntime
 from opfuse.runtime import library
-from tests.engine_models import ROOT, plugins
-from tests.runtime import host
+from opfuse.runtime.schedule import Value
+from opfuse.serving import subject
+from tests.engine_models import plugins
 
-LLAMA = ROOT / "models" / "llama.onnx"
 SYMBOL = b"\0opfuse_tensorrt_headers\0"
 needs_plugins = pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
 needs_no_gpu = pytest.mark.skipif(not gpu.absent(), reason="a GPU would load the engine")
@@ -131,7 +126,9 @@ def test_a_failure_leaves_the_old_model(engine, tmp_path, monkeypatch, exchange)
     with pytest.raises(InputError, match="no room to write"):
         opfuse.package(engine(b"other"), tmp_path)
     assert {n: (tmp_path / "net" / n).read_bytes() for n in files(tmp_path / "net")} == before
-    assert list(tmp_path.glob(".*")) == []
+    with pytest.raises(InputError, match="no room to write"):
+        opfuse.package(tmp_path / "net.engine", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "net.engine", "net.json"]
 
 
 @pytest.mark.parametrize(
@@ -163,10 +160,41 @@ def test_without_a_report_nobody_knows_the_inputs(engine, tmp_path):
     assert "--build-report" in caught.value.fix
 
 
+class Loaded:
+    """An engine as TensorRT would tell of it on a GPU."""
+
+    inputs = (Value("x", onnx.TensorProto.FLOAT16, ("?", 4)),)
+    outputs = (Value("y", onnx.TensorProto.INT64, ("?",)),)
+
+    def usual_shapes(self):
+        return {"x": (2, 4)}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_on_a_gpu_tensorrt_tells_the_inputs(engine, tmp_path, monkeypatch, parse_config):
+    path = engine()
+    path.with_suffix(".json").unlink()
+    monkeypatch.setattr(gpu, "absent", lambda: "")
+    monkeypatch.setattr(subject.Engine, "load", lambda path: Loaded())
+    monkeypatch.setattr(subject, "import_module", lambda _: SimpleNamespace(__version__="10.14.1"))
+    made = opfuse.package(path, tmp_path)
+    assert "10.14.1" in made.notes[0]
+    config = parse_config((tmp_path / "net" / "config.pbtxt").read_text())
+    assert config.max_batch_size == 0  # nobody knows what the first dimension is
+    assert [list(item.dims) for item in (*config.input, *config.output)] == [[-1, 4], [-1]]
+    assert list(config.model_warmup[0].inputs["x"].dims) == [2, 4]
+    assert opfuse.package(path, tmp_path, max_batch=4).max_batch_size == 4
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is no report"), ("[]", "is no report"), ('{"engine": null}', "is no report"),
-     ('{"engine": {"sha256": "0"}}', "another engine")],
+    [("{", "is no report"), ("[" * 100_000, "is no report"), ("[]", "is no report"),
+     ('{"engine": null}', "is no report"), ('{"engine": {"sha256": "0"}}', "another engine")],
 )  # fmt: skip
 def test_reports_of_something_else(engine, tmp_path, text, says):
     path = engine()
@@ -177,12 +205,52 @@ def test_reports_of_something_else(engine, tmp_path, text, says):
         opfuse.package(path, tmp_path / "r", report=tmp_path / "none.json")
 
 
-def test_a_report_that_lacks_something(engine, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": None}, "not iterable"),
+        ({"shape": ["x", 4]}, r"cannot have the shape \['x', 4\]"),
+        ({"shape": [-2, 4]}, "cannot have the shape"),
+        ({"shape": [True, 4]}, "cannot have the shape"),
+        ({"range": [[1, 4], [2, 4]]}, "not enough values"),
+        ({"range": "abc"}, "cannot have the shape"),
+        ({"range": [[1, 4], [2], [8, 4]]}, "cannot have the shape"),
+        ({"range": [[1, 4], [2, 5], [8, 4]]}, "cannot have the shape"),
+        ({"range": [[0, 4], [2, 4], [8, 4]]}, "cannot have the shape"),
+        ({"name": 5}, "is no tensor"),
+        ({"name": ""}, "is no tensor"),
+        ({"dtype": None}, "is no tensor"),
+        ({"dtype": "fp8"}, "which Triton has not"),
+        ({"mode": "both"}, "not in tuple"),
+    ],
+    ids=str,
+)
+def test_reports_with_something_wrong_in_them(engine, tmp_path, change, says):
     path = engine()
     facts = json.loads(path.with_suffix(".json").read_text())
-    del facts["engine"]["io"][0]["shape"]
+    facts["engine"]["io"][0] |= change
     path.with_suffix(".json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="lacks 'shape'"):
+    with pytest.raises(InputError, match=says):
+        opfuse.package(path, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("lost", ["io", "version", "plugin_layers"])
+def test_a_report_that_lacks_something(engine, tmp_path, lost):
+    path = engine()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    del facts["engine"][lost]
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"lacks '{lost}'"):
+        opfuse.package(path, tmp_path / "r")
+
+
+def test_a_report_without_outputs(engine, tmp_path):
+    path = engine()
+    facts = json.loads(path.with_suffix(".json").read_text())
+    facts["engine"]["io"].pop()
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no outputs"):
         opfuse.package(path, tmp_path / "r")
 
 
@@ -201,6 +269,7 @@ def test_repositories_that_cannot_be(engine, tmp_path):
         (tmp_path, "a/b", "is no name"),
         (tmp_path, "", "is no name"),
         (tmp_path, ".hidden", "is no name"),
+        (tmp_path, "a" * 129, "is no name"),
     ]:
         with pytest.raises(InputError, match=says):
             opfuse.package(path, repository, name=name)
@@ -224,93 +293,6 @@ def test_the_command(engine, tmp_path, monkeypatch, capsys, options, code, says)
         assert "tritonserver --model-repository=r" in captured.out
         assert main(["package", "net.engine", "--triton", "r", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["backend"] == "tensorrt"
-
-
-class Tensor:
-    def __init__(self, name, array):
-        self._name, self._array = name, array
-
-    def name(self):
-        return self._name
-
-    def as_numpy(self):
-        return self._array
-
-
-@pytest.fixture
-def triton_utils(monkeypatch):
-    """What Triton's Python backend gives to a model.py."""
-    module = ModuleType("triton_python_backend_utils")
-    module.Tensor = Tensor
-    module.TritonError = module.TritonModelException = RuntimeError
-    module.InferenceResponse = lambda output_tensors, error=None: SimpleNamespace(
-        tensors={t.name(): t.as_numpy() for t in output_tensors}, error=error
-    )
-    module.get_input_tensor_by_name = lambda request, name: request.inputs[name]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
-
-
-def request(outputs=("logits",), **arrays):
-    inputs = {name: Tensor(name, array) for name, array in arrays.items()}
-    return SimpleNamespace(inputs=inputs, requested_output_names=lambda: list(outputs))
-
-
-def imported(path: Path):
-    spec = importlib.util.spec_from_file_location("model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TritonPythonModel()
-
-
-@needs_plugins
-def test_a_bundle_is_served_by_the_python_backend(
-    tmp_path, monkeypatch, triton_utils, parse_config
-):
-    """Its model.py runs, on the GPU that is none, and gives what the ONNX model gives."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    ops = frozenset(op.name for op in library.describe(plugins()).ops)
-    model = host.lowered(LLAMA, folder, ops)
-    host.bundle(model, folder, plugins(), tmp_path / "llama.opfuse")
-    made = opfuse.package(tmp_path / "llama.opfuse", tmp_path / "repository")
-    where = tmp_path / "repository" / "llama"
-    assert files(where) == ["1/model.opfuse", "1/model.py", "config.pbtxt", "opfuse.json"]
-    config = parse_config((where / "config.pbtxt").read_text())
-    assert (config.backend, config.max_batch_size) == ("python", 0)
-    assert [list(item.dims) for item in config.input] == [[-1, -1]] * 3
-    assert list(config.model_warmup[0].inputs["input_ids"].dims) == [1, 128]
-    assert "tensorrt-rtx" in made.notes[0]
-
-    opened = host.open_engine(monkeypatch, where / "1" / "model.opfuse", model)
-    loads = []
-
-    def load(path, **options):
-        loads.append((path, options))
-        return opened
-
-    monkeypatch.setattr("opfuse.runtime.engine.Engine.load", load)
-    served = imported(where / "1" / "model.py")
-    ports = {kind: [{"name": item.name} for item in getattr(config, kind)]
-             for kind in ("input", "output")}  # fmt: skip
-    served.initialize({"model_config": json.dumps(ports), "model_instance_device_id": "1"})
-    assert loads == [(where / "1" / "model.opfuse", {"device": 1})]
-    ids = np.arange(10, dtype=np.int64).reshape(2, 5) % 7
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids),
-             "position_ids": np.tile(np.arange(5), (2, 1))}  # fmt: skip
-    right, wrong, none = served.execute(
-        [
-            request(**feeds),
-            request(**{**feeds, "input_ids": ids.astype(np.int32)}),
-            request((), **feeds),
-        ]
-    )
-    (expected,) = OnnxRuntime(onnx.load(LLAMA)).run(feeds)
-    np.testing.assert_allclose(right.tensors["logits"], expected, rtol=1e-4, atol=1e-4)
-    assert right.error is None
-    assert (wrong.tensors, none.tensors) == ({}, {})
-    assert wrong.error is not None
-    served.finalize()
 
 
 def test_an_engine_of_tensorrt_for_rtx_is_served_by_the_python_backend(engine, tmp_path):

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from opfuse import child
 from opfuse.config import Config
+from opfuse.engine.tensorrt_rtx import TensorRtRtx
 from opfuse.errors import EngineError, InputError, MissingComponent, TimeLimit
 from opfuse.progress import Progress
 from opfuse.runtime.bundle import Bundle
@@ -260,6 +261,29 @@ def test_the_timing_cache_is_left_alone_where_it_has_no_use(build, tmp_path):
     info = build(chain(2), timing_cache=cache)
     assert not cache.exists()
     assert "has no use for a timing cache" in info.notes[-1]
+
+
+def test_kernel_timings_are_kept_beside_the_engines(build, tmp_path, monkeypatch):
+    """TensorRT for RTX writes an empty timing cache, if it is asked for one."""
+    monkeypatch.setattr(TensorRtRtx, "uses_timing_cache", True)
+    seen = []
+    genuine = stage.kept.fetch_timings
+
+    def fetch(cache, backend, target):
+        genuine(cache, backend, target)
+        seen.append(target.exists())
+
+    monkeypatch.setattr(stage.kept, "fetch_timings", fetch)
+    for length in (2, 3):
+        info = build(chain(length), cache=tmp_path / "cache")
+        assert info.cache["kept"]
+    assert seen == [False, True]
+    assert len(list((tmp_path / "cache" / "v1" / "timing").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "v1" / "engines").iterdir())) == 2
+    named = tmp_path / "timing.cache"
+    build(chain(4), cache=tmp_path / "cache", timing_cache=named)
+    assert len(seen) == 2
+    assert named.stat().st_size > 0
 
 
 def test_check_parses_and_writes_nothing(build, tmp_path):

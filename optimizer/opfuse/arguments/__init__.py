@@ -56,7 +56,8 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     file = config_file.find(said.get("config")) if "config" in defaults[command] else None
     written: dict[str, Any] = {}
     if file is not None and not said.get("no_config"):
-        actions = {name: config_file.actions_of(item) for name, item in parsers.items()}
+        readers = {name: item for name, item in parsers.items() if "config" in defaults[name]}
+        actions = {name: config_file.actions_of(item) for name, item in readers.items()}
         written = config_file.read(file, actions, command, named="config" in said)
     if "onnx" in said:  # the model in trtexec's spelling
         written.pop("model", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import stat
 import sys
@@ -54,7 +55,7 @@ class _File:
 
 def find(explicit: Path | None) -> Path | None:
     """The file that ``--config`` names, else opfuse.toml in the working directory, else None."""
-    return explicit or (Path(NAME) if Path(NAME).exists() else None)
+    return explicit or (Path(NAME) if os.path.lexists(NAME) else None)
 
 
 def read(
@@ -119,7 +120,7 @@ def _text(path: Path) -> str:
             raise InputError(f"{path} is not a regular file", fix)
         if status.st_size > _MOST_BYTES:
             raise InputError(f"{path} has {status.st_size} bytes: that is no list of options", fix)
-        return path.read_bytes().decode()
+        return path.read_bytes().decode("utf-8-sig")  # some editors begin with a mark
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8", fix) from None
@@ -209,7 +210,8 @@ def _one(action: argparse.Action, raw: Any, folder: Path) -> Any:
         choices = list(action.choices)
         return _checked(raw, text and raw in choices, f"one of {', '.join(map(str, choices))}")
     if action.type is Path:
-        return folder / _checked(raw, text, "the path of a file, in quotes")
+        fits = text and "\0" not in raw
+        return folder / _checked(raw, fits, "the path of a file, in quotes")
     _checked(raw, text, "a text in quotes")
     try:
         return action.type(raw) if callable(action.type) else raw

@@ -18,6 +18,7 @@ from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.engine.backend import Backend, EngineInfo
 from opfuse.files import Pending, file_hash
+from opfuse.graph.protos import all_tensors
 from opfuse.progress import Progress
 
 _ENGINES, _TIMING = "engines", "timing"
@@ -43,7 +44,7 @@ def engine_key(
 
     Args:
         model: What TensorRT gets; its weights are in it, or in files of ``base_dir``.
-        base_dir: A folder with nothing else than what goes into the engine.
+        base_dir: Holds those files, and ``fused.onnx`` with its own, which go into bundles.
         config: Shapes, cuts, and whether the library is embedded.
         backend: With the version of its TensorRT, and the GPU of this machine.
         library: The plugin library; None where the model has no plugin node.
@@ -53,7 +54,7 @@ def engine_key(
     facts = {
         "made_by": _made_by(backend),
         "model": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
-        "files": {path.name: file_hash(path) for path in sorted(base_dir.iterdir())},
+        "files": {path.name: file_hash(path) for path in sorted(_files(model, base_dir))},
         "library": None if library is None else file_hash(library),
         "embedded": config.embed_plugins,
         "around_attention": config.lower != "auto",
@@ -63,6 +64,13 @@ def engine_key(
         ],
     }
     return _hash(facts)
+
+
+def _files(model: ModelProto, base_dir: Path) -> set[Path]:
+    """What an engine or a bundle is made from beside the model itself."""
+    entries = [entry for tensor in all_tensors(model) for entry in tensor.external_data]
+    places = {base_dir / entry.value for entry in entries if entry.key == "location"}
+    return places | set(base_dir.glob("fused*"))
 
 
 def fetch(

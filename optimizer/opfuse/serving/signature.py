@@ -25,6 +25,9 @@ class Port:
         symbols: What the model calls each size, as far as that is known.
         levels: The smallest, the usual, and the largest shape of a dynamic input, where known.
         tuned: The usual shape, where only that is known.
+
+    Raises:
+        ValueError: These are no port's.
     """
 
     name: str
@@ -35,6 +38,17 @@ class Port:
     levels: tuple[Shape, Shape, Shape] | None = None
     tuned: Shape = ()
 
+    def __post_init__(self) -> None:
+        texts = (self.name, self.dtype, *self.symbols)
+        if not self.name or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{self.name!r} with type {self.dtype!r} is no tensor")
+        if not all(type(size) is int and size >= -1 for size in self.shape):
+            raise ValueError(f"{self.name!r} cannot have the shape {list(self.shape)}")
+        for level in self.levels or ():
+            fits = len(level) == len(self.shape) and all(map(_within, level, self.shape))
+            if not fits:
+                raise ValueError(f"{self.name!r} cannot have the shape {list(level)}")
+
     @property
     def usual(self) -> Shape:
         """The shape that the engine is tuned for; a size that nobody knows is 1."""
@@ -42,18 +56,22 @@ class Port:
         return tuple(1 if size < 0 else size for size in known)
 
 
+def _within(size: object, limit: int) -> bool:
+    return type(size) is int and size > 0 and limit in (-1, size)
+
+
 def from_report(report: Mapping[str, Any]) -> tuple[Port, ...]:
     """The ports in the report of `opfuse build`.
 
     Raises:
-        KeyError, TypeError: It is something else.
+        KeyError, TypeError, ValueError: It is something else.
     """
     of_model = (*report["model"]["inputs"], *report["model"]["outputs"])
     named = {item["name"]: item["shape"] for item in of_model}
-    return tuple(
+    ports = tuple(
         Port(
             item["name"],
-            item["mode"] == "input",
+            ("output", "input").index(item["mode"]) == 1,
             item["dtype"],
             tuple(item["shape"]),
             symbols(named.get(item["name"], ())),
@@ -61,6 +79,9 @@ def from_report(report: Mapping[str, Any]) -> tuple[Port, ...]:
         )
         for item in report["engine"]["io"]
     )
+    if all(port.is_input for port in ports):
+        raise ValueError("the engine has no outputs")
+    return ports
 
 
 def symbols(shape: Sequence[int | str]) -> tuple[str, ...]:

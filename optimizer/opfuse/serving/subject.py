@@ -77,8 +77,9 @@ def examine(path: Path, report: Path | None) -> Subject:
             plugins = bool(made["plugin_layers"])
             ports = signature.from_report(facts)
             return Subject(path, maker, str(made["version"]), plugins, found, ports)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{report or path}: the report lacks {error}", _BUILD) from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"the report of {path} is none of a build: {what}", _BUILD) from None
     if gpu.absent():
         raise MissingComponent(
             f"what {path} takes and gives only TensorRT can tell, which needs a GPU for it: "
@@ -119,7 +120,7 @@ def _report(path: Path, named: Path | None) -> dict[str, Any] | None:
     try:
         facts = json.loads(place.read_bytes())
         digest = facts["engine"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if named is None:
             return None
         reason = error.strerror if isinstance(error, OSError) else "it has no engine"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -21,7 +22,7 @@ from opfuse.serving.subject import Subject, examine
 TWIN = "libopfuse_plugins_registered.so"
 _FACTS = "opfuse.json"
 _SCHEMA = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 _MODEL_PY = '''\
 """Written by opfuse package: runs the engine beside it, with the opfuse of Triton's Python."""
 
@@ -82,16 +83,18 @@ def package(
     """
     name = path.stem if name is None else name
     if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name for a model", "give --name, of letters and digits")
+        raise InputError(
+            f"{name!r} is no name for a model", "give --name, of up to 128 letters and digits"
+        )
     target = repository / name
     _check_target(repository, target)
     engine = examine(path, report)
     beside = _beside(engine, plugin_library)
     made = _described(engine, name, target, max_batch, beside)
-    if not repository.is_dir():
-        with translated(repository):
-            repository.mkdir()
-    with pending_folder(target) as folder:
+    remarks = ("Written by opfuse package.", *made.serve, *made.notes)
+    text = triton.config(name, made.backend, engine.ports, made.max_batch_size, remarks)
+    with _made(repository), pending_folder(target) as folder:
+        (folder / "config.pbtxt").write_text(text)
         _write(folder, engine, made, beside)
         files = {
             str(file.relative_to(folder)): file_hash(file)
@@ -101,6 +104,20 @@ def package(
         made = replace(made, files=files)
         (folder / _FACTS).write_text(json.dumps(_facts(engine, made), indent=1) + "\n")
     return made
+
+
+@contextmanager
+def _made(repository: Path) -> Iterator[None]:
+    """Makes the folder of models; it goes again where nothing comes of it."""
+    new = not repository.is_dir()
+    with translated(repository):
+        repository.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):  # it holds the model
+                repository.rmdir()
 
 
 def _check_target(repository: Path, target: Path) -> None:
@@ -200,9 +217,6 @@ def _write(folder: Path, engine: Subject, made: Packaged, beside: Path | None) -
     if beside is not None:
         place.mkdir(exist_ok=True)
         shutil.copyfile(beside, place / beside.name)
-    remarks = ("Written by opfuse package.", *made.serve, *made.notes)
-    text = triton.config(made.model, made.backend, engine.ports, made.max_batch_size, remarks)
-    (folder / "config.pbtxt").write_text(text)
 
 
 def _facts(engine: Subject, made: Packaged) -> dict[str, Any]:
