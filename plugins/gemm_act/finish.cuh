@@ -13,15 +13,14 @@ template <class T, class S, bool kGated, int kBlocks>
 struct GemmFinish {
     static constexpr int kOutBlocks = kGated ? kBlocks / 2 : kBlocks;
     static constexpr int kAcross = kOutBlocks / 8, kChunks = S::kHeights * kAcross;
-    static_assert(kGated || S::kParts > 1 || kChunks % 2 == 0);
 
     GemmMaps const& maps;
     Gemm const& g;
     uint64_t* const barriers;     // of the two chunks
     unsigned char* const chunks;  // two, of this group
     int const group, lane, warp;
-    bool const leader;  // of the group's threads, the one that copies
-    uint32_t parity = 0;
+    bool const leader;      // of the group's threads, the one that copies
+    uint32_t parities = 0;  // of the chunks' barriers, a bit each
 
     // Gated, there is none.
     __device__ bool has_residual() const { return !kGated && g.residual; }
@@ -64,10 +63,10 @@ struct GemmFinish {
     }
 
     // Two neighbouring blocks of y as matrices for store_matrices, with `more` of the residual.
-    template <device::Activation kActivation>
-    __device__ void finish_blocks(uint32_t (&out)[4], float const (&sums)[kBlocks][4],
-                                  uint32_t const (&bias)[kBlocks], int block,
-                                  uint32_t const (&more)[4]) const {
+    template <device::Activation kActivation, bool kResidual>
+    __device__ static void finish_blocks(uint32_t (&out)[4], float const (&sums)[kBlocks][4],
+                                         uint32_t const (&bias)[kBlocks], int block,
+                                         uint32_t const (&more)[4]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float four[4];
@@ -79,7 +78,7 @@ struct GemmFinish {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) four[i] *= up[i];
             }
-            if (has_residual())
+            if constexpr (kResidual)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     float2 const pair = device::unpack<T>(more[r + i / 2 * 2]);
@@ -93,8 +92,8 @@ struct GemmFinish {
     // Waits until the chunk's place is free, or holds the residual.
     __device__ void await_chunk(int chunk) {
         if (has_residual()) {
-            device::wait(&barriers[chunk % 2], parity);
-            if (chunk % 2 == 1) parity ^= 1;
+            device::wait(&barriers[chunk % 2], parities >> chunk % 2 & 1);
+            parities ^= 1 << chunk % 2;
         } else {
             if (leader) device::wait_for_stores<1>();
             device::meet(1 + group, 128);
@@ -114,39 +113,52 @@ struct GemmFinish {
         }
     }
 
-    template <device::Activation kActivation>
-    __device__ void finish(float const (&sums)[S::kHeights][kBlocks][4],
-                           uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
+    // All of a chunk is computed before any of it is stored, without a branch: where each store
+    // waits for its own exponentials and divisions, an epilogue takes several times as long.
+    template <device::Activation kActivation, bool kResidual>
+    __device__ void finish_as(float const (&sums)[S::kHeights][kBlocks][4],
+                              uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
         // Lane i addresses row i % 16 of the warp's, and of a pair of blocks the i / 16 th.
         int const row = warp * 16 + lane % 16;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
-            await_chunk(chunk);
             uint32_t const row_at = device::shared_address(chunks + chunk % 2 * S::kChunkBytes) +
                                     row * device::kBoxBytes;
+            auto const address = [&](int j) {
+                return row_at + ((2 * j + lane / 16) ^ row % 8) * 16;
+            };
+            uint32_t more[4][4] = {}, out[4][4];
+            if constexpr (kResidual) {
+                await_chunk(chunk);
 #pragma unroll
-            for (int j = 0; j < 8; j += 2) {
-                uint32_t const at = row_at + ((j + lane / 16) ^ row % 8) * 16;
-                uint32_t more[4] = {}, out[4];
-                if (has_residual()) device::load_matrices_at(more, at);
-                finish_blocks<kActivation>(out, sums[chunk / kAcross], bias,
-                                           chunk % kAcross * 8 + j, more);
-                device::store_matrices(at, out);
+                for (int j = 0; j < 4; ++j) device::load_matrices_at(more[j], address(j));
             }
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                finish_blocks<kActivation, kResidual>(out[j], sums[chunk / kAcross], bias,
+                                                      chunk % kAcross * 8 + 2 * j, more[j]);
+            if constexpr (!kResidual) await_chunk(chunk);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) device::store_matrices(address(j), out[j]);
             store_chunk(tile, chunk);
         }
     }
 
     __device__ void finish(float const (&sums)[S::kHeights][kBlocks][4],
                            uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
+        auto const as = [&]<device::Activation kActivation>() {
+            if constexpr (!kGated)
+                if (g.residual) return finish_as<kActivation, true>(sums, bias, tile);
+            finish_as<kActivation, false>(sums, bias, tile);
+        };
         using enum device::Activation;
         switch (g.activation) {
-        case kNone: return finish<kNone>(sums, bias, tile);
-        case kRelu: return finish<kRelu>(sums, bias, tile);
-        case kGelu: return finish<kGelu>(sums, bias, tile);
-        case kGeluTanh: return finish<kGeluTanh>(sums, bias, tile);
-        case kQuickGelu: return finish<kQuickGelu>(sums, bias, tile);
-        case kSilu: return finish<kSilu>(sums, bias, tile);
+        case kNone: return as.template operator()<kNone>();
+        case kRelu: return as.template operator()<kRelu>();
+        case kGelu: return as.template operator()<kGelu>();
+        case kGeluTanh: return as.template operator()<kGeluTanh>();
+        case kQuickGelu: return as.template operator()<kQuickGelu>();
+        case kSilu: return as.template operator()<kSilu>();
         }
     }
 };
