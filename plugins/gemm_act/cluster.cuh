@@ -11,17 +11,14 @@ __device__ inline int cluster_rank() {
     return static_cast<int>(rank);
 }
 
-__device__ inline void meet_cluster() {
-    asm volatile(
-        "barrier.cluster.arrive.release;\n"
-        "barrier.cluster.wait.acquire;" ::
-            : "memory");
+// Blocks of a cluster meet: all threads arrive, then wait.  What publish_barriers() said before is
+// then known to all; other writes are not.
+__device__ inline void arrive_at_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
-__device__ inline int cluster_size() {
-    uint32_t size;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-    return static_cast<int>(size);
+__device__ inline void wait_for_cluster() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // The address that `address` of this block's shared memory has in block `rank`.
@@ -37,20 +34,17 @@ __device__ inline void arrive_in(uint64_t* barrier, int rank) {
                  : "memory");
 }
 
-__device__ inline float4 load_from(uint32_t cluster_address) {
-    float4 value;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "r"(cluster_address)
-                 : "memory");
-    return value;
+// Stores to another block's shared memory and tells the barrier there of 16 bytes.
+__device__ inline void store_in(uint32_t address, float const (&value)[4], uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+        "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+        "f"(value[0]), "f"(value[1]), "f"(value[2]), "f"(value[3]), "r"(barrier)
+        : "memory");
 }
 
-// Asks for a box to be in L2.
-__device__ inline void prefetch_tile(CUtensorMap const& map, int col, int row) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
-                 "r"(col), "r"(row)
-                 : "memory");
+__device__ inline void prefetch_map(CUtensorMap const& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 // Copies the map's box at (col, row) to `to`; elements outside of the tensor are 0.

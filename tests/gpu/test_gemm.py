@@ -81,14 +81,23 @@ def test_gated_gemm(
         buffers.check_guards()
 
 
-def test_large_product(runner: Runner, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("shape", [(4000, 2056, 4360), (4090, 768, 3080), (4096, 3072, 776)])
+def test_large_product(
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int, int], activation: str
+) -> None:
     """More tiles than multiprocessors, a depth of many stages, and edges: every tile is right."""
-    rows, depth, cols = 4000, 2056, 4360
+    rows, depth, cols = shape
     x = random(generator, (rows, depth), torch.float16)
     weight = random(generator, (depth, cols), torch.float16, depth**-0.5)
-    y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
-    runner("GemmAct", {}, [x, weight], [y])
-    runner.compare("GemmAct large", y, x.double() @ weight.double(), NOISE)
+    bias = random(generator, (cols,), torch.float16)
+    residual = random(generator, (rows, cols), torch.float16)
+    expected = activate(x.double() @ weight.double() + bias.double(), activation)
+    for more in ([], [residual]):
+        y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
+        attributes = {"activation": activation, "residual": len(more)}
+        runner("GemmAct", attributes, [x, weight, bias, *more], [y])
+        runner.compare("GemmAct large", y, expected + sum(r.double() for r in more), NOISE)
 
 
 def test_beyond_32_bits(runner: Runner, generator: torch.Generator) -> None:

@@ -28,6 +28,8 @@ from opfuse.runtime.bundle import Bundle
 from opfuse.stages import build as stage
 from opfuse.stages.lower import lower
 from tests.engine_models import ROOT, add_rms_norm, chain, model, plugins, value
+from tests.small import fuse_model
+from tests.small import model as small_model
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -117,6 +119,26 @@ def test_a_library_that_is_not_embedded_stands_beside_the_engine(build):
     assert files(build) == [plugins().name, "model.engine"]
     assert info.bytes < plugins().stat().st_size
     assert "stands beside it" in info.notes[-1]
+
+
+@needs_plugins
+@pytest.mark.parametrize(
+    ("text", "op"),
+    [
+        ("h = MatMul(x, w)\nb = Add(h, bias)\ny = Relu(b)\n", "GemmAct"),
+        (
+            "h = MatMul(x, w)\ng, u = Split<axis=-1, num_outputs=2>(h)\n"
+            "s = Sigmoid(g)\na = Mul(g, s)\ny = Mul(a, u)\n",
+            "GatedGemm",
+        ),
+    ],
+)
+def test_products_are_plugin_layers(build, text, op):
+    weights = {"w": (16, 32), "bias": (32,)} if op == "GemmAct" else {"w": (16, 32)}
+    made = small_model(text, "T[2, 5, 16] x", "T y", weights, "float16")
+    fused = fuse_model(made, library={op}).after
+    lower(fused, "plugin", {op})
+    assert build(fused, plugins()).plugin_layers == {op: 1}
 
 
 @needs_plugins

@@ -1,0 +1,237 @@
+"""Times GemmAct and GatedGemm beside cuBLASLt through torch, and torch.compile, on one GPU.
+
+``python -m benchmarks.products`` prints a table and writes ``results/products-<date>.json``. A time
+is that of one launch in a CUDA graph of some, over weights that together are larger than the L2
+cache, after a pause; the median of several rounds. In each round all contenders of a shape run once
+in random order, since a GPU at its power limit slows down by a tenth within seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.nn import functional
+
+from benchmarks import measure
+from benchmarks.kernels import environment
+from opfuse.runtime import abi, library
+
+ROUNDS, LONGEST_US, ROTATED_BYTES, PAUSE_CYCLES = 9, 8000.0, 3e8, 400_000
+HALF = 10  # onnx.TensorProto.FLOAT16
+Launch = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [rows, depth] times a weight [depth, cols], or twice as wide where a gate is in it."""
+
+    rows: int
+    depth: int
+    cols: int
+    gated: bool = False
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``gated 64x4096x14336``."""
+        return f"{'gated ' if self.gated else ''}{self.rows}x{self.depth}x{self.cols}"
+
+    @property
+    def width(self) -> int:
+        """Columns of the weight."""
+        return self.cols * (2 if self.gated else 1)
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.rows * self.depth * self.width
+
+
+PRODUCTS = [
+    Product(8192, 8192, 8192, compiled=True),
+    Product(8192, 4096, 14336),
+    Product(4096, 768, 3072, compiled=True),
+    Product(4096, 3072, 768),
+    Product(2048, 4096, 4096),
+    Product(512, 4096, 4096),
+    Product(128, 4096, 4096),
+    Product(64, 4096, 14336),
+    Product(64, 4096, 4096),
+    Product(16, 14336, 4096),
+    Product(1, 4096, 14336),
+    Product(1, 4096, 4096),
+    Product(8192, 4096, 14336, gated=True, compiled=True),
+    Product(64, 4096, 14336, gated=True),
+    Product(1, 4096, 14336, gated=True),
+]
+
+
+class Tensors:
+    """The operands of a product; launch ``i`` takes the ``i``-th weight, over and over."""
+
+    def __init__(self, product: Product) -> None:
+        bytes_each = product.depth * product.width * 2
+        copies = max(1, min(24, int(ROTATED_BYTES // bytes_each)))
+        self.x = _random(product.rows, product.depth)
+        self.weights = [
+            _random(product.depth, product.width) * product.depth**-0.5 for _ in range(copies)
+        ]
+        self.bias = _random(product.width)
+        self.residual = _random(product.rows, product.cols)
+        self.y = torch.empty_like(self.residual)
+
+    def weight(self, index: int) -> torch.Tensor:
+        """Of launch ``index``."""
+        return self.weights[index % len(self.weights)]
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float16, device="cuda")
+
+
+def ours(handle: object, product: Product, tensors: Tensors, activation: str, *more: str) -> Launch:
+    """Our kernel over the C ABI, with a bias or a residual where named."""
+    attributes: dict[str, abi.AttributeValue] = {"activation": activation}
+    if "residual" in more:
+        attributes["residual"] = 1
+    plugin = abi.Plugin(handle, "GatedGemm" if product.gated else "GemmAct", attributes)
+    extra = [getattr(tensors, name) for name in more]
+    made = _described(tensors.y)
+
+    def launch(index: int) -> torch.Tensor:
+        given = _described(tensors.x, tensors.weight(index), *extra)
+        plugin.enqueue(given, made, torch.cuda.current_stream().cuda_stream, 0)
+        return tensors.y
+
+    return launch
+
+
+def _described(*tensors: torch.Tensor) -> list[abi.Tensor]:
+    return [abi.Tensor(HALF, tuple(t.shape), t.data_ptr()) for t in tensors]
+
+
+def gelu_layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """A linear layer and its GELU, as a model writes them."""
+    return functional.gelu(x @ weight + bias, approximate="tanh")
+
+
+def gated_layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """SwiGLU behind one projection."""
+    gate, up = (x @ weight + bias).chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def compiled(product: Product) -> Callable[..., torch.Tensor]:
+    """The layer by inductor."""
+    torch._dynamo.reset()
+    function = gated_layer if product.gated else gelu_layer
+    return torch.compile(function, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+
+def contenders(handle: object, product: Product, t: Tensors) -> dict[str, Launch]:
+    """What runs in turns."""
+    found: dict[str, Launch] = {"torch mm": lambda i: torch.mm(t.x, t.weight(i))}
+    if product.gated:
+        found["torch addmm, silu, mul"] = lambda i: gated_layer(t.x, t.weight(i), t.bias)
+        found["opfuse silu"] = ours(handle, product, t, "silu", "bias")
+    else:
+        found["torch addmm"] = lambda i: torch.addmm(t.bias, t.x, t.weight(i))
+        found["cuBLASLt bias, gelu_tanh"] = lambda i: torch._addmm_activation(
+            t.bias, t.x, t.weight(i), use_gelu=True
+        )
+        found["opfuse"] = ours(handle, product, t, "none")
+        found["opfuse bias"] = ours(handle, product, t, "none", "bias")
+        for activation in ("gelu_tanh", "gelu", "silu"):
+            found[f"opfuse bias, {activation}"] = ours(handle, product, t, activation, "bias")
+        found["opfuse residual"] = ours(handle, product, t, "none", "residual")
+    if product.compiled:
+        function = compiled(product)
+        found["torch.compile"] = lambda i: function(t.x, t.weight(i), t.bias)
+    return found
+
+
+def captured(launch: Launch, launches: int) -> torch.cuda.CUDAGraph:
+    """A graph of some launches, warmed up."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launch(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(launches):
+            launch(index)
+    return graph
+
+
+def times(graphs: Mapping[str, torch.cuda.CUDAGraph], launches: int) -> dict[str, float]:
+    """Microseconds of a launch of each; the first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(ROUNDS + 1):
+        for name in random.sample(sorted(graphs), len(graphs)):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(PAUSE_CYCLES)
+            start.record()
+            graphs[name].replay()
+            end.record()
+            end.synchronize()
+            found[name].append(start.elapsed_time(end) * 1000 / launches)
+    return {name: median(measured[1:]) for name, measured in found.items()}
+
+
+def measured(handle: object, product: Product) -> list[dict[str, object]]:
+    """A row for each contender."""
+    tensors = Tensors(product)
+    # At a fifth of an H100's rate, or of its bandwidth.
+    roughly = max(product.operations / 2e8, product.depth * product.width * 2 / 1e6, 5.0)
+    launches = int(min(40, max(2, LONGEST_US / roughly)))
+    graphs = {
+        name: captured(launch, launches)
+        for name, launch in contenders(handle, product, tensors).items()
+    }
+    return [
+        {
+            "product": product.name,
+            "contender": name,
+            "us": us,
+            "tflops": product.operations / us / 1e6,
+            "weight_tb_s": product.depth * product.width * 2 / us / 1e6,
+        }
+        for name, us in times(graphs, launches).items()
+    ]
+
+
+def main() -> None:
+    """Times all, or only compiles what torch.compile is asked for, which takes a minute."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile-only", action="store_true")
+    if parser.parse_args().compile_only:
+        for product in PRODUCTS:
+            if product.compiled:
+                tensors = Tensors(product)
+                compiled(product)(tensors.x, tensors.weight(0), tensors.bias)
+        return
+    handle = abi.load(library.find())
+    rows = [row for product in PRODUCTS for row in measured(handle, product)]
+    measure.print_table(
+        ("product", "contender", "us", "TFLOP/s", "weight TB/s"),
+        [
+            (
+                str(row["product"]),
+                str(row["contender"]),
+                f"{row['us']:.2f}",
+                f"{row['tflops']:.1f}",
+                f"{row['weight_tb_s']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+    print(measure.write("products", {"environment": environment(), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
