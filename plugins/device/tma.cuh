@@ -73,14 +73,6 @@ __device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barr
         : "memory");
 }
 
-// The same box on its way to the L2 cache alone.
-__device__ inline void prefetch_box(CUtensorMap const& map, int col, int row, int head, int batch) {
-    asm volatile(
-        "cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map),
-        "r"(col), "r"(row), "r"(head), "r"(batch)
-        : "memory");
-}
-
 // Named barriers: `threads` of the block meet; some may arrive without waiting.
 __device__ inline void meet(int name, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     TileWalk<S> const walk(a, order);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
-        if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{a, maps, barriers, q, k, v}.run(walk);
+        if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
         HopperConsumer<T, S>(a, barriers, q, k, v, group).run(walk);

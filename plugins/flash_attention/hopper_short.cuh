@@ -39,14 +39,13 @@ struct ShortBarriers {
 template <class T, class S, bool kPlain>
 struct ShortTile {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
-    static constexpr int kFewKeys = 16;
     using Mask = std::conditional_t<kPlain, NoMask<kBlocks>, EarlyMask<T, kBlocks>>;
 
     Attention const& a;
     AttentionMaps const& maps;
     ShortBarriers<S>& barriers;
     unsigned char *q, *k, *v;
-    int batch, head, first_row;
+    int batch, head, kv_head, first_row;
     int begin, end;  // of the blocks of keys that any row sees
 
     // Of the block that comes as number `step`.
@@ -55,7 +54,6 @@ struct ShortTile {
     // The first thread asks for keys and values.
     __device__ void load(int step) const {
         int const stage = step % S::kStages, row = row_of(step);
-        int const kv_head = head / (a.heads / a.kv_heads);
         load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.keys[stage], S::kKeys, row,
                      kv_head, batch);
         load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.values[stage], S::kKeys, row,
@@ -120,11 +118,7 @@ struct ShortTile {
             device::wait_for_products<0>();
             device::pin(s);
             prepare(0);
-            // A last block of few keys has code of its own.
-            if (a.keys - row_of(0) <= kFewKeys)
-                softmax.template update_first<kPlain, kFewKeys / 8>(s, log2_scale);
-            else
-                softmax.template update<kPlain>(s, log2_scale);
+            softmax.template update<kPlain>(s, log2_scale);
             pack_weights<T>(p, s);
             for (int step = 1; step < blocks; ++step) {
                 mask.fetch(a, masks, first_key(step));  // travels while the tensor cores multiply
@@ -157,29 +151,9 @@ struct ShortTile {
     }
 };
 
-// What block `index` of the grid will load goes to the L2 cache: its queries, and for the first
-// tile of a head its keys and values, as many as it asks for at once.
-template <class S>
-__device__ void prefetch_tile(Attention const& a, AttentionMaps const& maps, int tiles, int index) {
-    int const head_index = index / tiles, from_last = index % tiles;
-    int const batch = head_index / a.heads, head = head_index % a.heads;
-    int const kv_head = head / (a.heads / a.kv_heads);
-#pragma unroll
-    for (int col = 0; col < S::kSize; col += kBoxColumns) {
-        device::prefetch_box(maps.q, col, (tiles - 1 - from_last) * S::kRows, head, batch);
-        if (from_last > 0) continue;
-        int const end = (a.keys + S::kKeys - 1) / S::kKeys;
-        for (int block = end - 1; block >= max(0, end - S::kStages); --block) {
-            device::prefetch_box(maps.k, col, block * S::kKeys, kv_head, batch);
-            device::prefetch_box(maps.v, col, block * S::kKeys, kv_head, batch);
-        }
-    }
-}
-
 template <class T, class S, bool kPlain>
 __global__ void __launch_bounds__(S::kThreads, S::kResident)
-    short_kernel(Attention const a, int tiles, int at_once,
-                 __grid_constant__ AttentionMaps const maps) {
+    short_kernel(Attention const a, int tiles, __grid_constant__ AttentionMaps const maps) {
     extern __shared__ __align__(16) unsigned char shared[];
     unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     unsigned char* const k = q + S::kQueryBytes;
@@ -191,19 +165,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     KeyRange const any_sees = keys_of_any(a, first_row, min(first_row + S::kRows, a.queries) - 1);
     int const begin = any_sees.begin / S::kKeys;
     int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
-    ShortTile<T, S, kPlain> const tile{
-        a,         maps,  barriers, q, k, v, head_index / a.heads, head_index % a.heads,
-        first_row, begin, end};
+    int const batch = head_index / a.heads, head = head_index % a.heads;
+    int const kv_head = head / (a.heads / a.kv_heads);  // once: a division is slow
+    ShortTile<T, S, kPlain> const tile{a,     maps, barriers, q,         k,     v,
+                                       batch, head, kv_head,  first_row, begin, end};
     if (threadIdx.x == 0) {
         barriers.init();
         if (begin < end) tile.load_first();
     }
     __syncthreads();
-    // What comes when this block is gone, so that memory has work while this one multiplies.
-    unsigned const next = blockIdx.x + static_cast<unsigned>(at_once);
-    if (threadIdx.x == S::kThreads - 1 && next < gridDim.x)
-        prefetch_tile<S>(a, maps, tiles, static_cast<int>(next));
-    __syncwarp();
     tile.run();
 }
 
@@ -215,13 +185,9 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
     auto const kernel = short_kernel<T, S, kPlain>;
-    int device = 0, processors = 0;
-    cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-    if (!status) status = cudaGetDevice(&device);
-    if (!status)
-        status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (status) return status;
+    if (cudaError_t const status = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes))
+        return status;
     int const tiles = (a.queries + S::kRows - 1) / S::kRows;
     int64_t const blocks = a.batch * a.heads * tiles;
     if (blocks > INT32_MAX) return cudaErrorNotSupported;
@@ -230,11 +196,7 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     config.blockDim = dim3(S::kThreads);
     config.dynamicSmemBytes = S::kSharedBytes;
     config.stream = stream;
-#ifdef NOPREFETCH
-    return cudaLaunchKernelEx(&config, kernel, a, tiles, INT32_MAX / 2, maps);
-#else
-    return cudaLaunchKernelEx(&config, kernel, a, tiles, processors * S::kResident, maps);
-#endif
+    return cudaLaunchKernelEx(&config, kernel, a, tiles, maps);
 }
 
 }  // namespace opfuse

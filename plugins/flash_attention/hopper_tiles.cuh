@@ -61,7 +61,7 @@ struct TileOrder {
 };
 
 struct HopperTile {
-    int batch, head;
+    int batch, head, kv_head;
     int first_row;
     int begin, end;  // of the blocks of keys that any row sees
 };
@@ -93,6 +93,7 @@ class TileWalk {
     __device__ void fill(HopperTile& tile, int head_index, int from_last) const {
         tile.batch = head_index / a_.heads;
         tile.head = head_index % a_.heads;
+        tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
         KeyRange const keys =
             keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
@@ -110,7 +111,6 @@ class TileWalk {
 // queries.
 template <class S>
 struct HopperLoader {
-    Attention const& a;
     AttentionMaps const& maps;
     HopperBarriers<S>& barriers;
     unsigned char *q, *k, *v;
@@ -124,13 +124,13 @@ struct HopperLoader {
     }
     __device__ void load_block(HopperTile const& tile, int block) {
         uint32_t const stage = steps % S::kStages, parity = ~(steps++ / S::kStages) & 1;
-        int const head = tile.head / (a.heads / a.kv_heads), first = block * S::kKeys;
+        int const first = block * S::kKeys;
         device::wait(&barriers.key_empty[stage], parity);
         load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
-                     head, tile.batch);
+                     tile.kv_head, tile.batch);
         device::wait(&barriers.value_empty[stage], parity);
         load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage], S::kKeys,
-                     first, head, tile.batch);
+                     first, tile.kv_head, tile.batch);
     }
     __device__ void run(TileWalk<S> walk) {
         auto const next = [&](HopperTile& tile) {  // that has keys

@@ -138,15 +138,14 @@ struct RunningSoftmax {
     // Turns scores into exp(score - maximum) and gives what earlier results are to be scaled by.
     // Weights are 2^(score * log2_scale).  kFused multiplies before it subtracts: one instruction
     // less, but not for scores near the end of fp32, such as masks have.
-    // Of the kBlocks, kUsed hold scores; the others' weights are 0.
-    template <bool kFused, int kUsed, int kBlocks>
-    __device__ float2 update_first(float (&s)[kBlocks][4], float log2_scale) {
+    template <bool kFused, int kBlocks>
+    __device__ float2 update(float (&s)[kBlocks][4], float log2_scale) {
         float correction[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float top = max[r];
 #pragma unroll
-            for (int i = 0; i < kUsed; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+            for (int i = 0; i < kBlocks; ++i) top = fmaxf(top, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
             float const origin = top == -INFINITY ? 0.f : top;  // -inf - -inf would be NaN
@@ -155,7 +154,7 @@ struct RunningSoftmax {
             float const shift = origin * log2_scale;
             float total = 0.f;
 #pragma unroll
-            for (int i = 0; i < kUsed; ++i)
+            for (int i = 0; i < kBlocks; ++i)
 #pragma unroll
                 for (int e = 2 * r; e < 2 * r + 2; ++e) {
                     float const power = kFused ? fmaf(s[i][e], log2_scale, -shift)
@@ -164,15 +163,8 @@ struct RunningSoftmax {
                     total += s[i][e];
                 }
             sum[r] = sum[r] * correction[r] + total;
-#pragma unroll
-            for (int i = kUsed; i < kBlocks; ++i) s[i][2 * r] = s[i][2 * r + 1] = 0.f;
         }
         return {correction[0], correction[1]};
-    }
-
-    template <bool kFused, int kBlocks>
-    __device__ float2 update(float (&s)[kBlocks][4], float log2_scale) {
-        return update_first<kFused, kBlocks>(s, log2_scale);
     }
 
     // Adds up the four lanes of each row.
