@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ROOMS = sorted(path.parent.name for path in HERE.parents[1].glob("plugins/*/op.cpp"))
-OPS = ["".join(word.title() for word in room.split("_")) for room in ROOMS]
+SOURCES = "".join(path.read_text() for path in HERE.parents[1].glob("plugins/*/*.cpp"))
+OPS = sorted(re.findall(r"OPFUSE_REGISTER_OP\(opfuse::(\w+)\)", SOURCES))
 TESTS = re.findall(r'\{"(\w+)", test_', (HERE / "contract" / "main.cpp").read_text())
 
 Contract = tuple[Path, Path]
