@@ -31,6 +31,7 @@ import psutil
 from benchmarks.measure import print_table
 from models.tiny import llama
 from opfuse.errors import InputError
+from opfuse.files import file_hash
 from opfuse.runtime import bundle
 
 OLD = b"the output of an earlier run"
@@ -214,7 +215,7 @@ def _children(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_hash(path) if path.is_file() else ""
 
 
 def _is_old(path: Path) -> bool:

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from opfuse.config import Config
-from opfuse.fusions import DEFINITIONS
-from opfuse.progress import Progress
-from opfuse.stages.fuse import export, fuse, widen
-from opfuse.stages.load import Source
-from opfuse.stages.normalise import normalise
-from opfuse.stages.prove import prove
+from tests.proving import prove_widening
 from tests.small import fuse_model, model
 
 SIZES = ({"B": 2, "S": 5}, {"B": 1, "S": 1}, {"B": 3, "S": 7})
@@ -168,25 +160,14 @@ def test_two_layers_share_one_layout():
     outcome.same(*SIZES)
 
 
-def proof(monkeypatch, op, text, inputs, right="", wrong=""):
-    definition = DEFINITIONS[op]
-    changed = replace(definition, body=lambda uses: definition.body(uses).replace(right, wrong))
-    source = Source(Path("model.onnx"), model(text, inputs), Path())
-    fused = fuse(normalise(source))
-    count = len(fused.matches)
-    monkeypatch.setitem(DEFINITIONS, op, changed)
-    fused = widen(fused, {op}, Path())
-    after, config = export(fused, source), Config(Path("model.onnx"))
-    return prove(source, after, fused.graph, fused.matches[count:], config, Progress(), whole=False)
-
-
 X = "T[B, S, 48] x, T[B, 1, 1, S] mask"
 PROVEN = {"packed": ("PackedAttention", packed(), X), "apart": ("FlashAttention", apart(), APART)}
 
 
 @pytest.mark.parametrize("case", PROVEN)
 def test_it_is_proven(monkeypatch, case):
-    found = proof(monkeypatch, *PROVEN[case])
+    op, text, inputs = PROVEN[case]
+    found = prove_widening(monkeypatch, op, model(text, inputs))
     assert (found.matches, found.failed, found.whole) == (1, (), None)
 
 
@@ -208,5 +189,5 @@ def test_it_is_proven(monkeypatch, case):
 )
 def test_a_wrong_definition_is_refuted(monkeypatch, case, right, wrong):
     op, text, inputs = PROVEN[case]
-    found = proof(monkeypatch, op, text, inputs, right, wrong)
+    found = prove_widening(monkeypatch, op, model(text, inputs), right, wrong)
     assert [failure.kind for failure in found.failed] == [op]

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from opfuse.config import Config
-from opfuse.fusions import DEFINITIONS
-from opfuse.progress import Progress
-from opfuse.stages.fuse import export, fuse, widen
-from opfuse.stages.load import Source
-from opfuse.stages.normalise import normalise
-from opfuse.stages.prove import prove
 from tests.fusions.test_position_masks import ALIBI, CORE, NUMBERS, QKV, STEPS
+from tests.proving import prove_widening
 from tests.small import fuse_model, model
 
 LOWEST = "-3.4028235e38"
@@ -242,17 +233,8 @@ def test_documents_that_positions_show_to_be_one():
 
 
 def proof(monkeypatch, case: str, right: str = "", wrong: str = ""):
-    definition = DEFINITIONS["FlashAttention"]
-    changed = replace(definition, body=lambda uses: definition.body(uses).replace(right, wrong))
     made = model(STEPS + CORE.format(SPELT[case][0]), QKV, weights=WEIGHTS)
-    source = Source(Path("model.onnx"), made, Path())
-    fused = fuse(normalise(source))
-    count = len(fused.matches)
-    monkeypatch.setitem(DEFINITIONS, "FlashAttention", changed)
-    fused = widen(fused, {"FlashAttention"}, Path())
-    after = export(fused, source)
-    matches, config = fused.matches[count:], Config(Path("model.onnx"))
-    return prove(source, after, fused.graph, matches, config, Progress(), whole=False)
+    return prove_widening(monkeypatch, "FlashAttention", made, right, wrong)
 
 
 @pytest.mark.parametrize("case", ["where", "window", "both sides"])

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
-from opfuse.config import Config
-from opfuse.fusions import DEFINITIONS
-from opfuse.progress import Progress
-from opfuse.stages.fuse import export, fuse, widen
-from opfuse.stages.load import Source
-from opfuse.stages.normalise import normalise
-from opfuse.stages.prove import prove
 from tests.fusions.spellings import GELU, GELU_TANH, SILU, every, spell
+from tests.proving import prove_widening
 from tests.small import fuse_model, model
 
 SIZES = ({"S": 1}, {"S": 9})
@@ -99,18 +90,10 @@ def test_with_and_without_bias_in_one_model():
     outcome.same(*SIZES)
 
 
-def proof(monkeypatch, body=lambda text: text):
-    definition = DEFINITIONS["GatedGemm"]
-    changed = replace(definition, body=lambda uses: body(definition.body(uses)))
-    monkeypatch.setitem(DEFINITIONS, "GatedGemm", changed)
+def proof(monkeypatch, right="", wrong=""):
     shapes = {name: SHAPES[name] for name in ("wg", "wu", "bg", "bu")}
     made = model(BIASED + GATE, "T[2, S, 5] x", "T y", shapes, "float16")
-    source = Source(Path("model.onnx"), made, Path())
-    fused = widen(fuse(normalise(source)), {"GatedGemm"}, Path())
-    matches = [match for match in fused.matches if match.kind == "GatedGemm"]
-    config = Config(Path("model.onnx"))
-    after = export(fused, source)
-    return prove(source, after, fused.graph, matches, config, Progress(), whole=False)
+    return prove_widening(monkeypatch, "GatedGemm", made, right, wrong)
 
 
 def test_it_is_proven(monkeypatch):
@@ -124,5 +107,5 @@ def test_it_is_proven(monkeypatch):
     [("gate, up = Split", "up, gate = Split"), ("Mul(active, up)", "Mul(active, gate)")],
 )
 def test_a_wrong_definition_is_refuted(monkeypatch, right, wrong):
-    found = proof(monkeypatch, lambda text: text.replace(right, wrong))
+    found = proof(monkeypatch, right, wrong)
     assert [failure.kind for failure in found.failed] == ["GatedGemm"]

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
-from opfuse.config import Config
-from opfuse.fusions import DEFINITIONS
-from opfuse.progress import Progress
-from opfuse.stages.fuse import export, fuse, widen
-from opfuse.stages.load import Source
-from opfuse.stages.normalise import normalise
-from opfuse.stages.prove import prove
+from tests.proving import prove_widening
 from tests.small import fuse_model, model
 
 SIZES = ({"B": 2, "S": 5}, {"B": 1, "S": 1}, {"B": 3, "S": 7})
@@ -257,18 +248,10 @@ def test_two_layers_of_which_one_is_normed():
     outcome.same(*SIZES)
 
 
-def proof(monkeypatch, body=lambda text: text):
-    definition = DEFINITIONS["QkNormRope"]
-    changed = replace(definition, body=lambda uses: body(definition.body(uses)))
-    monkeypatch.setitem(DEFINITIONS, "QkNormRope", changed)
+def proof(monkeypatch, right="", wrong=""):
     shapes = {"w": (5, 48), "q_gamma": (6,), "k_gamma": (6,)}
     made = model(NORMED, f"T[B, S, 5] x, {CACHE}", "T q, T k, T v", shapes)
-    source = Source(Path("model.onnx"), made, Path())
-    fused = widen(fuse(normalise(source)), {"QkNormRope"}, Path())
-    matches = [match for match in fused.matches if match.kind == "QkNormRope"]
-    config = Config(Path("model.onnx"))
-    after = export(fused, source)
-    return prove(source, after, fused.graph, matches, config, Progress(), whole=False)
+    return prove_widening(monkeypatch, "QkNormRope", made, right, wrong)
 
 
 def test_it_is_proven(monkeypatch):
@@ -286,5 +269,5 @@ def test_it_is_proven(monkeypatch):
     ],
 )
 def test_a_wrong_definition_is_refuted(monkeypatch, right, wrong):
-    found = proof(monkeypatch, lambda text: text.replace(right, wrong))
+    found = proof(monkeypatch, right, wrong)
     assert [failure.kind for failure in found.failed] == ["QkNormRope"]

@@ -14,6 +14,7 @@ from opfuse.arguments.options import (
     config_file,
     dry_run,
     embedding,
+    engine,
     gpu,
     library,
     lock,
@@ -22,6 +23,7 @@ from opfuse.arguments.options import (
     output_options,
     precision,
     proof,
+    seed,
     shapes,
     tolerance,
     tuning,
@@ -159,7 +161,7 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
         "throughput, device memory, and the time to the first result.",
         epilog=EPILOG,
     )
-    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    engine(command)
     command.add_argument(
         "--vs",
         action="append",
@@ -176,9 +178,7 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument(
         "--warm-up", type=int, default=20, metavar="N", help="runs before those (default: 20)"
     )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the inputs (default: 0)"
-    )
+    seed(command)
     library(command, ("--plugins",))
     common(command, (".json", ".svg"))
 
@@ -192,7 +192,7 @@ def package(commands: argparse._SubParsersAction[Parser]) -> None:
         "library where it needs one, and the command that serves it.",
         epilog=EPILOG,
     )
-    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+    engine(command)
     command.add_argument(
         "--triton",
         type=Path,

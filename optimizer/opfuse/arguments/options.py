@@ -31,6 +31,11 @@ def model(command: Parser) -> None:
     )
 
 
+def engine(command: Parser) -> None:
+    """The built engine or bundle, by place."""
+    command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
+
+
 def output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()) -> None:
     """Where the result goes."""
     command.add_argument(
@@ -244,6 +249,11 @@ def tolerance(command: Parser) -> None:
         help="largest relative error that passes"
         " (default: 1e-4 for fp32, 2e-2 for fp16, 8e-2 for bf16)",
     )
+    seed(command)
+
+
+def seed(command: Parser) -> None:
+    """The seed of the inputs."""
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the random inputs (default: 0)"
     )

@@ -25,6 +25,8 @@ MANIFEST, FUSED, LIBRARY = "manifest.json", "fused.onnx", "plugins/libopfuse_plu
 _DIGITS = 64  # of a SHA-256
 _BLOCK = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+# What zipfile raises for a member: damaged, absent, or of a compression that it does not know.
+_UNREADABLE = (zipfile.BadZipFile, KeyError, NotImplementedError)
 _AGAIN = "copy it again, or build it again from the model"
 
 
@@ -53,7 +55,7 @@ class Bundle:
         try:
             archive = zipfile.ZipFile(path)
             manifest = json.loads(archive.read(MANIFEST))
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
+        except (OSError, ValueError, *_UNREADABLE):
             raise InputError(f"{path} is no opfuse bundle, or is damaged", _AGAIN) from None
         if damage:
             raise InputError(f"{path} is damaged: {_culprit(archive, manifest)} differs", _AGAIN)
@@ -208,6 +210,6 @@ def _culprit(archive: zipfile.ZipFile, manifest: Mapping[str, Any]) -> str:
         try:
             if hashlib.sha256(archive.read(name)).hexdigest() != digest:
                 return str(name)
-        except (KeyError, zipfile.BadZipFile, NotImplementedError):
+        except _UNREADABLE:
             return str(name)
     return "its directory"
