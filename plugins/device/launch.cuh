@@ -54,6 +54,9 @@ struct Machine {
     bool has_clusters() const { return capability >= 90; }
 };
 
+// Of a kernel that does not call wait_for_previous: it starts when the one ahead has ended.
+inline constexpr Machine kInOrder{};
+
 template <int = 0>
 __global__ void probe_kernel() {}
 

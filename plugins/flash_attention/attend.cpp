@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "../device/tensor_map.h"
 #include "launch.h"
 
 namespace opfuse {
@@ -23,11 +24,7 @@ bool suits_hopper(Attention const& a) {
     int const size = std::max(a.head_size, a.value_size);
     bool const odd_mask = a.mask.data && !a.mask.in_pairs;
     if (size <= 32 || size > 128 || !a.in_vectors || !a.y_in_vectors || odd_mask) return false;
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major == 9;
+    return device::is_hopper();
 }
 
 template <class T>

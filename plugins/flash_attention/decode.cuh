@@ -240,12 +240,12 @@ template <class T, int kSize, int kStages, bool kPlain>
 cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
     using S = DecodeShape<T, kSize, kStages>;
     auto const kernel = decode_kernel<T, kSize, kStages, kPlain>;
-    int device = 0, processors = 0, per_processor = 0;
-    cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-    if (!status) status = cudaGetDevice(&device);
+    device::Machine machine;
+    int per_processor = 0;
+    cudaError_t status = device::current_machine(machine);
     if (!status)
-        status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      S::kSharedBytes);
     if (!status)
         status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, S::kThreads,
                                                                S::kSharedBytes);
@@ -253,21 +253,17 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int const tiles = (group_rows + S::kRows - 1) / S::kRows;
     int64_t const all_tiles = a.batch * a.kv_heads * tiles;
-    auto const splits = split_keys<S, kSize>(a, all_tiles, processors * per_processor, workspace);
+    auto const splits =
+        split_keys<S, kSize>(a, all_tiles, machine.multiprocessors * per_processor, workspace);
     int64_t const blocks = all_tiles * splits.count;
     if (blocks > INT32_MAX || a.batch * a.heads * a.queries > INT32_MAX)
         return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kSharedBytes;
-    config.stream = stream;
-    status = cudaLaunchKernelEx(&config, kernel, a, tiles, splits);
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    status = device::launch(kernel, device::kInOrder, grid, stream, a, tiles, splits);
     if (status || splits.count == 1) return status;
-    config.gridDim = dim3(static_cast<unsigned>(a.batch * a.heads * a.queries));
-    config.blockDim = dim3(kSize);
-    config.dynamicSmemBytes = 0;
-    return cudaLaunchKernelEx(&config, combine_kernel<T, kSize, kPlain>, a, tiles, splits);
+    device::Grid const rows{a.batch * a.heads * a.queries, dim3(kSize)};
+    return device::launch(combine_kernel<T, kSize, kPlain>, device::kInOrder, rows, stream, a,
+                          tiles, splits);
 }
 
 template <class T, int kSize, int kStages>
@@ -281,12 +277,9 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
 template <class T, int kSize>
 cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stream) {
     constexpr int kMany = kSize <= 64 ? 4 : 3, kFew = 2;
-    int device = 0, limit = 0;
-    cudaError_t status = cudaGetDevice(&device);
-    if (!status)
-        status = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (status) return status;
-    return DecodeShape<T, kSize, kMany>::kSharedBytes <= limit
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
+    return DecodeShape<T, kSize, kMany>::kSharedBytes <= machine.shared_bytes
                ? launch_decode<T, kSize, kMany>(a, workspace, stream)
                : launch_decode<T, kSize, kFew>(a, workspace, stream);
 }

@@ -7,6 +7,7 @@
 // computes a softmax while the tensor cores multiply; the next scores may be the next tile's, so
 // that short rows leave no gaps.
 #pragma once
+#include "../device/launch.cuh"
 #include "hopper_tiles.cuh"
 
 namespace opfuse {
@@ -189,23 +190,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class T, class S>
 cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStream_t stream) {
-    auto const kernel = hopper_kernel<T, S>;
-    int device = 0, processors = 0;
-    cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-    if (!status) status = cudaGetDevice(&device);
-    if (!status)
-        status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (status) return status;
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
     int64_t const tiles = a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows);
     if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
-    int const blocks = static_cast<int>(std::min<int64_t>(processors, tiles));
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kSharedBytes;
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, a, order_tiles<S>(a, blocks), maps);
+    int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    return device::launch(hopper_kernel<T, S>, device::kInOrder, grid, stream, a,
+                          order_tiles<S>(a, blocks), maps);
 }
 
 template <class T, class S>

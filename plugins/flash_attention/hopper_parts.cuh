@@ -54,9 +54,9 @@ __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* f
                           int row, int head, int batch) {
     device::arrive_expecting(full, rows * S::kSize * 2);
 #pragma unroll
-    for (int box = 0; box < S::kSize / kBoxColumns; ++box)
-        device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * kBoxColumns, row,
-                         head, batch);
+    for (int box = 0; box < S::kSize / device::kBoxColumns; ++box)
+        device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * device::kBoxColumns,
+                         row, head, batch);
 }
 
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.

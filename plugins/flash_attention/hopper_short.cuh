@@ -1,6 +1,7 @@
 // The same on Hopper for few keys, and for scores that are more than scaled: small tiles of which a
 // multiprocessor has several, so that one's softmax falls into another's products and copies.
 #pragma once
+#include "../device/launch.cuh"
 #include "hopper_parts.cuh"
 
 namespace opfuse {
@@ -184,19 +185,12 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
-    auto const kernel = short_kernel<T, S, kPlain>;
-    if (cudaError_t const status = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes))
-        return status;
     int const tiles = (a.queries + S::kRows - 1) / S::kRows;
     int64_t const blocks = a.batch * a.heads * tiles;
     if (blocks > INT32_MAX) return cudaErrorNotSupported;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kSharedBytes;
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, a, tiles, maps);
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    return device::launch(short_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a, tiles,
+                          maps);
 }
 
 }  // namespace opfuse

@@ -4,6 +4,7 @@
 // warp keeps its queries' results and scores in registers.  The next keys travel while values are
 // multiplied, and values while keys are.
 #pragma once
+#include "../device/launch.cuh"
 #include "softmax.cuh"
 
 namespace opfuse {
@@ -187,19 +188,12 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
 template <class T, int kSize, bool kPlain>
 cudaError_t launch_prefill(Attention const& a, cudaStream_t stream) {
     using S = PrefillShape<T, kSize, kPlain>;
-    auto const kernel = prefill_kernel<T, kSize, kPlain>;
-    if (cudaError_t const status = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes))
-        return status;
     int const tiles = (a.queries + S::kRows - 1) / S::kRows;
     int64_t const blocks = a.batch * a.heads * tiles;
     if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kSharedBytes;
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, a, tiles);
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    return device::launch(prefill_kernel<T, kSize, kPlain>, device::kInOrder, grid, stream, a,
+                          tiles);
 }
 
 template <class T, int kSize>

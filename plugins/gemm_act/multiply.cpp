@@ -1,3 +1,4 @@
+#include "../device/tensor_map.h"
 #include "launch.h"
 
 namespace opfuse {
@@ -8,11 +9,7 @@ namespace {
 bool suits_hopper(Gemm const& g) {
     bool const odd_bias = reinterpret_cast<uintptr_t>(g.bias) % 4 != 0;
     if (!g.in_vectors || !g.y_in_boxes || odd_bias || g.depth == 0) return false;
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major == 9;
+    return device::is_hopper();
 }
 
 template <class T>

@@ -1,7 +1,6 @@
 // What Hopper's copy engine has to know of a matrix product.
 #pragma once
-#include <cuda.h>
-
+#include "../device/tensor_map.h"
 #include "launch.h"
 
 namespace opfuse {

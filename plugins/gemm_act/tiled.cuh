@@ -6,6 +6,7 @@
 #pragma once
 #include <algorithm>
 
+#include "../device/launch.cuh"
 #include "../device/mma.cuh"
 #include "../device/vec.cuh"
 #include "epilogue.cuh"
@@ -190,20 +191,13 @@ __global__ void __launch_bounds__(TiledShape<kByRows>::kThreads)
 template <class T, bool kByRows>
 cudaError_t launch_tiled(Gemm const& g, cudaStream_t stream) {
     using S = TiledShape<kByRows>;
-    auto const kernel = tiled_gemm_kernel<T, kByRows>;
-    if (cudaError_t const status = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes))
-        return status;
     int const of_tile = g.gated ? S::kCols / 2 : S::kCols;
     int const tile_cols = (g.cols + of_tile - 1) / of_tile;
     int64_t const blocks = (g.rows + S::kRows - 1) / S::kRows * tile_cols;
     if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kSharedBytes;
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, g, tile_cols);
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    return device::launch(tiled_gemm_kernel<T, kByRows>, device::kInOrder, grid, stream, g,
+                          tile_cols);
 }
 
 template <class T>
