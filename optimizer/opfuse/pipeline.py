@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from opfuse.stages.prove import Proof
     from opfuse.stages.verify import Comparison
 
-GOALS = ("explain", "fuse", "build")
-
 
 def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
     """Takes one model as far as the goal says.

@@ -25,8 +25,6 @@ _STEP = 5.0  # between the two bounds of an error
 _ROOM = 2.0  # between an error that is found and the bound that is written for it
 _LEVELS = ("min_shapes", "opt_shapes", "max_shapes")
 _PLAIN = ("precision", "io_precision", "prove", "rtol", "seed")
-OPTIONS = (*_PLAIN, "calibrate", *_LEVELS)
-"""The options that a lock pins."""
 
 
 def model(path: Path, proto: ModelProto, base_dir: Path) -> dict[str, Any]:

@@ -166,11 +166,6 @@ class Place:
         device.free(self._arena)
         device.close_stream(self.stream)
 
-    @property
-    def graph_count(self) -> int:
-        """How many graphs are kept."""
-        return len(self._graphs)
-
     def layout(self, inputs: Shapes, *, staged: bool) -> Layout:
         """The layout for these input shapes; the memory is there afterwards.
 
