@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from opfuse.graph.collectives import Rank, state
 from opfuse.numerics.ranks import Ranks
 from opfuse.numerics.whole import Subject
 from opfuse.sharding.result import Plan
-from opfuse.stages.fuse import export, fuse
-from opfuse.stages.load import Source
+from opfuse.stages.fuse import export, fuse, fuse_sums
+from opfuse.stages.load import Source, content_hash
 from opfuse.stages.normalise import normalise
 from opfuse.stages.save import save
-from opfuse.stages.shard import parts_of, shard
+from opfuse.stages.shard import parts_of, shard, with_sums
 from tests import small
 
 
@@ -72,11 +73,15 @@ def cut(before: onnx.ModelProto, ranks: int, folder: Path, *, vocab: bool = Fals
     source = Source(Path("model.onnx"), copy, folder)
     fused = fuse(normalise(source))
     made = shard(fused, source.path, folder, ranks, vocab=vocab)
+    fused = fuse_sums(fused, folder)
+    made = with_sums(made, fused, content_hash(source))
     models = []
     for rank in range(ranks):
         made.cutter.set_rank(rank)
         path = folder / f"rank{rank}.onnx"
-        save(fused.graph, export(fused, source), folder, path)
+        written = export(fused, source)
+        state(written, Rank(rank, ranks, made.plan.sha256))
+        save(fused.graph, written, folder, path)
         models.append(onnx.load(path))
         onnx.checker.check_model(models[-1], full_check=True)
     return Cut(before, tuple(models), folder, made.plan)

@@ -70,6 +70,7 @@ def model(
     typed = [re.sub(r"\bT\b", dtype, part) for part in (inputs, _ranked(outputs), body)]
     imports = f'"" : {opset}' + (', "local" : 1' if functions else "")
     imports += ', "com.microsoft" : 1' if "com.microsoft." in body else ""
+    imports += ', "opfuse" : 1' if "opfuse." in body else ""
     made = onnx.parser.parse_model(
         f"<ir_version: 8, opset_import: [{imports}]>\n"
         f"g ({typed[0]}) => ({typed[1]}) {{\n{typed[2]}\n}}\n{functions}"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def check(model: Path, given: Mapping[str, Any], progress: Progress | None = None) -> Check:
     """Holds a model against its lock, or writes the lock; ``given`` goes before its options."""
+    from opfuse.graph.collectives import refuse_ranks
     from opfuse.stages import check as gate
     from opfuse.stages.check_report import write
     from opfuse.stages.load import load, protect
@@ -44,6 +45,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
         check_suffix(path, SUFFIXES)
     with progress.stage("load"):
         source = load(config.model)
+        refuse_ranks(source.proto)
         check_shapes(source, config)
         gate.refuse_other_model(source, locked, config)
         protect(source, outputs, model_too=True)

@@ -137,12 +137,15 @@ def bench(
 
 def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
     """An engine of a model as TensorRT alone makes it."""
+    from opfuse.graph.collectives import refuse_ranks
     from opfuse.stages.build import build
     from opfuse.stages.load import inline, load
     from opfuse.stages.lower import lower
 
     with progress.stage("build"):
-        model = inline(load(path))
+        source = load(path)
+        refuse_ranks(source.proto)
+        model = inline(source)
         lower(model, "leave", ())
         output = folder / f"{number}-{path.stem}.engine"
         own = replace(config, output=output, timing_cache=None, use_cache=False)

@@ -61,21 +61,28 @@ def shard(config: Config, progress: Progress | None = None) -> Shards:
     progress = progress or Progress()
     target = _checked_target(config)
     with progress.stage("load"):
+        from opfuse.graph.collectives import refuse_ranks
         from opfuse.stages.load import load
         from opfuse.stages.shapes import check_shapes
 
         source = load(config.model)
+        refuse_ranks(source.proto)
         check_shapes(source, config)
     if config.prove:
         fused, model, _ = fuse_and_prove(source, config, progress)
     else:
         fused, model = fuse_model(source, {}, progress)
     with progress.stage("shard"):
+        from opfuse.stages.fuse import fuse_sums
+        from opfuse.stages.load import content_hash
         from opfuse.stages.shard import shard as cut
-        from opfuse.stages.shard import weight_bytes
+        from opfuse.stages.shard import weight_bytes, with_sums
 
         whole = weight_bytes(model)
+        digest = content_hash(source)
         sharded = cut(fused, source.path, source.base_dir, config.tp, vocab=config.shard_vocab)
+        fused = fuse_sums(fused, source.base_dir)
+        sharded = with_sums(sharded, fused, digest)
     with pending_folder(target) as folder:
         plan = _write(source, fused, sharded, whole, folder, progress)
         proof = _prove(source, plan, folder, config, progress) if config.prove else None
@@ -89,6 +96,7 @@ def _write(
     source: Source, fused: Any, sharded: Sharded, whole: int, folder: Path, progress: Progress
 ) -> Plan:
     """Writes the ranks one after the other; their weights come straight from the source."""
+    from opfuse.graph.collectives import Rank, state
     from opfuse.stages.fuse import export
     from opfuse.stages.save import save
     from opfuse.stages.shard import weight_bytes, with_files
@@ -99,6 +107,7 @@ def _write(
             progress.step(f"rank {rank}", rank, sharded.plan.ranks)
             sharded.cutter.set_rank(rank)
             model = export(fused, source)
+            state(model, Rank(rank, sharded.plan.ranks, sharded.plan.sha256))
             files.append(f"rank{rank}.onnx")
             save(fused.graph, model, source.base_dir, folder / files[-1])
             own = weight_bytes(model)

@@ -10,6 +10,7 @@ import pytest
 
 import opfuse
 from models import tiny
+from opfuse.graph.collectives import Rank, rank_of, state
 
 
 def test_ranks_and_plan(cli, llama, tmp_path):
@@ -27,9 +28,10 @@ def test_ranks_and_plan(cli, llama, tmp_path):
     assert heads == {(2, 1)}
     model = onnx.load(folder / "rank1.onnx")
     onnx.checker.check_model(model)
-    sums = [node for node in model.graph.node if node.op_type == "AllReduce"]
-    assert len(sums) == plan["collectives"]["AllReduce"] == len(plan["attentions"]) * 2
+    sums = [node for node in model.graph.node if node.op_type == "AllReduceAddNorm"]
+    assert len(sums) == plan["collectives"]["AllReduceAddNorm"] == len(plan["attentions"]) * 2
     assert {node.domain for node in sums} == {"opfuse"}
+    assert rank_of(model) == Rank(1, 2, plan["sha256"])
 
 
 def test_the_plan_as_json(cli, llama, tmp_path):
@@ -96,14 +98,62 @@ def test_no_folder_is_named(cli, llama):
     cli("shard", llama, "--tp", 2).refused(2, "name one with -o")
 
 
-@pytest.mark.parametrize("command", ["shard", "fuse", "build", "explain"])
-def test_a_rank_is_no_model_of_its_own(cli, llama, tmp_path, command):
+@pytest.fixture
+def rank(cli, llama, tmp_path):
     cli("shard", llama, "--tp", 2, "-o", tmp_path / "r", "--no-prove")
-    output = [] if command == "explain" else ["-o", tmp_path / "x"]
-    ranks = ["--tp", 2] if command == "shard" else []
-    result = cli(command, tmp_path / "r" / "rank0.onnx", *output, *ranks)
-    result.refused(2, "is one of 2 ranks", "give the model that was sharded")
+    return tmp_path / "r" / "rank1.onnx"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["shard", "{}", "--tp", 2, "-o", "x"],
+        ["verify", "{}", "{}"],
+        ["check", "{}", "--lock", "x", "--update"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_rank_does_not_run_alone(cli, rank, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    words = [rank if word == "{}" else word for word in command]
+    cli(*words).refused(2, "is one of 2 ranks", "give the model that was sharded")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_rank_is_fused_like_any_model(cli, rank, tmp_path):
+    """Fusing it again finds nothing new, and it stays that rank."""
+    result = cli("fuse", rank, "-o", tmp_path / "f.onnx", "--report", tmp_path / "r.json")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["fusions"]["AllReduceAddNorm"]["fused"] == 2
+    assert report["proof"]["max_rel_err"] == 0
+    stated = rank_of(onnx.load(tmp_path / "f.onnx"))
+    assert stated == rank_of(onnx.load(rank)) == Rank(**report["model"]["rank"])
+
+
+def test_a_rank_that_does_not_say_which_it_is(cli, rank, tmp_path):
+    model = onnx.load(rank)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    cli("explain", tmp_path / "m.onnx").refused(2, "does not say which it is", "opfuse shard")
+
+
+def test_a_rank_of_another_number_of_ranks(cli, rank, tmp_path):
+    model = onnx.load(rank)
+    state(model, Rank(1, 4, "plan"))
+    onnx.save(model, tmp_path / "m.onnx")
+    cli("explain", tmp_path / "m.onnx").refused(2, "is rank 1 of 4, its collectives are of 2")
+
+
+def test_other_weights_are_another_plan(cli, llama, rank, tmp_path):
+    """Ranks of two checkpoints of one architecture must not run together."""
+    model = onnx.load(llama)
+    weight = next(t for t in model.graph.initializer if len(t.raw_data) > 4096)
+    weight.raw_data = weight.raw_data[::-1]
+    onnx.save(model, tmp_path / "other.onnx")
+    cli("shard", tmp_path / "other.onnx", "--tp", 2, "-o", tmp_path / "o", "--no-prove")
+    other = onnx.load(tmp_path / "o" / "rank1.onnx")
+    assert rank_of(other) != rank_of(onnx.load(rank))
 
 
 def test_ranks_that_differ_are_not_written(cli, llama, tmp_path, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import onnx
+import pytest
 
 from opfuse.engine.cut import SPLIT, Segment, cut
 from opfuse.engine.parts import extract
 from opfuse.engine.tensors import types_of
+from opfuse.errors import EngineError
 from tests.engine_models import add_rms_norm
 
 HEADER = """
@@ -209,3 +211,27 @@ def test_a_segment_is_a_model_of_its_own():
     ]
     assert list(model.functions) == []
     assert first.outputs == ("projected.0",)
+
+
+SUM = 'opfuse.AllReduce <plugin_namespace = "opfuse", group_size = 2>'
+RANK = f"g (float[b,4] x, float[4,4] w) => (float[b,4] y) {{{{ a = MatMul(x, w)  y = {SUM}(a) }}}}"
+
+
+def test_attention_beside_it_gives_no_collective_back_to_tensorrt():
+    """There is no body of it that TensorRT could run."""
+    model = parsed(
+        f"""
+        g (float[b,2,s,8] q) => (float[b,2,s,8] y) {{
+            n = {SUM}(q)  a = opfuse.FlashAttention_body(n)  y = {SUM}(a)
+        }}""",
+        ("AllReduce", "FlashAttention"),
+    )
+    result = cut(model, {}, lambda node: "", around_attention=False)
+    assert spelt(model, result) == ["-> n", "FlashAttention_body", "-> y"]
+    assert result.left == {}
+
+
+def test_a_collective_that_the_library_cannot_run():
+    model = parsed(RANK.format(), ("AllReduce",))
+    with pytest.raises(EngineError, match=r"AllReduce.* has to be a plugin here: no float64"):
+        plan(model, lambda node: "no float64")

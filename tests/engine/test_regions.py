@@ -88,3 +88,11 @@ def test_a_plugin_at_the_end_of_the_model():
     model, (region,) = found(f"a = MatMul(x, w) y = {NORM}(a, g)")
     assert ops(model, region.nodes) == ["MatMul", "RmsNorm"]
     assert region.outputs == ("y",)
+
+
+def test_what_speaks_to_other_ranks_is_weighed_against_nothing():
+    total = 'opfuse.AllReduce <plugin_namespace = "opfuse", group_size = 2>'
+    body = f"a = MatMul(x, w)  b = {total}(a)  c = {NORM}(b, g)  d = {total}(c)  y = Relu(d)"
+    model, (one,) = found(body)
+    assert ops(model, one.group) == ["RmsNorm"]
+    assert ops(model, one.nodes) == ["RmsNorm"]

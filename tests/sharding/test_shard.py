@@ -61,7 +61,7 @@ def test_a_layer_by_columns_and_one_by_rows(tmp_path):
     made = cut(model(MLP, "T[B, S, 6] x", weights=MLP_WEIGHTS), 2, tmp_path)
     made.same(*ROWS)
     assert made.products() == [("column", (6, 4)), ("row", (4, 6))]
-    assert made.plan.collectives == {"AllReduce": 1, "AllGather": 0}
+    assert made.plan.collectives == {"AllReduce": 1, "AllGather": 0, "AllReduceAddNorm": 0}
     parts = made.weights("w")
     whole = next(t for t in made.before.graph.initializer if t.name == "w")
     assert np.array_equal(np.concatenate(parts, 1).ravel(), np.frombuffer(whole.raw_data, "f4"))
@@ -329,10 +329,10 @@ def test_words_are_shared_out_on_request(tmp_path):
     ids = np.array([[0, 4, 5, 9, -1, -10, -6, 2]])
     plain = cut(before, 2, tmp_path)
     plain.same({"B": 1, "S": 8}, ids=ids)
-    assert plain.plan.collectives == {"AllReduce": 1, "AllGather": 0}
+    assert plain.plan.collectives == {"AllReduce": 1, "AllGather": 0, "AllReduceAddNorm": 0}
     made = cut(before, 2, tmp_path, vocab=True)
     made.same({"B": 1, "S": 8}, ids=ids)
-    assert made.plan.collectives == {"AllReduce": 2, "AllGather": 1}
+    assert made.plan.collectives == {"AllReduce": 2, "AllGather": 1, "AllReduceAddNorm": 0}
     assert ("vocabulary", (5, 6)) in made.products()
     assert ("column", (6, 5)) in made.products()
     assert made.plan.outputs == ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from opfuse.engine.views import views
 from opfuse.errors import EngineError
 from opfuse.files import file_hash, write_atomically
 from opfuse.fusions.activation_body import KIND
+from opfuse.graph.collectives import Rank, rank_of
+from opfuse.graph.dist_collective import NATIVE, every_node
 from opfuse.graph.protos import BITS, label, type_name
 from opfuse.runtime import abi, bundle, memory
 from opfuse.runtime.library import describe
@@ -36,7 +38,7 @@ class Draft:
     """A cut model before its engines exist.
 
     ``models`` are the files of the segments in the order of the schedule's engine steps,
-    ``weights`` the values that plugins read.
+    ``weights`` the values that plugins read, ``rank`` which of several ranks the model is.
     """
 
     schedule: Schedule
@@ -45,6 +47,7 @@ class Draft:
     weights: Mapping[str, bytes]
     left: Mapping[str, str]
     library: Path | None
+    rank: Rank | None = None
 
 
 def draft(
@@ -63,8 +66,13 @@ def draft(
         around_attention: Whether attention that is no plugin may be cut off from the rest.
 
     Raises:
-        EngineError: The model cannot be cut.
+        EngineError: The model cannot be cut, or speaks to other ranks by layers of TensorRT.
     """
+    if any(node.op_type == NATIVE for node in every_node(model)):
+        raise EngineError(
+            f"the model has {NATIVE}, for which a bundle has no communicator",
+            "use a plugin library with AllReduce and --lower plugin, or --backend tensorrt",
+        )
     types = types_of(model)
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
@@ -83,7 +91,7 @@ def draft(
         write_atomically(models[-1], extract(model, segment.nodes, *ends).SerializeToString())
     schedule = _schedule(model, plan, types)
     weights = {v.name: _weight(model, v.name, base_dir) for v in schedule.constants}
-    return Draft(schedule, types, tuple(models), weights, plan.left, library)
+    return Draft(schedule, types, tuple(models), weights, plan.left, library, rank_of(model))
 
 
 def requests(
@@ -152,6 +160,7 @@ def pack(
         "lock": lock.as_dict(),
         "constants": constants,
         "memory": {"between": planned, "between_unshared": side_by_side},
+        "ranks": None if parts.rank is None else asdict(parts.rank),
         "profile": {name: list(levels) for name, levels in profile.ranges.items()},
     }
     digest, size = bundle.write(output, manifest, members)

@@ -22,7 +22,9 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from opfuse.engine.network import NAMESPACE
 from opfuse.engine.parts import reads
-from opfuse.graph.protos import all_nodes
+from opfuse.errors import EngineError
+from opfuse.graph.collectives import is_ours
+from opfuse.graph.protos import all_nodes, label
 
 HEAVY = frozenset(
     (
@@ -106,11 +108,17 @@ def cut(
         refuses: Why a plugin cannot run a node; empty where it can.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
         views: The nodes that are views, from engine/views.
+
+    Raises:
+        EngineError: The library cannot run a node that speaks to other ranks.
     """
     left: dict[str, str] = {}
     for node in model.graph.node:
-        if is_plugin(node) and (reason := refuses(node)) and leave(model, node):
-            left[node.name] = reason
+        if is_plugin(node) and (reason := refuses(node)):
+            if leave(model, node):
+                left[node.name] = reason
+            elif is_ours(node.domain, node.op_type):
+                raise EngineError(f"{label(node)} has to be a plugin here: {reason}")
     while True:
         plan = _Plan(model, ranks, views or {})
         fences = [] if around_attention else [(node, SPLIT) for node in plan.fences_of_attention()]
@@ -136,9 +144,12 @@ def body_name(model: ModelProto, op: str) -> str:
 def leave(model: ModelProto, node: NodeProto) -> bool:
     """Make a plugin node a call of its function; whether that could be done.
 
+    What speaks to other ranks stays: TensorRT has it as a layer only where it was lowered to that.
     A product without an activation becomes a MatMul and an Add, which TensorRT fuses better than
     the sum in fp32 that the function has.
     """
+    if is_ours(node.domain, node.op_type):
+        return False
     if node.op_type == "GemmAct" and any(item.s == b"none" for item in node.attribute):
         return _leave_product(model, node)
     name = body_name(model, node.op_type)

@@ -3,7 +3,7 @@
 A region is a group of plugin nodes with what TensorRT would fuse them with: the small nodes around
 them and the matrix products that these come from and lead to. Plugins that only serve another one,
 such as the rope of an attention's queries and keys, are of its group. The 32 layers of a model are
-a handful of distinct regions.
+a handful of distinct regions. What speaks to other ranks is weighed against nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 from opfuse.engine.cut import HEAVY, holding, is_plugin
 from opfuse.engine.parts import reads
 from opfuse.engine.tensors import Typed
+from opfuse.graph.collectives import is_ours
 
 HEAVY_PLUGINS = frozenset({"GemmAct", "GatedGemm"})
 _SPELT_OUT = 8  # elements up to which a constant is part of the computation, not a weight
@@ -53,6 +54,7 @@ class _Graph:
         self.weights = {item.name: item for item in model.graph.initializer}
         self.outputs = {item.name for item in model.graph.output}
         self.plugin = [is_plugin(node) for node in self.nodes]
+        self.fixed = {i for i, n in enumerate(self.nodes) if is_ours(n.domain, n.op_type)}
         heavy = holding(model, self.nodes, {("", op) for op in HEAVY})
         self.stops = heavy | {i for i, on in enumerate(self.plugin) if on}
         self.reads = [[n for n in reads(node) if n not in self.weights] for node in self.nodes]
@@ -66,7 +68,7 @@ class _Graph:
         """The plugins that are weighed together, each plugin in one group."""
         joined: dict[int, int] = {}
         for index in reversed(range(len(self.nodes))):  # readers come before what they read
-            if self.plugin[index]:
+            if self.plugin[index] and index not in self.fixed:
                 served = self._serves(index)
                 joined[index] = index if served is None else joined[served]
         found: dict[int, list[int]] = {}
@@ -81,7 +83,7 @@ class _Graph:
         _, ends = self._behind(index)
         if len(ends) == 1:
             (end,) = ends
-            if self.plugin[end] and not self._is_heavy_plugin(end):
+            if self.plugin[end] and end not in self.fixed and not self._is_heavy_plugin(end):
                 return end
         return None
 

@@ -11,6 +11,7 @@ projections.
 from opfuse.fusions import (
     add_layer_norm,
     add_rms_norm,
+    all_reduce_add_norm,
     attention,
     attention_layout,
     attention_op,
@@ -47,6 +48,7 @@ FUSIONS = (
     rope_rest.FUSION,
     add_rms_norm.FUSION,
     add_layer_norm.FUSION,
+    all_reduce_add_norm.FUSION,
     group_norm_silu.FUSION,
     attention.FUSION,
     attention_op.FUSION,
@@ -76,6 +78,7 @@ DEFINITIONS = {
         rms_norm.DEFINITION,
         add_rms_norm.DEFINITION,
         add_layer_norm.DEFINITION,
+        all_reduce_add_norm.DEFINITION,
         group_norm_silu.DEFINITION,
         attention.DEFINITION,
         packed_attention.DEFINITION,

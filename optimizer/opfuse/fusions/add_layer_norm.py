@@ -58,13 +58,17 @@ def _zeros(found: Found, gamma: gs.Tensor) -> gs.Tensor:
 
 
 def _body(uses: Uses) -> str:
+    return f"sum = Add(x, residual)\n{statements(uses.opset, 'sum')}"
+
+
+def statements(opset: int, source: str) -> str:
+    """Return the definition of y from ``source``, gamma, and beta: in fp32, rounded once."""
     return f"""
-        sum = Add(x, residual)
-        wide = Cast<to: int = 1>(sum)
-        {mean_last(uses.opset, "mean", "wide")}
+        wide = Cast<to: int = 1>({source})
+        {mean_last(opset, "mean", "wide")}
         centred = Sub(wide, mean)
         square = Mul(centred, centred)
-        {mean_last(uses.opset, "spread", "square")}
+        {mean_last(opset, "spread", "square")}
         epsilon = Constant<value_float: float = @epsilon>()
         variance = Add(spread, epsilon)
         root = Sqrt(variance)

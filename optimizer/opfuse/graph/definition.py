@@ -92,10 +92,12 @@ class Definition:
         inputs = ", ".join(names[: uses.inputs])
         # A declared attribute that no call has is one too many for onnx.reference.
         carried = [name for name in self.attributes if uses.carry(name)]
+        body = self.body(uses)
+        own = f', "{OPFUSE}" : {VERSION}' if f"{OPFUSE}." in body else ""
         text = (
-            f'<domain: "{OPFUSE}", opset_import: ["" : {uses.opset}]>\n'
+            f'<domain: "{OPFUSE}", opset_import: ["" : {uses.opset}{own}]>\n'
             f"{self.op} <{', '.join((*carried, 'plugin_namespace'))}> "
-            f"({inputs}) => ({', '.join(self.outputs)}) {{\n{self.body(uses)}\n}}"
+            f"({inputs}) => ({', '.join(self.outputs)}) {{\n{body}\n}}"
         )
         return onnx.parser.parse_function(text)
 

@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from opfuse.graph.collectives import COLLECTIVES
 from opfuse.graph.definition import Define, Uses
 from opfuse.graph.dims import Dim, Sym
 from opfuse.graph.facts import Facts
@@ -130,7 +131,9 @@ class Draft:
 
     def _functions(self) -> Iterator[onnx.FunctionProto]:
         """Yield what defines the fused ops here; it may differ from what the model will hold."""
-        fused = [node for node in self.nodes if node.domain == OPFUSE]
+        fused = [
+            node for node in self.nodes if node.domain == OPFUSE and node.op not in COLLECTIVES
+        ]
         for op in dict.fromkeys(node.op for node in fused):
             uses = Uses(self.context.opset, [node for node in fused if node.op == op])
             yield self.context.define(op, uses)

@@ -15,6 +15,15 @@ def _norm_and_sum(op: Op) -> tuple[Fact, ...]:
     return Fact(op.shape(), op.dtype()), Fact(op.shape(), op.dtype())
 
 
+def _all_gather(op: Op) -> Fact:
+    shape = op.shape()
+    if shape is None:
+        return Fact(None, op.dtype())
+    axis = int(op.attr("axis")) % len(shape)
+    whole = shape[axis] * int(op.attr("group_size"))
+    return Fact((*shape[:axis], whole, *shape[axis + 1 :]), op.dtype())
+
+
 def _gemm(op: Op) -> Fact:
     return Fact(matmul_shape(op.shape(), op.shape(1)), op.dtype())
 
@@ -69,6 +78,8 @@ def _packed_attention(op: Op) -> Fact:
 RULES: dict[str, Rule] = {
     "AddLayerNorm": _norm_and_sum,
     "AddRmsNorm": _norm_and_sum,
+    "AllGather": _all_gather,
+    "AllReduce": _like_first,
     "AllReduceAddNorm": _norm_and_sum,
     "FlashAttention": _flash_attention,
     "GatedAct": _gated_act,

@@ -13,7 +13,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from opfuse.errors import InputError
-from opfuse.graph import microsoft
+from opfuse.graph import collectives, microsoft
 from opfuse.graph.protos import all_nodes, all_tensors, label, subgraphs
 
 OPSETS = range(13, 26)
@@ -77,7 +77,7 @@ def check_operators(model: ModelProto) -> list[str]:
             if node.domain in STANDARD_DOMAINS:
                 _check_operator(node, versions)
                 known.add(op)
-            elif not microsoft.understood(*op):
+            elif not (microsoft.understood(*op) or collectives.is_ours(*op)):
                 foreign[op] = foreign.get(op, 0) + 1
     return [
         f"{count} x {domain}::{name} is no standard operator: it is left as it is, and an engine "

@@ -15,6 +15,7 @@ from onnx.helper import make_empty_tensor_value_info, make_graph, make_model, ma
 from opfuse.graph.match import Match, Subgraph, TensorSpec
 from opfuse.graph.weights import ConcatValues
 from opfuse.numerics import stored
+from opfuse.numerics.alone import stand_in
 from opfuse.numerics.case import Case, Weight
 from opfuse.numerics.compare import FLOATS
 from opfuse.numerics.stored import InMemory, Joined, Stored
@@ -105,6 +106,7 @@ class _Parts:
             opset_imports=self.source.opset_import,
             functions=subgraph.functions,
         )
+        stand_in(made)
         return bytes(made.SerializeToString())
 
 

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
 from opfuse.graph.protos import is_external
+from opfuse.numerics.alone import stand_in
 from opfuse.numerics.stored import InFile, Stored
 from opfuse.numerics.whole import Subject
 
@@ -47,6 +48,7 @@ class Handover:
                 )
             else:
                 skeleton.graph.initializer.append(tensor)
+        stand_in(skeleton)
         self._count += 1
         path = self._folder / f"{self._count}.onnx"
         path.write_bytes(skeleton.SerializeToString())

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 from onnx.helper import get_attribute_value, make_empty_tensor_value_info, make_graph, make_model
+from onnx.inliner import inline_selected_functions
 
 from opfuse import child
-from opfuse.graph.collectives import ALL_GATHER, COLLECTIVES, DOMAIN
+from opfuse.graph.collectives import ALL_GATHER, COLLECTIVES, DOMAIN, WITH_NORM
 from opfuse.graph.protos import reads
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import Array, tolerance
@@ -75,6 +76,8 @@ class Ranks:
 
     def __init__(self, ranks: Sequence[Subject], parts: Parts, limit: int = LIMIT) -> None:
         self._ranks = [Loaded(rank, limit) for rank in ranks]
+        for loaded in self._ranks:
+            _write_out(loaded.model)
         self._parts = parts
         self._limit = limit
         self._steps = [_steps(rank.graph.node) for rank in self._ranks]
@@ -139,6 +142,19 @@ class Ranks:
         if not np.array_equal(whole, np.arange(len(whole))):
             raise CannotRun(f"no rank has all of output {name!r}")
         return np.take(joined, first, axis)
+
+
+def _write_out(model: ModelProto) -> None:
+    """Put the body of every fused op that holds a collective in its place."""
+    name = (DOMAIN, WITH_NORM)
+    if all((function.domain, function.name) != name for function in model.functions):
+        return
+    written = inline_selected_functions(model, [name])
+    for field in ("node", "value_info"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(written.graph, field))
+    model.ClearField("functions")
+    model.functions.extend(f for f in written.functions if (f.domain, f.name) != name)
 
 
 def _steps(nodes: Sequence[NodeProto]) -> list[Step]:

@@ -66,6 +66,8 @@ class Plan:
         products, attentions, left: What became of each candidate.
         inputs, outputs: Those of which the ranks have parts; all others are the model's.
         collectives: How many of each kind a run takes, by operator.
+        apart: The sums over the ranks that no norm was fused with, and why.
+        sha256: Of the model and of all this but the files; every rank carries it.
         weight_bytes: Of the whole model, and of one rank.
         files: The file of each rank, relative to the plan.
     """
@@ -78,5 +80,7 @@ class Plan:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     collectives: Mapping[str, int]
+    apart: tuple[Left, ...] = ()
+    sha256: str = ""
     weight_bytes: Mapping[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()

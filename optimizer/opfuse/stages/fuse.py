@@ -9,14 +9,16 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD, WIDENINGS
+from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD, WIDENINGS, all_reduce_add_norm
 from opfuse.graph import control_flow
+from opfuse.graph.collectives import rank_of, state
 from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.facts import Facts
 from opfuse.graph.fusion import Miss, Work
 from opfuse.graph.lineage import UserGraph
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.shapes import analyse
 from opfuse.graph.weights import DerivedValues
 from opfuse.stages.load import Source
 from opfuse.stages.normalise import OLDEST, Normal, clean
@@ -96,6 +98,23 @@ def widen(fused: Fused, ops: Collection[str], base_dir: Path) -> Fused:
     return replace(fused, matches=matches, misses=misses, counts={**fused.counts, **made})
 
 
+def fuse_sums(fused: Fused, base_dir: Path) -> Fused:
+    """Take the sums over the ranks of a graph that was cut together with the norms behind them.
+
+    Args:
+        fused: A graph that stages/shard has cut; it is changed.
+        base_dir: The folder that external weights are relative to.
+    """
+    graph = fused.graph
+    facts = analyse(graph)
+    work = Work(graph, facts, base_dir, _define_one)
+    all_reduce_add_norm.FUSION.run(work)
+    work.finish()
+    _unify(graph, facts)
+    misses = [miss for miss in work.misses if miss.kind == all_reduce_add_norm.FUSION.kind]
+    return replace(fused, misses=tuple(misses), facts=facts)
+
+
 def _unify(graph: gs.Graph, facts: Facts) -> None:
     """Make the nodes of each op alike, which have one definition."""
     for op, definition in DEFINITIONS.items():
@@ -162,6 +181,8 @@ def export(fused: Fused, source: Source) -> onnx.ModelProto:
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     model.ir_version = max(source.proto.ir_version, _IR_VERSION)
     _define(model, graph)
+    if (rank := rank_of(source.proto)) is not None:
+        state(model, rank)
     return model
 
 

@@ -5,6 +5,7 @@ The order of the gates matters: native libraries die on files that get past the 
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from opfuse.errors import InputError
+from opfuse.files import file_hash
 from opfuse.graph import external, wellformed
-from opfuse.graph.collectives import refuse_ranks
+from opfuse.graph.collectives import rank_of
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
 from opfuse.graph.sparse import make_dense
@@ -56,6 +58,15 @@ def load(path: Path) -> Source:
     except InputError as error:
         raise InputError(f"{path}: {error.what}", error.fix) from None
     return Source(path, proto, base_dir, tuple(notes))
+
+
+def content_hash(source: Source) -> str:
+    """SHA-256 of the model and of the files that hold its weights."""
+    digest = hashlib.sha256(source.proto.SerializeToString(deterministic=True))
+    locations = {external.extent(t).location for t in all_tensors(source.proto) if is_external(t)}
+    for location in sorted(locations):
+        digest.update(file_hash(source.base_dir / location).encode())
+    return digest.hexdigest()
 
 
 def inline(source: Source) -> ModelProto:
@@ -155,7 +166,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     wellformed.check_names(proto)
     wellformed.use_default_domain(proto)
     wellformed.check_opsets(proto)
-    refuse_ranks(proto)
+    rank_of(proto)
     wellformed.check_functions(proto)
     notes = wellformed.check_operators(proto)
     notes += wellformed.repair_graph(proto.graph)

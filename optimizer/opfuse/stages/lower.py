@@ -16,6 +16,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from opfuse.errors import EngineError
+from opfuse.graph.collectives import ALL_GATHER, ALL_REDUCE, COLLECTIVES, WITH_NORM, group_size
+from opfuse.graph.dist_collective import dist_collective, rewrite_bodies, sum_apart
 from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 
 DOMAIN = "opfuse"
@@ -55,10 +57,11 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     Raises:
         EngineError: The model has an operator that TensorRT would compute wrongly.
     """
-    facts = _Facts(model, _opset(model), _types(model.graph))
+    facts = _Facts(model, _opset(model), _types(model.graph), group_size(model))
     choices: list[Lowering] = []
     for nodes in _node_lists(model.graph):
         _lower_nodes(nodes, want, plugins, facts, choices)
+    rewrite_bodies(model, facts.ranks, facts.opset)
     _rename_functions(model)
     for node in _every_node(model):
         if node.op_type == "Attention":
@@ -77,6 +80,7 @@ class _Facts:
     model: ModelProto
     opset: int
     types: dict[str, int]
+    ranks: int
 
     def needs_opset(self, version: int, op: str) -> None:
         """Refuse models of an older opset, which do not have ``op``."""
@@ -141,8 +145,9 @@ def _choose(
                 return "leave", reason, [_left(node)]
             node.overload = ""
             return "plugin", "the plugin library has it", [node]
-        return "leave", _why_no_plugin(plugins), [_left(node)]
-    if want == "native":
+        if node.op_type not in COLLECTIVES:
+            return "leave", _why_no_plugin(plugins), [_left(node)]
+    if want == "native" or node.op_type in COLLECTIVES:
         try:
             return "native", "TensorRT has layers for it", _native(node, facts)
         except Unable as reason:
@@ -194,6 +199,18 @@ def _native(node: NodeProto, facts: _Facts) -> list[NodeProto]:
     if form is None:
         raise Unable("TensorRT has no single layer for it")
     return form(node, facts)
+
+
+def _collective(node: NodeProto, facts: _Facts) -> list[NodeProto]:
+    return dist_collective(node, facts.ranks, facts.opset)
+
+
+def _all_reduce_add_norm(node: NodeProto, facts: _Facts) -> list[NodeProto]:
+    """The sum over the ranks, and then the norm in its own native form."""
+    before, rest = sum_apart(node, facts.ranks, facts.opset)
+    facts.types.setdefault(rest.input[0], facts.type_of(node.input[0]))
+    form = _add_rms_norm if rest.op_type == "AddRmsNorm" else _add_layer_norm
+    return [*before, *form(rest, facts)]
 
 
 def _rms_norm(node: NodeProto, facts: _Facts) -> list[NodeProto]:
@@ -284,6 +301,9 @@ def _half_of(table: str, facts: _Facts) -> str:
 
 
 _NATIVE: dict[str, Callable[[NodeProto, _Facts], list[NodeProto]]] = {
+    ALL_REDUCE: _collective,
+    ALL_GATHER: _collective,
+    WITH_NORM: _all_reduce_add_norm,
     "RmsNorm": _rms_norm,
     "AddRmsNorm": _add_rms_norm,
     "AddLayerNorm": _add_layer_norm,

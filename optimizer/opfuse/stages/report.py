@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opfuse.errors import InputError
 from opfuse.files import write_atomically
+from opfuse.graph.collectives import rank_of
 from opfuse.graph.match import Match, NearMiss
 from opfuse.graph.protos import type_name
 
@@ -122,6 +123,7 @@ def describe(source: Source, fused: ModelProto, output: Path | None) -> dict[str
     """The facts of the model that a report begins with."""
     graph = source.proto.graph
     weights = {item.name for item in graph.initializer}
+    rank = rank_of(source.proto)
     return {
         "path": str(source.path),
         "bytes": source.path.stat().st_size,
@@ -133,6 +135,7 @@ def describe(source: Source, fused: ModelProto, output: Path | None) -> dict[str
         "fused_nodes": len(fused.graph.node),
         "output": None if output is None else str(output),
         "notes": list(source.notes),
+        **({} if rank is None else {"rank": dataclasses.asdict(rank)}),
     }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from opfuse.errors import InputError
-from opfuse.graph.collectives import COLLECTIVES
+from opfuse.graph.collectives import ALL_REDUCE, SPEAKING
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.protos import byte_size, is_external
 from opfuse.sharding import vocabulary
@@ -23,6 +25,7 @@ from opfuse.sharding.layout import Shard, Stays, static
 from opfuse.sharding.prepare import join_slices
 from opfuse.sharding.result import Attention, Left, Plan, Port, Product
 from opfuse.sharding.spread import Spreader
+from opfuse.stages.report import plain
 
 if TYPE_CHECKING:
     from opfuse.stages.fuse import Fused
@@ -77,6 +80,22 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
     return Sharded(cutter, Plan(str(model), ranks, *told, inputs, outputs, _collectives(graph)))
 
 
+def with_sums(sharded: Sharded, fused: Fused, digest: str) -> Sharded:
+    """The same with what became of the sums over the ranks, and what it is known by.
+
+    Args:
+        sharded: From `shard`.
+        fused: Its graph, with the sums that norms were taken into.
+        digest: SHA-256 of the model that was sharded.
+    """
+    plan = replace(
+        sharded.plan, collectives=_collectives(fused.graph), apart=_apart(fused, _Names(fused))
+    )
+    facts = [digest, *(getattr(plan, item.name) for item in fields(plan) if item.name != "model")]
+    text = json.dumps(plain(facts), sort_keys=True)
+    return replace(sharded, plan=replace(plan, sha256=hashlib.sha256(text.encode()).hexdigest()))
+
+
 def _share_words(cutter: Cutter, names: _Names, products: list[Product], whole: list[Left]) -> None:
     """Split the embedding, and tell what became of it."""
     table = vocabulary.embedding(cutter.graph, cutter.facts)
@@ -94,9 +113,23 @@ def _share_words(cutter: Cutter, names: _Names, products: list[Product], whole: 
         products.append(Product(name, "vocabulary", (rows, width), part))
 
 
+def _apart(fused: Fused, names: _Names) -> tuple[Left, ...]:
+    """The sums over the ranks that no norm was taken into, and why."""
+    reasons = {name: miss.reason for miss in fused.misses for name in miss.fitting}
+    return tuple(
+        Left(
+            names.of(node),
+            node.op,
+            reasons.get(node.outputs[0].name, "no fused norm stands right behind it"),
+        )
+        for node in fused.graph.nodes
+        if node.op == ALL_REDUCE and node.domain == OPFUSE
+    )
+
+
 def _collectives(graph: gs.Graph) -> dict[str, int]:
     found = Counter(node.op for node in graph.nodes if node.domain == OPFUSE)
-    return {op: found[op] for op in COLLECTIVES}
+    return {op: found[op] for op in SPEAKING}
 
 
 def weight_bytes(model: ModelProto) -> int:

@@ -9,6 +9,7 @@ from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import scratch
+from opfuse.graph.collectives import refuse_ranks
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.whole import Comparison
 from opfuse.stages.load import load, protect
@@ -44,6 +45,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         raise InputError("--layers is for a bundle, and both are models", "leave it out")
     model = b if engines == [a] else a
     first = load(model)
+    refuse_ranks(first.proto)
     protect(first, config.reports, model_too=True)
     with scratch() as folder:
         handover = Handover(folder)
@@ -52,6 +54,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         arguments: tuple[object, ...] = (*engines, subject)
         if not engines:
             second = load(b)
+            refuse_ranks(second.proto)
             protect(second, config.reports, model_too=True)
             other = handover.subject(second.proto, second.base_dir)
             call, arguments = _MODEL_CALL, (subject, other)

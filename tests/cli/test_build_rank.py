@@ -1,0 +1,39 @@
+"""`opfuse build` on the file of one rank: TensorRT's own collectives, built without a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+
+
+@pytest.fixture
+def ranks(cli, llama, tmp_path):
+    made = cli("shard", llama, "--tp", 2, "-o", tmp_path / "r", "--no-prove", "--shard-vocab")
+    assert made.code == 0, made.err
+    return tmp_path / "r"
+
+
+@pytest.mark.parametrize("lower", ["native", "leave"])
+def test_an_engine_with_tensorrts_collectives(cli, ranks, tmp_path, lower):
+    """Two sums are in fused norms; the embedding is summed, and the scores are gathered."""
+    options = ["--backend", "tensorrt-rtx", "--lower", lower, "--json"]
+    result = cli("build", ranks / "rank1.onnx", "-o", tmp_path / "r1.engine", *options)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    layers = Counter(report["engine"]["layer_types"])
+    assert (layers["comm_allreduce"], layers["comm_allgather"]) == (3, 1)
+    choices = {item["op"]: item["choice"] for item in report["lowering"]}
+    assert choices["AllReduce"] == choices["AllGather"] == "native"
+    assert report["model"]["rank"]["rank"] == 1
+    assert report["proof"]["failed"] == 0
+
+
+def test_a_bundle_has_no_communicator_for_them(cli, ranks, tmp_path):
+    options = ["--backend", "segmented", "--lower", "native", "--no-prove"]
+    result = cli("build", ranks / "rank0.onnx", "-o", tmp_path / "r0.opfuse", *options)
+    result.refused(4, "DistCollective", "--lower plugin")
+    assert not (tmp_path / "r0.opfuse").exists()
