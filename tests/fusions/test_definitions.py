@@ -11,6 +11,7 @@ from onnx import helper, parser
 
 from opfuse.fusions import DEFINITIONS
 from opfuse.graph.definition import Uses
+from opfuse.numerics.alone import stand_in
 from tests.small import compare, draw, fuse_model, model, session
 
 OPSETS = (17, 18, 20, 21, 23)
@@ -31,6 +32,14 @@ CASES = {
         f"{X} x, {X} r, float[6] g, float[6] b",
         "y, s = opfuse.AddLayerNorm<epsilon = 0.01>(x, r, g, b)",
     ),
+    **{
+        f"{norm} over ranks": (
+            f"{X} x, {X} r, float[6] g, float[6] b{', float[6] c' * (norm == 'layer')}",
+            f'y, s = opfuse.AllReduceAddNorm<epsilon = 0.01, norm = "{norm}", group_size = 2>'
+            f"(x, r, g, b{', c' * (norm == 'layer')})",
+        )
+        for norm in ("rms", "layer")
+    },
     "group norm": (
         "float[2, 6, 5] x, float[6] g, float[6] b",
         "y = opfuse.GroupNormSilu<num_groups = 2, epsilon = 0.01>(x, g, b)",
@@ -123,6 +132,7 @@ def called(name: str, opset: int) -> onnx.ModelProto:
     call = Call(list(node.input), {a.name: _value(a) for a in node.attribute})
     made.functions.append(DEFINITIONS[node.op_type].function(Uses(opset, [call])))
     node.attribute.append(helper.make_attribute("plugin_namespace", "opfuse"))
+    stand_in(made)
     return made
 
 
