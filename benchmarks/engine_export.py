@@ -15,20 +15,13 @@ from typing import Any
 
 import numpy as np
 
-LLAMA = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-}
+HIDDEN = 2048  # of Llama, in heads of 64
 CACHED = 2048  # tokens before the one that "decode" computes
 NETWORKS = ("bert", "vit", "llama2048", "llama128", "decode")
 IMPLEMENTATIONS = ("eager", "sdpa")
 
 
-def network(name: str, layers: int) -> tuple[Any, tuple[Any, ...]]:
+def network(name: str, layers: int, hidden: int = HIDDEN) -> tuple[Any, tuple[Any, ...]]:
     """The torch module and its example inputs, on the CPU, always the same."""
     import torch
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, ViTConfig, ViTModel
@@ -39,7 +32,15 @@ def network(name: str, layers: int) -> tuple[Any, tuple[Any, ...]]:
     def tokens(*shape: int) -> tuple[Any, ...]:
         return (torch.randint(0, 30000, shape, generator=generator),)
 
-    llama = LlamaConfig(**LLAMA, num_hidden_layers=layers)
+    llama = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+    )
     made: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
         "bert": lambda: (BertModel(BertConfig(), add_pooling_layer=False), tokens(8, 384)),
         "vit": lambda: (
@@ -101,12 +102,12 @@ def reference(module: Any, inputs: tuple[Any, ...], device: str) -> tuple[np.nda
     return want.cpu().numpy(), float((half - want).norm() / want.norm())
 
 
-def export(folder: Path, name: str, implementation: str, layers: int) -> None:
+def export(folder: Path, name: str, implementation: str, layers: int, hidden: int = HIDDEN) -> None:
     """Write the model, its inputs, and what torch makes of them."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    module, inputs = network(name, layers)
+    module, inputs = network(name, layers, hidden)
     module.inner.config._attn_implementation = implementation
     names = ["x", *(f"past_{index}" for index in range(len(inputs) - 1))]
     outputs = ["y", *(f"present_{index}" for index in range(len(inputs) - 1))]
@@ -135,8 +136,9 @@ def main() -> None:
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("implementation", choices=IMPLEMENTATIONS)
     parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help="of Llama (default: 2048)")
     args = parser.parse_args()
-    export(args.folder, args.network, args.implementation, args.layers)
+    export(args.folder, args.network, args.implementation, args.layers, args.hidden)
 
 
 if __name__ == "__main__":

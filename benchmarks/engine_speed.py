@@ -1,131 +1,208 @@
-"""How long engines take on this GPU: TensorRT alone on the original, fused, and with plugins.
+"""How long engines take on this GPU beside TensorRT alone and torch, and whether that is enough.
 
-``python -m benchmarks.engine_speed``, from the repository root, exports networks from torch
-(benchmarks.engine_export), builds each in every variant, and lets the variants take turns:
+``python -m benchmarks.engine_speed``, from the repository root, in two steps:
 
-- ``alone``: the original graph, as TensorRT takes it;
-- ``leave``: the fused graph, its fused ops as their bodies;
-- ``plugin``: the fused graph with every plugin that there is;
-- ``auto``, ``tune``: what opfuse builds by its table and the lock, and after measuring;
-- ``only:OP+OP`` and ``not:OP+OP``: with these plugins alone, or with all but these.
+- all at once, in processes of their own: networks are exported from torch with both attention
+  implementations (benchmarks.engine_export), built in every variant (benchmarks.engine_build), and
+  loaded; torch compiles them (benchmarks.engine_torch);
+- alone on the GPU: for one network after the other both exports in all variants, and torch, take
+  turns, each run one replay of a CUDA graph; the profile of each; the device memory that the
+  variants of ``--memory`` take, each in a process of its own.
 
-One run is one replay of a CUDA graph; a variant whose graph gives other bits than its steps has
-no time. The error is that of the first output against torch in fp32, beside that of torch in fp16.
+Between the steps it waits for the file of ``--hold``, which it makes, to go away.
+
+The error is that of the first output against torch in fp32 on the same weights, beside that of
+torch in fp16. A variant whose graph gives other bits than its steps one by one is said to.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-import opfuse
+from benchmarks import engine_tables, engine_tuning
 from benchmarks.engine_export import IMPLEMENTATIONS, NETWORKS
-from benchmarks.measure import print_table, versions, write
-from opfuse import child, pipeline
-from opfuse.progress import Progress
-from opfuse.runtime.library import describe, find
-from opfuse.stages import library
+from benchmarks.engine_peers import Peer
+from benchmarks.measure import versions, write
+from opfuse.engine import gpu
 
-PACKAGES = ("tensorrt-rtx-cu13", "tensorrt-cu13", "cuda-bindings", "onnx", "torch", "opfuse")
-ROUNDS = 15
-
-
-def built(folder: Path, variant: str, lock: Path) -> tuple[Path, str]:
-    """Build one variant of the model in the folder; its file, and what it consists of."""
-    model, output = folder / "model.onnx", folder / f"{variant.replace(':', '-')}.opfuse"
-    options: dict[str, Any] = {"backend": "segmented", "prove": False}
-    if variant == "alone":
-        inner = folder / "alone"
-        inner.mkdir()
-        config = opfuse.Config(model, backend="segmented")
-        return pipeline.unfused(model, inner, 0, config, Progress()), "1 engine"
-    if variant in ("auto", "tune"):
-        options |= {"lock": lock, "tune": variant == "tune"}
-    else:
-        options["lower"] = "leave" if variant == "leave" else "plugin"
-    with mock.patch.object(library, "choose_library", chosen(variant)):
-        report = opfuse.build(model, output, **options)
-    assert report.engine is not None
-    return output, report.engine.notes[0]
+PACKAGES = (
+    *("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-cu13", "cuda-bindings"),
+    *("onnx", "torch", "transformers", "opfuse"),
+)
+ROUNDS = 5
+_MEASURED_ALONE = ("alone", "auto")  # of whose memory the closing line speaks
 
 
-def chosen(variant: str) -> Any:
-    """What stands in for the choice of the plugin library: the plugins that a variant has."""
-    genuine = library.choose_library
-    kind, _, ops = variant.partition(":")
-    if not ops:
-        return genuine
-    named = frozenset(ops.split("+"))
-    every = frozenset(op.name for op in describe(find(None)).ops)
-    kept = named if kind == "only" else every - named
-    return lambda config: library.Library(find(None), kept)
+class Export:
+    """One network exported in one way: its folder, what was built, and the process that runs it."""
+
+    def __init__(self, folder: Path, name: str, implementation: str) -> None:
+        self.name, self.implementation = name, implementation
+        self.folder = folder / f"{name}-{implementation}"
+        self.peer: Peer | None = None
+        self.memory: dict[str, Peer] = {}
+
+    def prepare(self, args: argparse.Namespace) -> None:
+        """Export, build every variant at once, and load them."""
+        began = time.perf_counter()
+        layers = ("--layers", str(args.layers))
+        if not (self.folder / "model.onnx").exists():
+            _module(
+                "benchmarks.engine_export", self.folder, self.name, self.implementation, *layers
+            )
+        exported = time.perf_counter()
+        lock = args.lock or self.folder / "opfuse.lock"
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda variant: self._build(variant, lock), args.variants))
+        built = time.perf_counter()
+        call = ("benchmarks.engine_turns", self.folder)
+        self.peer = Peer(*call, *args.variants)
+        for variant in _MEASURED_ALONE if args.memory and self.implementation == "sdpa" else ():
+            self.memory[variant] = Peer(*call, variant, "--memory")
+        for peer in (self.peer, *self.memory.values()):
+            peer.start()
+        print(
+            f"{self.folder.name}: exported in {exported - began:.0f} s, built in "
+            f"{built - exported:.0f} s, loaded in {time.perf_counter() - built:.0f} s",
+            flush=True,
+        )
+
+    def _build(self, variant: str, lock: Path) -> None:
+        try:
+            _module("benchmarks.engine_build", self.folder, variant, "--lock", lock)
+        except subprocess.CalledProcessError as error:
+            print(f"{self.folder.name} {variant}: {error.stdout[-2000:]}", flush=True)
 
 
-def error(path: Path, folder: Path) -> float:
-    """The relative error of the first output against torch in fp32."""
-    from opfuse.runtime import Engine
-
-    inputs = dict(np.load(folder / "inputs.npz"))
-    want = np.load(folder / "reference.npz")["want"]
-    with Engine.load(path) as engine:
-        made = engine.run({value.name: inputs[value.name] for value in engine.inputs})
-        found = np.asarray(made[engine.outputs[0].name], np.float64)
-    return float(np.linalg.norm(found - want) / np.linalg.norm(want))
+def _module(name: str, *arguments: object) -> None:
+    command = [sys.executable, "-m", name, *map(str, arguments)]
+    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    subprocess.run(command, check=True, **merged)
 
 
-def measured(
-    name: str, implementation: str, variants: Sequence[str], layers: int, lock: Path
-) -> dict[str, Any]:
-    """Export, build, and time one network; the figures of each variant."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        command = [sys.executable, "-m", "benchmarks.engine_export", scratch, name, implementation]
-        subprocess.run([*command, "--layers", str(layers)], check=True)
-        made = {variant: built(folder, variant, lock) for variant in variants}
-        paths = {variant: path for variant, (path, _) in made.items()}
-        points: dict[str, Any] = {"opt": {}}
-        times = child.run("opfuse.runtime.tuning:compare", (paths, points, ROUNDS, 0))["opt"]
-        half = float(np.load(folder / "reference.npz")["half"])
-        return {
+def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list[dict[str, Any]]:
+    """The figures of one network: a dictionary for each export, with torch's in each."""
+    peers = [export.peer for export in exports if export.peer and export.peer.facts]
+    peers += [torch] if torch is not None and torch.facts is not None else []
+    times: dict[Peer, dict[str, list[float]]] = {peer: {} for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            for variant, found in peer.ask("turn").items():
+                times[peer].setdefault(variant, []).extend(found)
+    profiles = {peer: peer.ask("profile") for peer in peers}
+    rows = []
+    for export in exports:
+        own = {peer for peer in (export.peer, torch) if peer in times}
+        reference = np.load(export.folder / "reference.npz")
+        variants = {
             variant: {
-                "median_us": float(np.median(times[variant])) if times.get(variant) else None,
-                "error": error(path, folder),
-                "torch_fp16_error": half,
-                "parts": made[variant][1],
+                "median_us": median(found),
+                "p10_us": float(np.percentile(found, 10)),
+                "p90_us": float(np.percentile(found, 90)),
+                **(peer.facts.get(variant) or {}),
+                "profile": profiles[peer].get(variant, {}),
             }
-            for variant, path in paths.items()
+            for peer in own
+            for variant, found in times[peer].items()
         }
+        failed = export.peer.facts.items() if export.peer and export.peer.facts else ()
+        variants |= {name: item for name, item in failed if name not in variants}
+        for variant, peer in export.memory.items():
+            variants.setdefault(variant, {})["peak_bytes"] = peer.ask("memory")
+        rows.append(
+            {
+                "network": export.name,
+                "export": export.implementation,
+                "torch_fp16_error": float(reference["half"]),
+                "variants": variants,
+            }
+        )
+    return rows
+
+
+def _hold(file: Path | None) -> None:
+    """Say that all is ready, and wait until whoever shares the GPU has left."""
+    if file is not None:
+        file.touch()
+        while file.exists():
+            time.sleep(0.1)
+
+
+def _torch_peers(args: argparse.Namespace) -> dict[str, Peer]:
+    if args.no_torch:
+        return {}
+    layers = ("--layers", str(args.layers))
+    return {name: Peer("benchmarks.engine_torch", name, *layers) for name in args.networks}
+
+
+def compared(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Prepare everything, wait, and measure."""
+    exports = [Export(folder, n, i) for n in args.networks for i in args.exports]
+    torch = _torch_peers(args)
+    layers = engine_tuning.LAYERS if args.tuning else ()
+    with ThreadPoolExecutor(64) as pool:
+        waiting = [pool.submit(peer.start) for peer in torch.values()]
+        waiting += [pool.submit(export.prepare, args) for export in exports]
+        waiting += [pool.submit(engine_tuning.prepare, folder, count) for count in layers]
+        for future in waiting:
+            future.result()
+    _hold(args.hold)
+    rows: list[dict[str, Any]] = []
+    for name in args.networks:
+        own = [export for export in exports if export.name == name]
+        rows += measured(own, torch.get(name), args.rounds)
+        for row in rows[-len(own) :]:
+            print(engine_tables.brief(row), flush=True)
+    for peer in (*torch.values(), *(export.peer for export in exports if export.peer)):
+        peer.end()
+    facts: dict[str, Any] = {"rows": rows}
+    if args.tuning:
+        facts["tuning"] = engine_tuning.measured(folder)
+    return facts
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument(
+        "--exports", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS
+    )
+    parser.add_argument("--variants", nargs="+", default=["alone", "auto", "tune", "plugin"])
+    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--lock", type=Path, help="verdicts for tune and locked")
+    parser.add_argument("--no-torch", action="store_true", help="without torch itself")
+    parser.add_argument("--memory", action="store_true", help="measure device memory too")
+    parser.add_argument("--tuning", action="store_true", help="and what --tune costs")
+    parser.add_argument("--hold", type=Path, help="wait before timing until this file is gone")
+    parser.add_argument("--folder", type=Path, help="keep exports and engines here")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Build and time what the arguments name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--exports", nargs="+", default=["sdpa"], choices=IMPLEMENTATIONS)
-    parser.add_argument("--variants", nargs="+", default=["alone", "plugin", "tune"])
-    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
-    parser.add_argument("--lock", type=Path, default=Path("opfuse.lock"))
-    args = parser.parse_args(argv)
-    rows, results = [], {}
-    for name in args.networks:
-        for export in args.exports:
-            found = measured(name, export, args.variants, args.layers, args.lock)
-            results[f"{name} {export}"] = found
-            for variant, item in found.items():
-                us = "-" if item["median_us"] is None else f"{item['median_us']:.1f}"
-                shown = (f"{item['error']:.1e}", f"{item['torch_fp16_error']:.1e}")
-                rows.append([name, export, variant, us, *shown, item["parts"]])
-                print(*rows[-1], sep="\t", flush=True)
-    print_table(["network", "export", "variant", "us", "error", "torch fp16", "parts"], rows)
-    write("engine_speed", {"versions": versions(PACKAGES), "engines": results})
+    args = _arguments(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        facts = compared(args.folder or Path(scratch), args)
+    here = gpu.current()
+    facts = {"gpu": here.name if here else "", "versions": versions(PACKAGES), **facts}
+    print(engine_tables.report(facts))
+    path = write("engine_speed", facts)
+    path.with_suffix(".txt").write_text(engine_tables.report(facts))
+    sys.stdout.flush()
+    os._exit(0)  # no process of its own is left to wait for
 
 
 if __name__ == "__main__":

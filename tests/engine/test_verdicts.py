@@ -25,9 +25,16 @@ def test_the_fastest_that_wins_is_taken():
     assert (found.takes("A"), found.takes("B")) == (False, True)
 
 
-@pytest.mark.parametrize("gain", [-5.0, 0.0, 0.9])
-def test_less_than_a_hundredth_is_no_gain(gain):
+@pytest.mark.parametrize("gain", [-5.0, 0.0, 0.2])
+def test_less_than_three_thousandths_are_no_gain(gain):
     assert decide({"opt": times(A=shifted(-gain))}, ("A",), "").choice == LEAVE
+
+
+@pytest.mark.parametrize(("gain", "choice"), [(-0.2, "GemmAct"), (0.0, "GemmAct"), (-1.0, LEAVE)])
+def test_a_tie_is_for_the_plugin_that_is_more_exact(gain, choice):
+    found = {"opt": times(GemmAct=shifted(-gain)), "max": times(GemmAct=shifted(-gain))}
+    assert decide(found, ("GemmAct",), "").choice == choice
+    assert decide({"opt": times(**{"GemmAct+A": shifted(0.0)})}, ("A",), "").choice == LEAVE
 
 
 def test_a_gain_within_the_noise_is_none():
@@ -38,7 +45,7 @@ def test_a_gain_within_the_noise_is_none():
 def test_a_plugin_that_loses_at_one_point_is_left():
     points = {"opt": times(A=shifted(-20)), "max": times(A=shifted(5))}
     assert decide(points, ("A",), "").choice == LEAVE
-    points["max"] = times(A=shifted(0.5))
+    points["max"] = times(A=shifted(0.2))
     assert decide(points, ("A",), "").choice == "A"
 
 
@@ -65,6 +72,8 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("B",), {}).choice == LEAVE
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
     assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
+    table["ops"] = {op: [[1000, 1.005]] for op in ("A", "GatedGemm")}
+    assert by_table(table, ("A", "GatedGemm"), {}).choice == "GatedGemm"
 
 
 def test_shipped_tables_are_well_formed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from opfuse.numerics import sample
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
 from opfuse.runtime import Engine
+from opfuse.runtime.bundle import MANIFEST, Bundle, write
 from opfuse.runtime.library import find
 
 MODEL = Path(__file__).parents[2] / "models" / "llama_fp16.onnx"
@@ -146,6 +148,34 @@ def test_another_plugin_library_is_refused(bundle: Path, tmp_path: Path) -> None
         Engine.load(bundle, plugins=other)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message", "fix"),
+    [
+        ({"tensorrt": "1.4.0.1"}, "was built by .* 1.4.0.1; .* is installed", "pip install .*=="),
+        (
+            {"gpu": {"name": "another GPU", "compute_capability": "12.0"}},
+            "was built for another GPU",
+            "build it again here",
+        ),
+        (
+            {"architectures": ["80-real"]},
+            "the plugin library of .* has kernels for 80-real",
+            "build the plugin library for this GPU",
+        ),
+    ],
+)
+def test_another_machine_is_refused(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], message: str, fix: str
+) -> None:
+    """As a bundle would say that was built with another TensorRT, or for another GPU."""
+    opened, other = Bundle.open(bundle), tmp_path / "other.opfuse"
+    members = {name: opened.read(name) for name in opened.names() if name != MANIFEST}
+    write(other, {**opened.manifest, "lock": {**opened.lock.as_dict(), **changes}}, members)
+    with pytest.raises(opfuse.MissingComponent, match=message) as refused:
+        Engine.load(other)
+    assert re.search(fix, refused.value.fix)
+
+
 def test_every_step_is_right(bundle: Path) -> None:
     comparison = opfuse.verify(MODEL, bundle, layers=True)
     assert len(comparison.layers) > 10
@@ -171,3 +201,19 @@ def test_tuning_writes_verdicts_and_builds_from_them(tmp_path: Path, bundle: Pat
     assert all("us" in item.reason for item in tuned.lowering)
     assert (tmp_path / "opfuse.lock").read_text() == text
     assert opfuse.verify(MODEL, tmp_path / "b.opfuse", opt_shapes=shapes).passed
+
+
+def test_a_plugin_has_to_pay_at_every_point_of_the_profile(tmp_path: Path, bundle: Path) -> None:
+    """From one token to a prompt; ``bundle`` is there for its skips."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    sizes = {"min": (1, 1), "opt": (2, 64), "max": (4, 96)}
+    options: dict[str, Any] = {
+        f"{level}_shapes": dict.fromkeys(names, shape) for level, shape in sizes.items()
+    }
+    options |= {"backend": "segmented", "prove": False, "lock": tmp_path / "opfuse.lock"}
+    tuned = opfuse.build(MODEL, tmp_path / "a.opfuse", tune=True, **options)
+    for item in tuned.lowering:
+        assert all(f"{point}: " in item.reason for point in sizes), item
+    for shape in sizes.values():
+        shapes = dict.fromkeys(names, shape)
+        assert opfuse.verify(MODEL, tmp_path / "a.opfuse", opt_shapes=shapes).passed

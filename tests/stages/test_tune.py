@@ -10,10 +10,11 @@ import pytest
 import opfuse
 from models import tiny
 from opfuse.config import Config
+from opfuse.engine import trials, verdicts
 from opfuse.engine.backend import EngineInfo
 from opfuse.engine.gpu import Gpu
 from opfuse.engine.verdicts import LEAVE
-from opfuse.errors import InputError
+from opfuse.errors import EngineError, InputError
 from opfuse.progress import Progress
 from opfuse.runtime import tuning
 from opfuse.runtime.bundle import Bundle
@@ -48,16 +49,14 @@ def timed(monkeypatch):
     calls: list[tuple[str, ...]] = []
     wins: set[str] = set()
 
-    def built(self, region, taken, profile, path):
-        return path
+    def run(self, todo, settle):
+        for key, region in todo.items():
+            names = [name for name, _ in trials.variants(self._ops(region))]
+            calls.append(tuple(names))
+            fast = {name: 10.0 if set(name.split("+")) <= wins else 30.0 for name in names}
+            settle(key, {"opt": {n: [20.0 if n == LEAVE else fast[n]] * 5 for n in names}})
 
-    def times(self, paths, points):
-        calls.append(tuple(paths))
-        fast = {name: 10.0 if set(name.split("+")) <= wins else 30.0 for name in paths}
-        return {p: {n: [20.0] * 5 if n == LEAVE else [fast[n]] * 5 for n in paths} for p in points}
-
-    monkeypatch.setattr(tune._Tuner, "_built", built)
-    monkeypatch.setattr(tune._Tuner, "_timed", times)
+    monkeypatch.setattr(tune.Trials, "run", run)
     return calls, wins
 
 
@@ -117,28 +116,29 @@ def test_a_second_build_measures_nothing_and_chooses_the_same(tmp_path, gpu, tim
 
 def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, gpu, timed, monkeypatch):
     calls, _ = timed
-    genuine = tune._Tuner._measured
+    genuine = verdicts.decide
 
-    def killed(self, region):
-        if len(calls) == 2:
+    def killed(*arguments):
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return genuine(self, region)
+        return genuine(*arguments)
 
-    monkeypatch.setattr(tune._Tuner, "_measured", killed)
+    monkeypatch.setattr(verdicts, "decide", killed)
     with pytest.raises(KeyboardInterrupt):
         decided(tmp_path / "a", tune=True)
     section = json.loads((tmp_path / "l").read_text())["verdicts"]
     assert [len(found) for found in section.values()] == [2]
-    monkeypatch.setattr(tune._Tuner, "_measured", genuine)
+    monkeypatch.setattr(verdicts, "decide", genuine)
     told = Told()
+    began = len(calls)
     decided(tmp_path / "b", tune=True, progress=told)
-    whole = len(calls)
+    rest = len(calls) - began
     (tmp_path / "l").unlink()
     decided(tmp_path / "c", tune=True)
-    assert len(calls) - whole == whole
+    assert len(calls) - began - rest == rest + 2
     done = [(at, total) for _, at, total in told.steps if total]
-    assert done == [(index, whole - 2) for index in range(whole - 2)]
-    assert "s left" in told.steps[-1][0]
+    assert done == [(index, rest) for index in range(rest + 1)]
+    assert "0 s left" in told.steps[-1][0]
 
 
 def test_another_library_is_measured_again(tmp_path, gpu, timed, monkeypatch):
@@ -177,18 +177,43 @@ def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkey
     assert "AddRmsNorm_body" in kinds
 
 
-def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, timed, monkeypatch):
-    _, wins = timed
-    wins.update(("GatedAct", "AddRmsNorm"))
+def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, monkeypatch):
+    def child(self, function, arguments, on_event=None):
+        if function.endswith("batch:build"):
+            return ["it is refused"] * len(arguments[1])
+        raise AssertionError(function)
 
-    def built(self, region, taken, profile, path):
-        return None if "GatedAct" in taken else path
+    monkeypatch.setattr(tune.Trials, "child", child)
+    told = Told()
+    _, found = decided(tmp_path / "a", tune=True, progress=told)
+    assert {choice for choice, _ in found.nodes.values()} == {"leave"}
+    assert any("it is refused" in text for text, _, _ in told.steps)
 
-    monkeypatch.setattr(tune._Tuner, "_built", built)
+
+def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, monkeypatch):
+    """Neither where it is built, nor where it is timed."""
+    built, timed = [], []
+
+    def child(self, function, arguments, on_event=None):
+        if function.endswith("batch:build"):
+            built.append(len(arguments[1]))
+            if len(arguments[1]) > 1:
+                raise EngineError("killed by SIGSEGV")
+            return [[]]
+        left = arguments[0]
+        timed.append(len(left))
+        for name in list(left)[:2]:
+            times = {"opt": {v: [1.0 if v != LEAVE else 2.0] * 3 for v in left[name][0]}}
+            on_event({"case": name, "times": times})
+        raise EngineError("killed by SIGFPE")
+
+    monkeypatch.setattr(tune.Trials, "child", child)
+    monkeypatch.setattr(trials.assemble, "pack", lambda *_, **__: None)
+    monkeypatch.setattr(trials.Path, "unlink", lambda *_, **__: None)
     _, found = decided(tmp_path / "a", tune=True)
-    chosen = {choice for node, (choice, _) in found.nodes.items() if "GatedAct" in node}
-    assert chosen <= {"leave"}
-    assert "plugin" in {choice for choice, _ in found.nodes.values()}
+    assert sorted(set(built))[0] == 1
+    assert max(built) > 1
+    assert {choice for choice, _ in found.nodes.values()} == {"plugin"}
 
 
 def test_every_variant_runs(tmp_path, gpu, monkeypatch):
@@ -196,26 +221,24 @@ def test_every_variant_runs(tmp_path, gpu, monkeypatch):
     device, model = host.HostDevice(), lowered(tmp_path / "m", 1)
     variants: list[dict[str, int]] = []
 
-    def child(self, function, arguments):
-        if not function.endswith(":compare"):
-            for request in arguments[0]:
-                request.engine.write_bytes(request.model.read_bytes())
-            return [
-                EngineInfo("tensorrt-rtx", host.VERSION, "", str(r.engine), 0, "", *REST)
-                for r in arguments[0]
-            ]
-        launches = {
-            name: len(list(Bundle.open(path).schedule.plugins()))
-            for name, path in arguments[0].items()
-        }
-        variants.append(launches)
-        return tuning.compare(*arguments)
+    def child(self, function, arguments, on_event=None):
+        if function.endswith("batch:build"):
+            return [list(map(built, requests)) for requests in arguments[1]]
+        cases, *rest = arguments
+        for name, (paths, points) in cases.items():
+            opened = {variant: Bundle.open(path).schedule for variant, path in paths.items()}
+            variants.append({v: len(list(found.plugins())) for v, found in opened.items()})
+            on_event({"case": name, "times": tuning.compare(paths, points, *rest)})
+
+    def built(request):
+        request.engine.write_bytes(request.model.read_bytes())
+        return EngineInfo("tensorrt-rtx", host.VERSION, "", str(request.engine), 0, "", *REST)
 
     def load(path):
         return host.open_engine(monkeypatch, path, model, device)
 
     monkeypatch.setattr(tuning, "_FLUSH", 64)
-    monkeypatch.setattr(tune._Tuner, "_child", child)
+    monkeypatch.setattr(tune.Trials, "child", child)
     monkeypatch.setattr(tuning.Engine, "load", staticmethod(load))
     config = Config(tmp_path, backend="segmented", lock=tmp_path / "l", tune=True)
     found = tune.decide(model, tmp_path / "m", LIBRARY, config, Progress())

@@ -56,6 +56,7 @@ def draft(
     library: Path | None,
     *,
     around_attention: bool = True,
+    prefix: str = "segment",
 ) -> Draft:
     """Cut ``model`` and write its segments into ``base_dir``.
 
@@ -64,6 +65,7 @@ def draft(
         base_dir: A private folder, which holds the external weights of the model.
         library: The plugin library; None where the model has no plugin node.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
+        prefix: What the files of the segments are called, before a number.
 
     Raises:
         EngineError: The model cannot be cut, or speaks to other ranks by layers of TensorRT.
@@ -86,7 +88,7 @@ def draft(
     infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
     models = []
     for index, segment in enumerate(plan.segments):
-        models.append(base_dir / f"segment-{index}.onnx")
+        models.append(base_dir / f"{prefix}-{index}.onnx")
         ends = ([infos[name] for name in names] for names in (segment.inputs, segment.outputs))
         write_atomically(models[-1], extract(model, segment.nodes, *ends).SerializeToString())
     schedule = _schedule(model, plan, types)
@@ -150,7 +152,7 @@ def pack(
     constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
     members |= {constants[name]: data for name, data in parts.weights.items()}
     used = next(iter(parts.schedule.plugins()), None) is not None
-    lock = _lock(built[0] if built else _no_engine(), parts.library if used else None)
+    lock = _lock(built[0] if built else no_engine(), parts.library if used else None)
     if used and embed and parts.library is not None:
         members[bundle.LIBRARY] = parts.library
     members |= {} if base_dir is None else _fallback(base_dir)
@@ -272,7 +274,7 @@ def _weight(model: ModelProto, name: str, base_dir: Path) -> bytes:
     return values
 
 
-def _no_engine() -> EngineInfo:
+def no_engine() -> EngineInfo:
     """Of a model that is plugins alone: the TensorRT that would build its segments."""
     name, version = next(iter(wheel.versions().items()), ("tensorrt-rtx", ""))
     return EngineInfo(name, version, "", "", 0, "", 0, {}, {}, {}, (), "the schedule")
@@ -317,7 +319,7 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
         f"({between[1]} if nothing shared memory)",
     ]
     return replace(
-        built[0] if built else _no_engine(),
+        built[0] if built else no_engine(),
         backend="segmented",
         bytes=0,
         sha256="",

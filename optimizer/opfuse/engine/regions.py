@@ -4,6 +4,9 @@ A region is a group of plugin nodes with what TensorRT would fuse them with: the
 them and the matrix products that these come from and lead to. Plugins that only serve another one,
 such as the rope of an attention's queries and keys, are of its group. The 32 layers of a model are
 a handful of distinct regions. What speaks to other ranks is weighed against nothing.
+
+Where the products around a group are plugins too, they can be made part of its region: a norm by
+TensorRT between two of them costs the launch of an engine and the overlap of theirs as well.
 """
 
 from __future__ import annotations
@@ -39,10 +42,18 @@ class Region:
     outputs: tuple[str, ...]
 
 
-def regions(model: ModelProto, types: Mapping[str, Typed]) -> tuple[Region, ...]:
-    """The region of every group of plugins of a lowered model, in the order of the graph."""
+def regions(
+    model: ModelProto, types: Mapping[str, Typed], *, beside_products: bool = False
+) -> tuple[Region, ...]:
+    """The region of every group of plugins of a lowered model, in the order of the graph.
+
+    Args:
+        model: From stages/lower.
+        types: Of its tensors.
+        beside_products: Whether the products next to a group that are plugins are of its region.
+    """
     graph = _Graph(model, types)
-    return tuple(graph.region(group) for group in graph.groups())
+    return tuple(graph.region(group, beside_products) for group in graph.groups())
 
 
 class _Graph:
@@ -152,13 +163,21 @@ class _Graph:
                         queue.append(maker)
         return kept
 
-    def region(self, group: tuple[int, ...]) -> Region:
+    def _products_beside(self, members: set[int]) -> set[int]:
+        """The products that are plugins and write what ``members`` read, or read theirs."""
+        around = {r for i in members for n in self.nodes[i].output for r in self.read_by.get(n, ())}
+        around |= {self.made_by[n] for i in members for n in self.reads[i] if n in self.made_by}
+        return {index for index in around - members if self._is_heavy_plugin(index)}
+
+    def region(self, group: tuple[int, ...], beside_products: bool) -> Region:
         """The region of a group."""
         members = set(group)
         for index in group:
             small, ends = self._behind(index)
             members |= small | {end for end in ends if not self.plugin[end]}
         members |= self._before(members if len(members) <= _WIDEST else set(group))
+        if beside_products:
+            members |= self._products_beside(members)
         nodes = tuple(sorted(members))
         made = {name for i in nodes for name in self.nodes[i].output if name}
         inputs = dict.fromkeys(n for i in nodes for n in self.reads[i] if n not in made)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +22,32 @@ from opfuse.runtime.timing import inputs_of
 _RUNS = 8  # of one engine in one round
 _WARM_UP = 5
 _FLUSH = 64 << 20  # bytes read and written before each run: more than any cache keeps
+
+
+def weigh(
+    cases: Mapping[str, tuple[Mapping[str, Path], Mapping[str, Mapping[str, Shape]]]],
+    rounds: int,
+    seed: int,
+) -> None:
+    """Compare the engines of each case, and tell its times as an event as soon as they are there.
+
+    Args:
+        cases: Paths and points of `compare`, by the name of the case.
+        rounds: As for `compare`.
+        seed: As for `compare`.
+    """
+    with exclusive():
+        for done, (name, (paths, points)) in enumerate(cases.items()):
+            times = compare(paths, points, rounds, seed)
+            child.emit({"case": name, "times": times, "done": done + 1, "total": len(cases)})
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Wait for other processes of opfuse that time something on this machine."""
+    with (Path(tempfile.gettempdir()) / f"opfuse-{os.getuid()}-timing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def compare(

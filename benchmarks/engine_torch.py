@@ -1,0 +1,86 @@
+"""Holds a network in torch ready, eager and compiled, as benchmarks.engine_turns holds engines.
+
+``python -m benchmarks.engine_torch NETWORK``: both run as one CUDA graph; torch.compile is in the
+mode ``max-autotune``, without the graphs of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from benchmarks.engine_export import NETWORKS, network
+from benchmarks.engine_turns import RUNS, Runner, serve
+
+_WARM_UP = 3
+
+
+class TorchRunner:
+    """A function on the GPU, captured in a CUDA graph."""
+
+    def __init__(self, work: Any) -> None:
+        import torch
+
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                work()
+        torch.cuda.synchronize()
+        self._torch, self._graph = torch, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._kept = work()
+        self.run()
+
+    def turn(self) -> list[float]:
+        """Microseconds of single replays, by events around each."""
+        found = []
+        for _ in range(RUNS):
+            start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self._graph.replay()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end) * 1e3)
+        return found
+
+    def run(self) -> None:
+        """Replay once and wait."""
+        self._graph.replay()
+        self._torch.cuda.synchronize()
+
+
+def loaded(name: str, layers: int) -> tuple[dict[str, Runner], dict[str, Any]]:
+    """Torch eager, torch compiled, and how long each took until its first result."""
+    import torch
+
+    module, inputs = network(name, layers)
+    module.inner.config._attn_implementation = "sdpa"
+    module = module.half().cuda()
+    given = [t.cuda() for t in inputs]
+    compiled = torch.compile(module, fullgraph=True, mode="max-autotune-no-cudagraphs")
+    runners: dict[str, Runner] = {}
+    facts = {}
+    with torch.no_grad():
+        for variant, work in (("torch eager", module), ("torch.compile", compiled)):
+            began = time.perf_counter()
+            try:
+                runners[variant] = TorchRunner(lambda work=work: work(*given))
+            except Exception as error:  # torch's compiler fails in many ways
+                print(variant, repr(error)[-2000:], file=sys.stderr)
+            facts[variant] = {"seconds": time.perf_counter() - began}
+    return runners, facts
+
+
+def main() -> None:
+    """Serve the network that the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    args = parser.parse_args()
+    serve(lambda: loaded(args.network, args.layers))
+
+
+if __name__ == "__main__":
+    main()

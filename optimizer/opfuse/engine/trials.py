@@ -1,0 +1,250 @@
+"""Builds the variants of regions side by side, and times those of each region against each other.
+
+Engines of a region are small: what takes time is to start processes and to compile. So the
+variants of several regions are built at once, by as many processes as there are processors, and
+all are timed by one process, alone on the GPU but for what others run there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from opfuse import child
+from opfuse.config import Config
+from opfuse.engine import assemble
+from opfuse.engine.backend import Backend, Request
+from opfuse.engine.cut import is_plugin, leave
+from opfuse.engine.parts import extract, functions_of
+from opfuse.engine.profile import LEVELS, Profile
+from opfuse.engine.regions import Region
+from opfuse.engine.tensors import Typed, range_of
+from opfuse.engine.verdicts import LEAVE, Times
+from opfuse.errors import EngineError
+from opfuse.files import scratch, write_atomically
+from opfuse.progress import Progress
+
+_ROUNDS = 9
+_AT_ONCE = 8  # regions whose engines lie on the disk at a time, with the weights of each
+_PROCESSES = 8
+
+Settle = Callable[[str, Times], None]
+Points = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A region with some of its plugins: what is asked of the backend, and what comes of it."""
+
+    key: str
+    name: str
+    argument: Any
+    finish: Callable[[Any], None]
+    path: Path
+
+
+class Trials:
+    """What all variants of one model share."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        base_dir: Path,
+        types: Mapping[str, Typed],
+        profile: Profile,
+        library: Path,
+        backend: Backend,
+        config: Config,
+        progress: Progress,
+    ) -> None:
+        self._model, self._base_dir, self._types = model, base_dir, types
+        self._profile, self._library, self._backend = profile, library, backend
+        self._config, self._progress = config, progress
+
+    def run(self, todo: Mapping[str, Region], settle: Settle) -> None:
+        """Build and time regions.
+
+        Args:
+            todo: The regions by the keys of their verdicts.
+            settle: Called with the times of each region as soon as they are there; they are empty
+                where it could not be built or run.
+        """
+        left = iter(todo.items())
+        while some := dict(islice(left, _AT_ONCE)):
+            with scratch() as folder:
+                self._run(some, folder, settle)
+
+    def _run(self, todo: Mapping[str, Region], folder: Path, settle: Settle) -> None:
+        drafts = [
+            item for key, region in todo.items() for item in self._drafts(key, region, folder)
+        ]
+        paths: dict[str, dict[str, Path]] = {}
+        for item, built in zip(drafts, self._built(drafts), strict=True):
+            if isinstance(built, str):
+                self._progress.step(f"{item.name}: {built}")
+                continue
+            item.finish(built)
+            paths.setdefault(item.key, {})[item.name] = item.path
+        cases = {
+            key: (found, _points(self._ranges(todo[key])))
+            for key, found in paths.items()
+            if LEAVE in found and len(found) > 1
+        }
+        for key in todo:
+            if key not in cases:
+                settle(key, {})
+        self._time(cases, settle)
+
+    def _ranges(self, region: Region) -> dict[str, Any]:
+        found = {name: self._range(name) for name in region.inputs}
+        return {name: levels for name, levels in found.items() if levels is not None}
+
+    def _range(self, name: str) -> Any:
+        typed = self._types.get(name)
+        return None if typed is None else range_of(typed, self._profile)
+
+    def _drafts(self, key: str, region: Region, folder: Path) -> Iterator[_Variant]:
+        """The variants of a region, none where a size or a type in it is not known."""
+        ranges = self._ranges(region)
+        names = (*region.inputs, *region.outputs)
+        if len(ranges) < len(region.inputs) or any(name not in self._types for name in names):
+            return
+        profile = replace(self._profile, ranges=ranges)
+        for number, (name, taken) in enumerate(variants(self._ops(region))):
+            part = self._part(region, taken)
+            place = folder / f"{key}-{number}"
+            place.mkdir()
+            try:
+                made = self._bundle if self._backend.name == "segmented" else self._engine
+                yield made(key, name, part, profile, place)
+            except EngineError as error:
+                self._progress.step(f"{name}: {error.what.splitlines()[0]}")
+
+    def _ops(self, region: Region) -> tuple[str, ...]:
+        nodes = self._model.graph.node
+        return tuple(dict.fromkeys(nodes[index].op_type for index in region.group))
+
+    def _part(self, region: Region, taken: Sequence[str]) -> ModelProto:
+        """The region as a model, with these plugins of its group and all around the group."""
+        ends = [
+            [self._types[name].info(name) for name in names]
+            for names in (region.inputs, region.outputs)
+        ]
+        part = extract(self._model, region.nodes, *ends)
+        del part.functions[:]
+        part.functions.extend(self._model.functions)
+        for place, index in enumerate(region.nodes):
+            if index in region.group and part.graph.node[place].op_type not in taken:
+                leave(part, part.graph.node[place])
+        used = functions_of(part, part.graph.node)
+        del part.functions[:]
+        part.functions.extend(used)
+        return part
+
+    def _bundle(
+        self, key: str, name: str, part: ModelProto, profile: Profile, place: Path
+    ) -> _Variant:
+        path, library = place / "region.opfuse", self._library_of(part)
+        parts = assemble.draft(part, self._base_dir, library, prefix=place.name)
+        asked = assemble.requests(parts, profile, place, verbose=self._config.debug)
+
+        def finish(built: Any) -> None:
+            assemble.pack(parts, built, profile, None, path, embed=True)
+            for file in (*parts.models, *(request.engine for request in asked)):
+                if file is not None:
+                    file.unlink()
+
+        return _Variant(key, name, asked, finish, path)
+
+    def _engine(
+        self, key: str, name: str, part: ModelProto, profile: Profile, place: Path
+    ) -> _Variant:
+        model, path = self._base_dir / f"{place.name}.onnx", place / "region.engine"
+        write_atomically(model, part.SerializeToString())
+        asked = Request(model, path, dict(profile.ranges), self._library_of(part))
+        return _Variant(key, name, asked, lambda built: model.unlink(), path)
+
+    def _library_of(self, part: ModelProto) -> Path | None:
+        return self._library if any(map(is_plugin, part.graph.node)) else None
+
+    def _built(self, drafts: Sequence[_Variant]) -> list[Any]:
+        """What the backend answers to each variant, or why it gave none, in words."""
+        count = min(len(drafts), _PROCESSES, os.cpu_count() or 1)
+        shares = [drafts[at::count] for at in range(count)]
+        with ThreadPoolExecutor(max(count, 1)) as pool:
+            answers = list(pool.map(self._share, shares))
+        found: list[Any] = [None] * len(drafts)
+        for at, answer in enumerate(answers):
+            found[at::count] = answer
+        return found
+
+    def _share(self, drafts: Sequence[_Variant]) -> list[Any]:
+        """Build in one process; where that dies, in one for each."""
+        arguments = [item.argument for item in drafts]
+        try:
+            return list(self.child("opfuse.engine.batch:build", (self._backend.build, arguments)))
+        except EngineError as error:
+            if len(drafts) == 1:
+                return [error.what.splitlines()[0]]
+        return [answer for item in drafts for answer in self._share([item])]
+
+    def _time(self, cases: Mapping[str, tuple[Mapping[str, Path], Points]], settle: Settle) -> None:
+        """Time each case; one at which the process dies has no times, and the rest goes on."""
+        left = dict(cases)
+
+        def take(event: child.Event) -> None:
+            if "times" in event:
+                del left[event["case"]]
+                settle(event["case"], event["times"])
+
+        while left:
+            before = len(left)
+            try:
+                arguments = (dict(left), _ROUNDS, self._config.seed)
+                self.child("opfuse.runtime.tuning:weigh", arguments, take)
+            except EngineError as error:
+                self._progress.step(error.what.splitlines()[0])
+            if left and len(left) == before:
+                key = next(iter(left))
+                del left[key]
+                settle(key, {})
+
+    def child(
+        self,
+        function: str,
+        arguments: Sequence[Any],
+        on_event: Callable[[child.Event], None] | None = None,
+    ) -> Any:
+        """Call a function in a process of its own, which has what the backend needs."""
+        with scratch() as folder:
+            return child.run(
+                function,
+                arguments,
+                task="tuning",
+                time_limit=self._config.time_limit,
+                on_event=on_event,
+                env=self._backend.environment(folder),
+            )
+
+
+def variants(ops: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """What is tried of a region: no plugin, all, and where there are several each alone."""
+    found: list[tuple[str, tuple[str, ...]]] = [(LEAVE, ()), ("+".join(ops), ops)]
+    return found + [(op, (op,)) for op in ops if len(ops) > 1]
+
+
+def _points(ranges: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The distinct shapes of the inputs at the levels of the profile, the usual one first."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for level in ("opt", *(level for level in LEVELS if level != "opt")):
+        shapes = {name: getattr(levels, level) for name, levels in ranges.items()}
+        if shapes not in found.values():
+            found[level] = shapes
+    return found
