@@ -8,6 +8,7 @@
 - ``plugin``: the fused graph with every plugin that there is;
 - ``auto``: what opfuse builds by its table;
 - ``tune``, ``locked``: by measuring, and by the lock of an earlier measurement;
+- ``conv``: as ``plugin``, with convolutions over patches left to TensorRT;
 - ``only:OP+OP`` and ``not:OP+OP``: with these plugins alone, or with all but these.
 """
 
@@ -25,9 +26,10 @@ from unittest import mock
 import opfuse
 from opfuse import pipeline
 from opfuse.engine import assemble
+from opfuse.fusions import patch_product
 from opfuse.progress import Progress
 from opfuse.runtime.library import describe, find
-from opfuse.stages import library
+from opfuse.stages import fuse, library
 
 
 def path_of(folder: Path, variant: str) -> Path:
@@ -54,7 +56,9 @@ def build(folder: Path, variant: str, lock: Path) -> dict[str, Any]:
     else:
         options["lower"] = "leave" if variant == "leave" else "plugin"
     chosen = mock.patch.object(library, "choose_library", _chosen(variant))
-    with chosen, mock.patch.object(assemble, "_fallback", lambda base_dir: {}):
+    wider = [f for f in fuse.WIDENINGS if variant != "conv" or f is not patch_product.FUSION]
+    fewer = mock.patch.object(fuse, "WIDENINGS", wider)
+    with chosen, fewer, mock.patch.object(assemble, "_fallback", lambda base_dir: {}):
         report = opfuse.build(model, output, **options)
     assert report.engine is not None
     choices = Counter(f"{item.op} {item.choice}: {item.reason}" for item in report.lowering)

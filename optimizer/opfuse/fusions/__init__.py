@@ -27,6 +27,7 @@ from opfuse.fusions import (
     linear_gemm,
     masked_softmax,
     packed_attention,
+    patch_product,
     plain_norms,
     qk_norm_rope,
     qkv_merge,
@@ -69,6 +70,7 @@ WIDENINGS = (
     packed_attention.FUSION,
     attention_layout.FUSION,
     gated_gemm.FUSION,
+    patch_product.FUSION,
     linear_gemm.FUSION,
 )
 

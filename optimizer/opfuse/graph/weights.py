@@ -106,6 +106,37 @@ class CastValues(DerivedValues):
             yield values.astype(target).tobytes()
 
 
+class MatrixValues(DerivedValues):
+    """The weight of a convolution as the matrix that a row of a patch is multiplied with.
+
+    That is [channels * patch, features] of [features, channels, ...]: each column is a feature.
+
+    Attributes:
+        parts: The one constant that it is made of.
+        base_dir: The folder that external files are relative to.
+    """
+
+    def __init__(self, part: gs.Constant, base_dir: Path) -> None:
+        self.parts = (part,)
+        self.base_dir = base_dir
+        features, *rest = part.shape
+        self.shape = [prod(rest), features]
+        self.dtype = part.dtype
+        self.nbytes = prod(self.shape) * get_itemsize(self.dtype)
+        self.tensor = onnx.TensorProto(
+            data_type=onnx_dtype(part), dims=self.shape, data_location=onnx.TensorProto.EXTERNAL
+        )
+
+    def load(self) -> np.ndarray:
+        """Return the whole weight as an array."""
+        values = load(self.parts[0], self.base_dir)
+        return np.ascontiguousarray(values.reshape(values.shape[0], -1).T)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the raw row-major bytes in pieces; the whole, a few MB, is in memory meanwhile."""
+        yield from _pieces(np.frombuffer(self.load().tobytes(), np.uint8))
+
+
 def pieces(constant: gs.Constant, base_dir: Path) -> Iterator[np.ndarray]:
     """Yield the values of ``constant`` flat, in pieces of at most 16 MiB."""
     source = onnx.helper.tensor_dtype_to_np_dtype(onnx_dtype(constant))
