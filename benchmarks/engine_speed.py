@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ PACKAGES = (
     *("onnx", "torch", "transformers", "opfuse"),
 )
 ROUNDS = 5
+_BUILDS = threading.Semaphore(12)  # at once: each holds the weights in memory a few times
 _MEASURED_ALONE = ("alone", "auto")  # of whose memory the closing line speaks
 
 
@@ -64,11 +66,12 @@ class Export:
             )
         exported = time.perf_counter()
         lock = args.lock or self.folder / "opfuse.lock"
+        variants = self._variants(args.variants)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda variant: self._build(variant, lock), args.variants))
+            list(pool.map(lambda variant: self._build(variant, lock), variants))
         built = time.perf_counter()
         call = ("benchmarks.engine_turns", self.folder)
-        self.peer = Peer(*call, *args.variants)
+        self.peer = Peer(*call, *variants)
         for variant in _MEASURED_ALONE if args.memory and self.implementation == "sdpa" else ():
             self.memory[variant] = Peer(*call, variant, "--memory")
         for peer in (self.peer, *self.memory.values()):
@@ -79,9 +82,15 @@ class Export:
             flush=True,
         )
 
+    def _variants(self, wanted: Sequence[str]) -> list[str]:
+        """Those that are for every network, and those for this one."""
+        split = [text.rpartition("/") for text in wanted]
+        return [what for name, _, what in split if name in ("", self.name)]
+
     def _build(self, variant: str, lock: Path) -> None:
         try:
-            _module("benchmarks.engine_build", self.folder, variant, "--lock", lock)
+            with _BUILDS:
+                _module("benchmarks.engine_build", self.folder, variant, "--lock", lock)
         except subprocess.CalledProcessError as error:
             print(f"{self.folder.name} {variant}: {error.stdout[-2000:]}", flush=True)
 
@@ -179,7 +188,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--exports", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS
     )
-    parser.add_argument("--variants", nargs="+", default=["alone", "auto", "tune", "plugin"])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["alone", "auto", "tune", "plugin"],
+        help="of engine_build; as NETWORK/VARIANT for one network",
+    )
     parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--lock", type=Path, help="verdicts for tune and locked")
