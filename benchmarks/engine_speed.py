@@ -6,8 +6,8 @@
   implementations (benchmarks.engine_export), built in every variant (benchmarks.engine_build), and
   loaded; torch compiles them (benchmarks.engine_torch);
 - alone on the GPU: for one network after the other both exports in all variants, and torch, take
-  turns, each run one replay of a CUDA graph; the profile of each; the device memory that the
-  variants of ``--memory`` take, each in a process of its own.
+  turns, each run one replay of a CUDA graph; then the profile of the first export's variants; with
+  ``--memory`` the device memory that some take, each in a process of its own.
 
 Between the steps it waits for the file of ``--hold``, which it makes, to go away.
 
@@ -110,7 +110,7 @@ def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list
         for peer in peers:
             for variant, found in peer.ask("turn").items():
                 times[peer].setdefault(variant, []).extend(found)
-    profiles = {peer: peer.ask("profile") for peer in peers}
+    profiles = {peer: peer.ask("profile") for peer in peers[:1]}
     rows = []
     for export in exports:
         own = {peer for peer in (export.peer, torch) if peer in times}
@@ -121,7 +121,7 @@ def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list
                 "p10_us": float(np.percentile(found, 10)),
                 "p90_us": float(np.percentile(found, 90)),
                 **(peer.facts.get(variant) or {}),
-                "profile": profiles[peer].get(variant, {}),
+                "profile": profiles.get(peer, {}).get(variant, {}),
             }
             for peer in own
             for variant, found in times[peer].items()
