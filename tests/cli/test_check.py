@@ -205,7 +205,7 @@ def test_an_engine_is_timed_where_there_is_a_gpu(cli, place, monkeypatch):
     cli("check", "bert.onnx", "--update", "--bench", bench_report(place, 500.0))
     (place / "bert.engine").write_bytes(b"engine")
     time = Latency(551.0, 551.0, 551.0, 1.0)
-    measured = Measurement("e", "NVIDIA H100", {"x": (1, 8)}, time, time, *[0] * 6, (), 1.0)
+    measured = Measurement("e", "NVIDIA H100", {"x": (1, 8)}, {}, time, time, *[0] * 6, (), 1.0)
     monkeypatch.setattr("opfuse.engine.gpu.absent", lambda: "")
     monkeypatch.setattr("opfuse.checking._measured", lambda config, progress, engine: measured)
     result = cli("check", "bert.onnx", "--engine", "bert.engine")

@@ -131,6 +131,24 @@ def test_bench_measures(bundle: Path) -> None:
     assert sum(step.plugin for step in measured.steps) == measured.plugins > 0
 
 
+def test_bench_beside_a_torch_module(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "model.py").write_text(
+        "import torch\n"
+        "class Twice(torch.nn.Module):\n"
+        "    def forward(self, ids, mask, positions):\n"
+        "        return {'y': (ids.half() * 2.0, mask + positions)}\n"
+    )
+    module = Path(f"{tmp_path}/model.py:Twice")
+    ours, theirs = opfuse.bench(bundle, module, iterations=10, warm_up=3).engines
+    assert (theirs.path, theirs.shapes, theirs.steps) == (str(module), ours.shapes, ())
+    assert 0 < theirs.graph.median_us <= theirs.graph.p90_us
+    assert 0 < theirs.graph.median_us < theirs.eager.median_us * 2
+    assert theirs.largest >= 1
+    with pytest.raises(opfuse.InputError, match="NoSuch"):
+        opfuse.bench(bundle, f"{tmp_path}/model.py:NoSuch", iterations=2)
+
+
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_flipped_byte_is_refused(bundle: Path, tmp_path: Path, place: float) -> None:
     data = bytearray(bundle.read_bytes())

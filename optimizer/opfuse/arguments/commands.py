@@ -168,8 +168,9 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
         default=[],
         type=Path,
         metavar="OTHER",
-        help="an engine or bundle to time beside it, or an ONNX model, which TensorRT alone "
-        "builds first; may be given several times",
+        help="an engine or bundle to time beside it, an ONNX model, which TensorRT alone "
+        "builds first, or FILE.py:NAME, a function that returns a torch module for the same "
+        "inputs; may be given several times",
     )
     shapes(command, RUN_SHAPES)
     command.add_argument(

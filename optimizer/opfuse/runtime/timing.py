@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Measurement:
         path: The engine.
         gpu: Its GPU.
         shapes: The shape of every input.
+        types: The ONNX element type of every input.
         eager: Each step put on the stream by itself.
         graph: One CUDA graph for all steps.
         load_s: Seconds to load it.
@@ -65,6 +66,7 @@ class Measurement:
     path: str
     gpu: str
     shapes: Mapping[str, Shape]
+    types: Mapping[str, int]
     eager: Latency
     graph: Latency
     load_s: float
@@ -108,7 +110,7 @@ def measure(
         first_result_s = time.perf_counter() - began
         with engine.place() as place:
             layout = place.layout({n: a.shape for n, a in arrays.items()}, staged=True)
-            clock = _Clock(engine.device, place, iterations, warm_up, path.name)
+            clock = Clock(engine.device, place.stream, iterations, warm_up, path.name)
             eager = clock.time("eager", lambda: place.enqueue(layout, {}))
             graph = clock.time("CUDA graph", lambda: place.replay(layout))
             steps = _step_times(engine, place, layout, warm_up)
@@ -117,6 +119,7 @@ def measure(
             path=str(path),
             gpu=engine.device.gpu.name,
             shapes={name: tuple(array.shape) for name, array in arrays.items()},
+            types={value.name: value.dtype for value in engine.inputs},
             eager=eager,
             graph=graph,
             load_s=load_s,
@@ -126,17 +129,17 @@ def measure(
             segments=sum(not step.plugin for step in steps),
             plugins=sum(step.plugin for step in steps),
             steps=steps,
-            largest=_largest(first),
+            largest=largest(first.values()),
         )
 
 
-class _Clock:
-    """Times what is put on the stream of a place."""
+class Clock:
+    """Times what is put on a stream."""
 
     def __init__(
-        self, device: Device, place: Place, iterations: int, warm_up: int, name: str
+        self, device: Device, stream: int, iterations: int, warm_up: int, name: str
     ) -> None:
-        self._device, self._stream, self._name = device, place.stream, name
+        self._device, self._stream, self._name = device, stream, name
         self._iterations, self._warm_up = iterations, warm_up
 
     def time(self, what: str, work: Callable[[], None]) -> Latency:
@@ -199,14 +202,19 @@ def inputs_of(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[st
     if odd := sorted(set(shapes) - names):
         raise InputError(f"there is no input {odd[0]!r}", f"the inputs are {', '.join(names)}")
     chosen = {**engine.usual_shapes(), **shapes}
+    types = {value.name: value.dtype for value in engine.inputs}
+    return draw({name: chosen[name] for name in types}, types, seed)
+
+
+def draw(shapes: Mapping[str, Shape], types: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Arrays in these shapes and ONNX element types, the same for the same seed."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for value in engine.inputs:
-        kind = helper.tensor_dtype_to_np_dtype(value.dtype)
-        floating = "FLOAT" in type_name(value.dtype)
-        shape = chosen[value.name]
+    for name, shape in shapes.items():
+        floating = "FLOAT" in type_name(types[name])
         drawn = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
-        arrays[value.name] = np.asarray(drawn).astype(kind)
+        kind = helper.tensor_dtype_to_np_dtype(types[name])
+        arrays[name] = np.asarray(drawn).astype(kind)
     return arrays
 
 
@@ -223,6 +231,7 @@ def _check_replay(
             raise EngineError(f"the CUDA graph gives {value.name!r} other values than the run did")
 
 
-def _largest(outputs: Mapping[str, Any]) -> float:
-    sizes = [np.abs(array.astype(np.float64)).max(initial=0.0) for array in outputs.values()]
+def largest(outputs: Iterable[Any]) -> float:
+    """The largest absolute value in any of the arrays."""
+    sizes = [np.abs(array.astype(np.float64)).max(initial=0.0) for array in outputs]
     return float(max(sizes, default=0.0))

@@ -33,17 +33,26 @@ class Bench:
 def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     """Time every engine of ``paths`` on inputs of ``config.opt_shapes``.
 
+    ``FILE.py:NAME`` after the first engine is a torch module, which gets the same inputs.
+
     Raises:
-        InputError: One of the files is no engine.
+        InputError: One of the files is no engine, or a function does not make a module.
         MissingComponent: There is no GPU, or not what the engine needs.
         EngineError: TensorRT refuses one, or dies on it.
         TimeLimit: ``config.time_limit`` has passed.
     """
+    first, *others = paths
     for path in paths:
-        if not path.is_file():
+        if not path.is_file() and (path is first or not _is_module(path)):
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
     require_gpu()
-    return Bench(tuple(_measured(path, config, progress) for path in paths))
+    found = [_measured(first, config, progress)]
+    for path in others:
+        if _is_module(path):
+            found.append(_module(path, found[0], config, progress))
+        else:
+            found.append(_measured(path, config, progress))
+    return Bench(tuple(found))
 
 
 def require_gpu() -> None:
@@ -57,6 +66,25 @@ def require_gpu() -> None:
             f"opfuse bench runs engines on a GPU: {reason}",
             "run it on a machine with an NVIDIA GPU",
         )
+
+
+def _is_module(path: Path) -> bool:
+    """Whether this names a function of a Python file."""
+    file, _, name = path.name.rpartition(":")
+    return file.endswith(".py") and name.isidentifier()
+
+
+def _module(path: Path, like: Measurement, config: Config, progress: Progress) -> Measurement:
+    """A torch module on the inputs of an engine."""
+    limits = (config.iterations, config.warm_up, config.seed)
+    result: Measurement = child.run(
+        "opfuse.runtime.torch_module:measure",
+        (str(path), like.shapes, like.types, *limits),
+        task=f"running {path.name}",
+        time_limit=config.time_limit,
+        on_event=progress.event,
+    )
+    return result
 
 
 def _measured(path: Path, config: Config, progress: Progress) -> Measurement:

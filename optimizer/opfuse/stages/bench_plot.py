@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from opfuse.stages.bench import Bench
 
 PRODUCTS, OTHERS, SEGMENTS = "TensorRT: products", "TensorRT: other layers", "TensorRT"
+WHOLE = "a module as a whole"
 _PRODUCT = re.compile("matmul|gemm|gemv|conv|mha|attention|fc", re.IGNORECASE)
-_COLOURS = {PRODUCTS: "#7f8c8d", OTHERS: "#bdc3c7", SEGMENTS: "#95a5a6"}
+_COLOURS = {PRODUCTS: "#7f8c8d", OTHERS: "#bdc3c7", SEGMENTS: "#95a5a6", WHOLE: "#d5dbdb"}
 _PLUGIN_COLOURS = ("#2e86c1", "#e67e22", "#27ae60", "#8e44ad", "#c0392b", "#16a085", "#d4ac0d")
 _WIDTH, _LEFT, _BAR, _GAP, _LINE = 900, 20, 34, 34, 18
 
@@ -25,6 +26,8 @@ def parts_of(item: Measurement) -> dict[str, float]:
 
     Plugins go by their op; layers of TensorRT are products or others, by their names.
     """
+    if not item.steps:
+        return {WHOLE: item.graph.median_us}
     parts: dict[str, float] = {}
     for step in item.steps:
         for name, us in _shares(step):

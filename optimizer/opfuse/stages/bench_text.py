@@ -38,7 +38,8 @@ def render_bench(bench: Bench) -> RenderableType:
                 f"{item.first_result_s:.2f}" if once else "",
             )
     parts = [_steps(item) for item in bench.engines if item.plugins]
-    return Group(table, *(Text(_parts(item)) for item in bench.engines), *parts)
+    counts = [Text(_parts(item)) for item in bench.engines if item.steps]
+    return Group(table, *counts, *parts)
 
 
 def _steps(item: Measurement) -> RenderableType:
