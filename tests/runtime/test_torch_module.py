@@ -56,7 +56,6 @@ def torch(monkeypatch):
     cuda = SimpleNamespace(
         ExternalStream=lambda stream: stream,
         stream=nullcontext,
-        current_stream=lambda: 1,
         graph=lambda graph, stream: nullcontext(),
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
     )

@@ -139,13 +139,13 @@ class Clock:
     def __init__(
         self, device: Device, stream: int, iterations: int, warm_up: int, name: str
     ) -> None:
-        self._device, self._stream, self._name = device, stream, name
+        self._device, self.stream, self._name = device, stream, name
         self._iterations, self._warm_up = iterations, warm_up
 
     def time(self, what: str, work: Callable[[], None]) -> Latency:
         """Single runs, each waited for; then all of them without waiting."""
         child.emit({"text": f"{self._name}: {what}"})
-        device, stream = self._device, self._stream
+        device, stream = self._device, self.stream
         for _ in range(self._warm_up):
             work()
         device.synchronize(stream)

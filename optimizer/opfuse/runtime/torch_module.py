@@ -13,7 +13,7 @@ import numpy as np
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.runtime.cuda import open_device
 from opfuse.runtime.program import Shape
-from opfuse.runtime.timing import Clock, Measurement, draw, largest
+from opfuse.runtime.timing import Clock, Latency, Measurement, draw, largest
 
 _FIX = "name a Python file and a function in it that returns the module: model.py:make"
 
@@ -49,17 +49,9 @@ def measure(
         module = _made(spec, torch)
         loaded = time.perf_counter()
         given = [_tensor(array, torch) for array in draw(shapes, types, seed).values()]
-        stream = device.open_stream()
-        clock = Clock(device, stream, iterations, warm_up, spec)
+        clock = Clock(device, device.open_stream(), iterations, warm_up, spec)
         try:
-            with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
-                first = [_host(item) for item in _tensors(module(*given))]
-                told = time.perf_counter()
-                eager = clock.time("eager", lambda: module(*given))
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                    module(*given)
-                replays = clock.time("CUDA graph", graph.replay)
+            first, told, eager, graph = _timed(module, given, clock, torch)
         except Exception as error:  # a module fails in any way
             raise EngineError(f"{spec}: {type(error).__name__}: {error}", _FIX) from None
     return Measurement(
@@ -68,7 +60,7 @@ def measure(
         shapes=dict(shapes),
         types=dict(types),
         eager=eager,
-        graph=replays,
+        graph=graph,
         load_s=loaded - began,
         first_result_s=told - began,
         peak_bytes=device.used_bytes() - before,
@@ -78,6 +70,21 @@ def measure(
         steps=(),
         largest=largest(first),
     )
+
+
+def _timed(
+    module: Any, given: list[Any], clock: Clock, torch: Any
+) -> tuple[list[np.ndarray[Any, Any]], float, Latency, Latency]:
+    """The first outputs and when they were there; the latency without and with a CUDA graph."""
+    stream = torch.cuda.ExternalStream(clock.stream)
+    with torch.cuda.stream(stream):
+        first = [_host(item) for item in _tensors(module(*given))]
+        told = time.perf_counter()
+        eager = clock.time("eager", lambda: module(*given))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            module(*given)
+        return first, told, eager, clock.time("CUDA graph", graph.replay)
 
 
 def _torch() -> Any:
