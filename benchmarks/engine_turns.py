@@ -26,7 +26,7 @@ from opfuse.runtime.cuda import open_device
 from opfuse.runtime.engine import Engine
 
 RUNS, DISCARDED = 12, 2  # of each variant in a turn; the first ones find another's data in caches
-_PROFILED = 3
+_WARM_UP, _PROFILED = 5, 3  # runs under the profiler
 # Kernels of the plugin library by what they are for; TensorRT's have names of their own.
 _KINDS = (
     ("products", re.compile(r"opfuse::.*gemm")),
@@ -96,28 +96,39 @@ class EngineRunner:
 
 
 def profile(runner: Runner) -> dict[str, Any]:
-    """Microseconds of one run by kind of kernel, of no kernel at all, and by kernel."""
+    """Microseconds of one run by kind of kernel, of no kernel at all, and by kernel.
+
+    A kernel that begins before its predecessor has ended, and waits for it, counts from there on.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiling
 
     with profiling(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(_PROFILED):
+        for _ in range(_WARM_UP + _PROFILED):
             runner.run()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in seen.events()
+        if event.device_type == DeviceType.CUDA and event.time_range.elapsed_us() > 0
+    )
+    launches = len(spans) // (_WARM_UP + _PROFILED)
+    spans = spans[_WARM_UP * launches :]
     kernels: dict[str, list[float]] = {}
-    spans = []
-    for event in seen.events():
-        if event.device_type == DeviceType.CUDA and event.time_range.elapsed_us() > 0:
-            kernels.setdefault(event.name, []).append(event.time_range.elapsed_us())
-            spans.append((event.time_range.start, event.time_range.end))
+    reached, idle = spans[0][0] if spans else 0.0, 0.0
+    for number, (start, end, name) in enumerate(spans):
+        if number % max(launches, 1):
+            idle += max(0.0, start - reached)
+        kernels.setdefault(name, []).append(max(0.0, end - max(start, reached)))
+        reached = max(reached, end)
     kinds: dict[str, float] = {}
     for name, times in kernels.items():
         kinds[_kind(name)] = kinds.get(_kind(name), 0.0) + sum(times) / _PROFILED
     longest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:20]
     return {
         "kinds": kinds,
-        "busy": _covered(spans) / _PROFILED,
-        "launches": sum(map(len, kernels.values())) / _PROFILED,
+        "idle": idle / _PROFILED,
+        "launches": launches,
         "kernels": [
             [name[:100], len(times) / _PROFILED, sum(times) / _PROFILED] for name, times in longest
         ],
@@ -126,15 +137,6 @@ def profile(runner: Runner) -> dict[str, Any]:
 
 def _kind(name: str) -> str:
     return next((kind for kind, pattern in _KINDS if pattern.search(name)), "TensorRT")
-
-
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """How long at least one of the spans lasts: a kernel may begin before its predecessor ends."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def serve(load: Callable[[], tuple[Mapping[str, Runner], Any]]) -> None:

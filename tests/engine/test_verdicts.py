@@ -22,7 +22,7 @@ def test_the_fastest_that_wins_is_taken():
     found = decide({"opt": times(A=shifted(-10), B=shifted(-20))}, ("A", "B"), "library")
     assert found.choice == "B"
     assert found.us["opt"] == {"leave": 100.0, "A": 90.0, "B": 80.0}
-    assert (found.takes("A"), found.takes("B")) == (False, True)
+    assert (found.form_of("A"), found.form_of("B")) == ("leave", "plugin")
 
 
 @pytest.mark.parametrize("gain", [-5.0, 0.0, 0.2])
@@ -89,4 +89,4 @@ def test_shipped_tables_are_well_formed():
 
 def test_targets():
     assert target_of("9.0", "segmented tensorrt-rtx 1.4") == "sm_90 segmented tensorrt-rtx 1.4"
-    assert Verdict("A+B", ("A", "B")).takes("B")
+    assert Verdict("A+B", ("A", "B")).form_of("B") == "plugin"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
+import onnx
 import pytest
 
 import opfuse
@@ -13,7 +16,7 @@ from opfuse.config import Config
 from opfuse.engine import trials, verdicts
 from opfuse.engine.backend import EngineInfo
 from opfuse.engine.gpu import Gpu
-from opfuse.engine.verdicts import LEAVE
+from opfuse.engine.verdicts import LEAVE, NATIVE
 from opfuse.errors import EngineError, InputError
 from opfuse.progress import Progress
 from opfuse.runtime import tuning
@@ -25,6 +28,7 @@ from tests.runtime import host
 LIBRARY = plugins()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the plugin library is not built")
 H100 = Gpu("a test", "9.0")
+OPS = frozenset({"RmsNorm", "AddRmsNorm", "GatedAct", "Rope", "FlashAttention"})
 
 
 class Told(Progress):
@@ -63,8 +67,7 @@ def timed(monkeypatch):
 def lowered(folder: Path, layers: int):
     folder.mkdir()
     path = tiny.llama(layers=layers).write(folder / "llama.onnx")
-    ops = frozenset({"RmsNorm", "AddRmsNorm", "GatedAct", "Rope", "FlashAttention"})
-    return host.lowered(path, folder, ops)
+    return host.lowered(path, folder, OPS)
 
 
 def decided(folder: Path, layers: int = 2, progress: Progress | None = None, **options):
@@ -84,9 +87,42 @@ def test_what_wins_stays_a_plugin_and_the_rest_is_left(tmp_path, gpu, timed):
     kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]
     assert kinds.count("GatedAct") == 2
     assert {"AddRmsNorm_body", "FlashAttention_body"} <= set(kinds)
-    assert any(variant == (LEAVE, "GatedAct") for variant in calls)
+    assert any(variant == (LEAVE, NATIVE, "GatedAct") for variant in calls)
     reasons = {reason for choice, reason in found.nodes.values() if choice == "plugin"}
     assert all(reason.startswith("measured here: opt: ") for reason in reasons)
+
+
+def test_layers_of_tensorrt_are_a_choice_where_there_are_some(tmp_path, gpu, monkeypatch):
+    """The model is of opset 23; GatedAct has no form of its own."""
+    tried = {}
+
+    def child(self, function, arguments, on_event=None):
+        if function.endswith("batch:build"):
+            return [[] for _ in arguments[1]]
+        for name, (paths, _) in arguments[0].items():
+            tried[name] = set(paths)
+            times = {v: [1.0 if v == NATIVE else 2.0] * 3 for v in paths}
+            on_event({"case": name, "times": {"opt": times}})
+        return None
+
+    monkeypatch.setattr(tune.Trials, "child", child)
+    monkeypatch.setattr(trials, "_finish", lambda item, built: None)
+    path = tiny.llama(layers=1).write(tmp_path / "llama.onnx")
+    model = onnx.load(path)
+    (tmp_path / "a").mkdir()
+    onnx.save(onnx.version_converter.convert_version(model, 23), path)
+    model = host.lowered(path, tmp_path / "a", OPS)
+    config = Config(path, backend="segmented", lock=tmp_path / "l", tune=True)
+    found = tune.decide(model, tmp_path / "a", LIBRARY, config, Progress())
+    assert any(NATIVE not in names for names in tried.values())
+    assert {NATIVE, LEAVE} <= {choice for choice, _ in found.nodes.values()}
+    ops = [node.op_type for node in model.graph.node]
+    assert "RMSNormalization" in ops
+    assert "GatedAct_body" in ops
+    again = host.lowered(path, tmp_path / "a", OPS)
+    kept = tune.decide(again, tmp_path / "a", LIBRARY, replace(config, tune=False), Progress())
+    choices = [{n: c for n, (c, _) in item.nodes.items()} for item in (found, kept)]
+    assert choices[0] == choices[1]
 
 
 def test_more_layers_cost_nothing(tmp_path, gpu, timed):
@@ -192,7 +228,7 @@ def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, monkeypatch):
 
 def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, monkeypatch):
     """Neither where it is built, nor where it is timed."""
-    built, timed = [], []
+    built = []
 
     def child(self, function, arguments, on_event=None):
         if function.endswith("batch:build"):
@@ -200,12 +236,13 @@ def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, mo
             if len(arguments[1]) > 1:
                 raise EngineError("killed by SIGSEGV")
             return [[]]
-        left = arguments[0]
-        timed.append(len(left))
-        for name in list(left)[:2]:
-            times = {"opt": {v: [1.0 if v != LEAVE else 2.0] * 3 for v in left[name][0]}}
+        for name, (paths, _) in arguments[0].items():
+            on_event({"at": name})
+            if "AddRmsNorm" in paths:
+                raise EngineError("killed by SIGFPE")
+            times = {"opt": {v: [1.0 if "+" in v or v in OPS else 2.0] * 3 for v in paths}}
             on_event({"case": name, "times": times})
-        raise EngineError("killed by SIGFPE")
+        return None
 
     monkeypatch.setattr(tune.Trials, "child", child)
     monkeypatch.setattr(trials.assemble, "pack", lambda *_, **__: None)
@@ -213,22 +250,25 @@ def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, mo
     _, found = decided(tmp_path / "a", tune=True)
     assert sorted(set(built))[0] == 1
     assert max(built) > 1
-    assert {choice for choice, _ in found.nodes.values()} == {"plugin"}
+    choices = {(name.rpartition("/")[2], choice) for name, (choice, _) in found.nodes.items()}
+    assert {choice for op, choice in choices if op == "AddRmsNorm"} == {"leave"}
+    assert {choice for op, choice in choices if op != "AddRmsNorm"} == {"plugin"}
 
 
 def test_every_variant_runs(tmp_path, gpu, monkeypatch):
     """All but TensorRT and the GPU: each variant is cut, packed, loaded, and timed."""
-    device, model = host.HostDevice(), lowered(tmp_path / "m", 1)
+    device, model, lock = host.HostDevice(), lowered(tmp_path / "m", 1), Lock()
     variants: list[dict[str, int]] = []
 
     def child(self, function, arguments, on_event=None):
         if function.endswith("batch:build"):
             return [list(map(built, requests)) for requests in arguments[1]]
-        cases, *rest = arguments
-        for name, (paths, points) in cases.items():
+        for paths, _ in arguments[0].values():
             opened = {variant: Bundle.open(path).schedule for variant, path in paths.items()}
             variants.append({v: len(list(found.plugins())) for v, found in opened.items()})
-            on_event({"case": name, "times": tuning.compare(paths, points, *rest)})
+        with lock:
+            monkeypatch.setattr(tuning.child, "emit", on_event)
+            tuning.weigh(*arguments)
 
     def built(request):
         request.engine.write_bytes(request.model.read_bytes())

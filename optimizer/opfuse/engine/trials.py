@@ -2,7 +2,7 @@
 
 Engines of a region are small: what takes time is to start processes and to compile. So the
 variants of several regions are built at once, by as many processes as there are processors, and
-all are timed by one process, alone on the GPU but for what others run there.
+loaded and compiled by a few, which then time theirs one process after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from onnx import ModelProto
@@ -22,11 +23,12 @@ from opfuse.config import Config
 from opfuse.engine import assemble
 from opfuse.engine.backend import Backend, Request
 from opfuse.engine.cut import is_plugin, leave
+from opfuse.engine.natives import substitute
 from opfuse.engine.parts import extract, functions_of
 from opfuse.engine.profile import LEVELS, Profile
 from opfuse.engine.regions import Region
 from opfuse.engine.tensors import Typed, range_of
-from opfuse.engine.verdicts import LEAVE, Times
+from opfuse.engine.verdicts import LEAVE, NATIVE, Times
 from opfuse.errors import EngineError
 from opfuse.files import scratch, write_atomically
 from opfuse.progress import Progress
@@ -34,9 +36,11 @@ from opfuse.progress import Progress
 _ROUNDS = 9
 _AT_ONCE = 8  # regions whose engines lie on the disk at a time, with the weights of each
 _PROCESSES = 8
+_TIMERS = 4  # processes with a context on the GPU
 
 Settle = Callable[[str, Times], None]
-Points = Mapping[str, Mapping[str, tuple[int, ...]]]
+Case = tuple[Mapping[str, Path], Mapping[str, Mapping[str, tuple[int, ...]]]]
+"""The files of variants, and the points to time them at, both by name."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Trials:
         self._model, self._base_dir, self._types = model, base_dir, types
         self._profile, self._library, self._backend = profile, library, backend
         self._config, self._progress = config, progress
+        self._settling = Lock()
 
     def run(self, todo: Mapping[str, Region], settle: Settle) -> None:
         """Build and time regions.
@@ -85,14 +90,16 @@ class Trials:
         drafts = [
             item for key, region in todo.items() for item in self._drafts(key, region, folder)
         ]
+        answers = self._built(drafts)
+        with ThreadPoolExecutor(_PROCESSES) as pool:  # hashing leaves the interpreter to others
+            list(pool.map(_finish, drafts, answers))
         paths: dict[str, dict[str, Path]] = {}
-        for item, built in zip(drafts, self._built(drafts), strict=True):
+        for item, built in zip(drafts, answers, strict=True):
             if isinstance(built, str):
                 self._progress.step(f"{item.name}: {built}")
                 continue
-            item.finish(built)
             paths.setdefault(item.key, {})[item.name] = item.path
-        cases = {
+        cases: dict[str, Case] = {
             key: (found, _points(self._ranges(todo[key])))
             for key, found in paths.items()
             if LEAVE in found and len(found) > 1
@@ -118,7 +125,9 @@ class Trials:
             return
         profile = replace(self._profile, ranges=ranges)
         for number, (name, taken) in enumerate(variants(self._ops(region))):
-            part = self._part(region, taken)
+            part = self._part(region, name, taken)
+            if part is None:
+                continue
             place = folder / f"{key}-{number}"
             place.mkdir()
             try:
@@ -131,8 +140,11 @@ class Trials:
         nodes = self._model.graph.node
         return tuple(dict.fromkeys(nodes[index].op_type for index in region.group))
 
-    def _part(self, region: Region, taken: Sequence[str]) -> ModelProto:
-        """The region as a model, with these plugins of its group and all around the group."""
+    def _part(self, region: Region, name: str, taken: Sequence[str]) -> ModelProto | None:
+        """The region as a model with these plugins of its group, and all around the group.
+
+        None where it is to have TensorRT's own layers, and there are none for it.
+        """
         ends = [
             [self._types[name].info(name) for name in names]
             for names in (region.inputs, region.outputs)
@@ -140,9 +152,14 @@ class Trials:
         part = extract(self._model, region.nodes, *ends)
         del part.functions[:]
         part.functions.extend(self._model.functions)
-        for place, index in enumerate(region.nodes):
-            if index in region.group and part.graph.node[place].op_type not in taken:
-                leave(part, part.graph.node[place])
+        places = [place for place, index in enumerate(region.nodes) if index in region.group]
+        own = {part.graph.node[place].name for place in places}
+        stayed = substitute(part, places, self._types) if name == NATIVE else dict.fromkeys(own)
+        if len(stayed) == len(own) and name == NATIVE:
+            return None
+        for node in part.graph.node:
+            if node.name in stayed and node.op_type not in taken:
+                leave(part, node)
         used = functions_of(part, part.graph.node)
         del part.functions[:]
         part.functions.extend(used)
@@ -195,26 +212,37 @@ class Trials:
                 return [error.what.splitlines()[0]]
         return [answer for item in drafts for answer in self._share([item])]
 
-    def _time(self, cases: Mapping[str, tuple[Mapping[str, Path], Points]], settle: Settle) -> None:
-        """Time each case; one at which the process dies has no times, and the rest goes on."""
-        left = dict(cases)
+    def _time(self, cases: Mapping[str, Case], settle: Settle) -> None:
+        """Time all cases, in a few processes that prepare theirs at once."""
+        count = max(1, min(len(cases), _TIMERS, (os.cpu_count() or 1) // 2))
+        names = list(cases)
+        shares = [{name: cases[name] for name in names[at::count]} for at in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda share: self._time_share(share, settle), shares))
+
+    def _time_share(self, share: Mapping[str, Case], settle: Settle) -> None:
+        """Time in one process; a case at which it dies has no times, and the rest goes on."""
+        left, at = dict(share), next(iter(share), "")
 
         def take(event: child.Event) -> None:
+            nonlocal at
+            at = event.get("at", at)
             if "times" in event:
                 del left[event["case"]]
-                settle(event["case"], event["times"])
+                with self._settling:
+                    settle(event["case"], event["times"])
 
         while left:
-            before = len(left)
             try:
                 arguments = (dict(left), _ROUNDS, self._config.seed)
                 self.child("opfuse.runtime.tuning:weigh", arguments, take)
             except EngineError as error:
                 self._progress.step(error.what.splitlines()[0])
-            if left and len(left) == before:
-                key = next(iter(left))
+            if left:
+                key = at if at in left else next(iter(left))
                 del left[key]
-                settle(key, {})
+                with self._settling:
+                    settle(key, {})
 
     def child(
         self,
@@ -234,9 +262,14 @@ class Trials:
             )
 
 
+def _finish(item: _Variant, built: Any) -> None:
+    if not isinstance(built, str):
+        item.finish(built)
+
+
 def variants(ops: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-    """What is tried of a region: no plugin, all, and where there are several each alone."""
-    found: list[tuple[str, tuple[str, ...]]] = [(LEAVE, ()), ("+".join(ops), ops)]
+    """What is tried of a region: bodies, layers of TensorRT, all plugins, and each alone."""
+    found: list[tuple[str, tuple[str, ...]]] = [(LEAVE, ()), (NATIVE, ()), ("+".join(ops), ops)]
     return found + [(op, (op,)) for op in ops if len(ops) > 1]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-LEAVE = "leave"
+LEAVE, NATIVE, PLUGIN = "leave", "native", "plugin"
 SECTION = "verdicts"
 _TABLES = Path(__file__).parent / "tables"
 _LEAST_GAIN = 0.003  # of TensorRT's time: less is not worth a plugin
@@ -27,7 +27,7 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which variant of a region is built: "leave", or the ops that are plugins, joined by "+".
+    """Which variant of a region is built: "leave", "native", or the plugins, joined by "+".
 
     ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, and
     ``source`` says where the verdict is from.
@@ -39,9 +39,11 @@ class Verdict:
     library: str = ""
     source: str = ""
 
-    def takes(self, op: str) -> bool:
-        """Whether a plugin of the region stays one."""
-        return op in self.choice.split("+")
+    def form_of(self, op: str) -> str:
+        """What a plugin of the region becomes: "plugin", "native", or "leave"."""
+        if self.choice == NATIVE:
+            return NATIVE
+        return PLUGIN if op in self.choice.split("+") else LEAVE
 
     def reason(self) -> str:
         """The figures in words."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from opfuse.runtime.timing import inputs_of
 
 _RUNS = 8  # of one engine in one round
 _WARM_UP = 5
+_Held = tuple[Engine, Place, Layout, Mapping[str, Any]]  # the last are its inputs
 _FLUSH = 64 << 20  # bytes read and written before each run: more than any cache keeps
 
 
@@ -29,97 +31,100 @@ def weigh(
     rounds: int,
     seed: int,
 ) -> None:
-    """Compare the engines of each case, and tell its times as an event as soon as they are there.
+    """Time the engines of each case against each other, and tell the times of each as an event.
+
+    They are microseconds of one run by CUDA graph, for each point and each engine, one of each
+    round. The engines take turns, so that a clock that changes changes all of them, and find the
+    cache full of other data, as in a model whose other layers ran before. One that cannot be loaded
+    or run at a point, or whose graph gives other bits than its steps do, has no times there.
+
+    Other processes may load and compile meanwhile; when all have, one after the other times.
 
     Args:
-        cases: Paths and points of `compare`, by the name of the case.
-        rounds: As for `compare`.
-        seed: As for `compare`.
-    """
-    with exclusive():
-        for done, (name, (paths, points)) in enumerate(cases.items()):
-            times = compare(paths, points, rounds, seed)
-            child.emit({"case": name, "times": times, "done": done + 1, "total": len(cases)})
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """Wait for other processes of opfuse that time something on this machine."""
-    with (Path(tempfile.gettempdir()) / f"opfuse-{os.getuid()}-timing").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def compare(
-    paths: Mapping[str, Path], points: Mapping[str, Mapping[str, Shape]], rounds: int, seed: int
-) -> dict[str, dict[str, list[float]]]:
-    """Microseconds of one run by CUDA graph, for each point and each engine, one of each round.
-
-    The engines take turns, so that a clock that changes changes all of them, and find the cache
-    full of other data, as in a model whose other layers ran before. One that cannot be loaded or
-    run at a point, or whose graph gives other bits than its steps do, has no times there.
-
-    Args:
-        paths: Engines or bundles with the same inputs, by name.
-        points: Shapes of the inputs, by the name of the point.
+        cases: By their names: engines or bundles with the same inputs, by the name of the variant,
+            and the shapes of their inputs, by the name of the point.
         rounds: How often each takes its turn.
         seed: Of the inputs.
     """
-    found: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
-        engines = {}
-        for name, path in paths.items():
-            try:
-                engines[name] = stack.enter_context(Engine.load(path))
-            except OpfuseError as error:
-                child.emit({"text": f"{name}: {error.what}"})
-        for point, shapes in points.items():
-            found[point] = _at_point(engines, shapes, rounds, seed)
+        ready = {}
+        with _timing(fcntl.LOCK_SH):
+            for name, (paths, points) in cases.items():
+                child.emit({"at": name})
+                places = _loaded(stack, paths)
+                ready[name] = {
+                    point: _warmed(places, shapes, seed) for point, shapes in points.items()
+                }
+        with _timing(fcntl.LOCK_EX):
+            for name, held in ready.items():
+                child.emit({"at": name})
+                times = {point: _in_turns(found, rounds) for point, found in held.items()}
+                child.emit({"case": name, "times": times})
+
+
+@contextmanager
+def _timing(how: int) -> Iterator[None]:
+    """Share the machine with those that prepare (LOCK_SH), or have it for timing (LOCK_EX)."""
+    with (Path(tempfile.gettempdir()) / f"opfuse-{os.getuid()}-timing").open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def _loaded(stack: ExitStack, paths: Mapping[str, Path]) -> dict[str, tuple[Engine, Place]]:
+    """The engines that can be loaded, each with the place where it runs."""
+    found = {}
+    for name, path in paths.items():
+        try:
+            engine = stack.enter_context(Engine.load(path))
+            found[name] = engine, stack.enter_context(engine.place())
+        except OpfuseError as error:
+            child.emit({"text": f"{name}: {error.what}"})
     return found
 
 
-def _at_point(
-    engines: Mapping[str, Engine], shapes: Mapping[str, Shape], rounds: int, seed: int
-) -> dict[str, list[float]]:
-    ready: dict[str, tuple[Engine, Place, Layout]] = {}
-    with ExitStack() as stack:
-        for name, engine in engines.items():
-            place = stack.enter_context(engine.place())
-            try:
-                layout = _warm(engine, place, shapes, seed)
-            except OpfuseError as error:
-                child.emit({"text": f"{name}: {error.what}"})
-                continue
-            if layout is not None:
-                ready[name] = engine, place, layout
-        times: dict[str, list[float]] = {name: [] for name in ready}
-        flush = next((engine.device.allocate(2 * _FLUSH) for engine, *_ in ready.values()), 0)
-        for _ in range(rounds):
-            for name, held in ready.items():
-                times[name].append(_turn(*held, flush))
-        for engine, *_ in list(ready.values())[:1]:
-            engine.device.free(flush)
-        return times
+def _warmed(
+    places: Mapping[str, tuple[Engine, Place]], shapes: Mapping[str, Shape], seed: int
+) -> dict[str, _Held]:
+    """The engines that run at a point, and whose graph gives the bits of the single steps."""
+    ready: dict[str, _Held] = {}
+    for name, (engine, place) in places.items():
+        arrays = inputs_of(engine, shapes, seed)
+        try:
+            layout = place.layout({n: array.shape for n, array in arrays.items()}, staged=True)
+            held = engine, place, layout, arrays
+            if _run(held, by_graph=False) == _run(held, by_graph=True):
+                ready[name] = held
+        except OpfuseError as error:
+            child.emit({"text": f"{name}: {error.what}"})
+    return ready
 
 
-def _warm(engine: Engine, place: Place, shapes: Mapping[str, Shape], seed: int) -> Layout | None:
-    """The layout of a point with inputs in it; None where the graph gives other bits than steps."""
-    device, stream = engine.device, place.stream
-    arrays = inputs_of(engine, shapes, seed)
-    layout = place.layout({name: array.shape for name, array in arrays.items()}, staged=True)
-    seen = []
-    for by_graph in (False, True):
-        for name, array in arrays.items():
-            device.copy(place.address(layout, name), array.ctypes.data, array.nbytes, stream)
-        if by_graph:
-            place.replay(layout)
-        else:
-            place.enqueue(layout, {})
-        seen.append(_outputs(engine, place, layout))
-    for _ in range(_WARM_UP):
+def _run(held: _Held, *, by_graph: bool) -> list[bytes]:
+    """The outputs of one run; the inputs are put in place before it."""
+    engine, place, layout, arrays = held
+    for name, array in arrays.items():
+        address = place.address(layout, name)
+        engine.device.copy(address, array.ctypes.data, array.nbytes, place.stream)
+    if by_graph:
         place.replay(layout)
-    device.synchronize(stream)
-    return layout if seen[0] == seen[1] else None
+    else:
+        place.enqueue(layout, {})
+    return _outputs(engine, place, layout)
+
+
+def _in_turns(ready: Mapping[str, _Held], rounds: int) -> dict[str, list[float]]:
+    """Each has its inputs in place again: where it runs, another point may have run meanwhile."""
+    for held in ready.values():
+        for _ in range(_WARM_UP):
+            _run(held, by_graph=True)
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    flush = next((held[0].device.allocate(2 * _FLUSH) for held in ready.values()), 0)
+    for _ in range(rounds):
+        for name, held in ready.items():
+            times[name].append(_turn(held, flush))
+    for held in list(ready.values())[:1]:
+        held[0].device.free(flush)
+    return times
 
 
 def _outputs(engine: Engine, place: Place, layout: Layout) -> list[bytes]:
@@ -134,8 +139,9 @@ def _outputs(engine: Engine, place: Place, layout: Layout) -> list[bytes]:
     return [data.tobytes() for data in found]
 
 
-def _turn(engine: Engine, place: Place, layout: Layout, flush: int) -> float:
+def _turn(held: _Held, flush: int) -> float:
     """The median of some runs, each behind a copy that also hides the time of its launch."""
+    engine, place, layout, _ = held
     device, stream = engine.device, place.stream
     start, end = device.open_event(), device.open_event()
     found = []

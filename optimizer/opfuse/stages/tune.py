@@ -17,12 +17,13 @@ from opfuse.config import Config
 from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.cut import leave
+from opfuse.engine.natives import substitute
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
 from opfuse.engine.select import select
 from opfuse.engine.tensors import range_of, types_of
 from opfuse.engine.trials import Trials
-from opfuse.engine.verdicts import LEAVE, Times, Verdict
+from opfuse.engine.verdicts import LEAVE, NATIVE, Times, Verdict
 from opfuse.files import file_hash
 from opfuse.progress import Progress
 
@@ -132,15 +133,22 @@ class _Tuner:
     def _apply(self, found: list[Region]) -> None:
         """Leave what does not pay."""
         table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
+        native: dict[int, str] = {}
         for region in found:
             verdict = self._known.get(self._key(region)) or self._unmeasured(region, table)
             self._sources.add(verdict.source)
             for index in region.group:
                 node = self._model.graph.node[index]
-                takes = verdict.takes(node.op_type)
-                self._nodes[node.name] = "plugin" if takes else LEAVE, verdict.reason()
-                if not takes:
+                form = verdict.form_of(node.op_type)
+                self._nodes[node.name] = form, verdict.reason()
+                if form == LEAVE:
                     leave(self._model, node)
+                elif form == NATIVE:
+                    native[index] = node.name
+        stayed = substitute(self._model, native, self._types)
+        for node in self._model.graph.node:
+            if node.name in stayed and leave(self._model, node):
+                self._nodes[node.name] = LEAVE, stayed[node.name]
 
     def told(self) -> Decided:
         """All choices, and where they come from."""
