@@ -7,8 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPFUSE_ABI_VERSION 1
+#define OPFUSE_ABI_VERSION 2
 #define OPFUSE_MAX_RANK 8
+#define OPFUSE_COMM_CARD 512
 
 #ifdef __cplusplus
 extern "C" {
@@ -67,6 +68,26 @@ int64_t opfuse_workspace_size(opfuse_op const* op, opfuse_tensor const* inputs,
 int opfuse_enqueue(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
                    opfuse_tensor const* outputs, int32_t output_count, void* workspace,
                    opfuse_stream stream);
+
+// ---- the communicator: the ranks that AllReduce, AllReduceAddNorm, and AllGather speak to
+//
+// At most one a process, for all instances.  Every rank opens it, hands its card to all others by
+// whatever way the host has, and joins with all cards; all ranks then enqueue the same collectives
+// in the same order, one at a time, and close it when all have finished.  Copies of this library in
+// one process share it.
+//
+// Opens it on the current device.  size: 1 to 8.  timeout_ms: how long a kernel waits for others.
+// nccl: a path, null for libnccl.so.2, "" to do without.  card: OPFUSE_COMM_CARD bytes, filled in.
+int opfuse_comm_open(int32_t rank, int32_t size, int64_t timeout_ms, char const* nccl, void* card);
+// cards: those of all ranks in order.  Returns when all ranks have called it, where there is NCCL.
+int opfuse_comm_join(void const* cards);
+// -1 where there is none, 0 well, 1 aborted, 2 a kernel has waited too long.  After 1 and 2 what
+// was enqueued gave rubbish, and nothing can be enqueued any more.
+int32_t opfuse_comm_state(void);
+// From any thread: kernels that wait for other ranks end.
+void opfuse_comm_abort(void);
+char const* opfuse_comm_transport(void);  // such as "peer memory, NCCL 2.28.9"
+int opfuse_comm_close(void);
 
 #ifdef __cplusplus
 }

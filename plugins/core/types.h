@@ -63,6 +63,11 @@ struct Tensor {
         for (int i = 0; i + 1 < rank; ++i) product *= dims[i];
         return product;
     }
+    int64_t elements() const {
+        int64_t product = 1;
+        for (int i = 0; i < rank; ++i) product *= dims[i];
+        return product;
+    }
 };
 
 struct Call {
@@ -70,6 +75,7 @@ struct Call {
     std::span<Tensor const> outputs;
     void* workspace;
     cudaStream_t stream;
+    bool alone = false;  // TensorRT is building: no other rank is there to be waited for
 };
 
 }  // namespace opfuse

@@ -32,7 +32,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
   public:
-    explicit Plugin(std::unique_ptr<Op> op) : op_(std::move(op)) {}
+    Plugin(std::unique_ptr<Op> op, bool building) : op_(std::move(op)), building_(building) {}
 
     // ---- IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -46,8 +46,9 @@ class Plugin final : public nvinfer1::IPluginV3,
         return nullptr;
     }
     nvinfer1::IPluginV3* clone() noexcept override {
-        return reported(name(), static_cast<nvinfer1::IPluginV3*>(nullptr),
-                        [&]() -> nvinfer1::IPluginV3* { return new Plugin(op_->clone()); });
+        return reported(
+            name(), static_cast<nvinfer1::IPluginV3*>(nullptr),
+            [&]() -> nvinfer1::IPluginV3* { return new Plugin(op_->clone(), building_); });
     }
 
     // ---- IPluginV3OneCore
@@ -131,7 +132,8 @@ class Plugin final : public nvinfer1::IPluginV3,
             need_arity(inputs_, outputs_);
             TensorList const inputs(in_desc, in, inputs_);
             TensorList const outputs(out_desc, out, outputs_);
-            cudaError_t const status = op_->run({inputs.span(), outputs.span(), workspace, stream});
+            cudaError_t const status =
+                op_->run({inputs.span(), outputs.span(), workspace, stream, building_});
             if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
             return 0;
         });
@@ -167,6 +169,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     }
 
     std::unique_ptr<Op> op_;
+    bool building_;
     int32_t inputs_ = 0, outputs_ = 0;  // enqueue is not told how many; onShapeChange comes first
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};
@@ -188,13 +191,14 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
         return &collection_;
     }
     nvinfer1::IPluginV3* createPlugin(char const*, nvinfer1::PluginFieldCollection const* given,
-                                      nvinfer1::TensorRTPhase) noexcept override {
+                                      nvinfer1::TensorRTPhase phase) noexcept override {
         return reported(kind_->traits().name, static_cast<nvinfer1::IPluginV3*>(nullptr),
                         [&]() -> nvinfer1::IPluginV3* {
                             std::vector<Attribute> attributes;
                             for (int32_t i = 0; given && i < given->nbFields; ++i)
                                 attributes.push_back(attribute_from(given->fields[i]));
-                            return new Plugin(kind_->create(attributes));
+                            return new Plugin(kind_->create(attributes),
+                                              phase == nvinfer1::TensorRTPhase::kBUILD);
                         });
     }
 

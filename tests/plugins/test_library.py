@@ -24,6 +24,13 @@ FLOAT, HALF, BFLOAT16, INT64 = 1, 10, 16, 7
 ROTATION = dict.fromkeys(("interleaved", "rotary_dim", "head_size"), "INT")
 HEADS = dict.fromkeys(("num_heads", "kv_num_heads", "norm", "bias"), "INT")
 EXPECTED = {
+    "AllGather": ((1, 1), 1, {"axis": "INT", "group_size": "INT"}),
+    "AllReduce": ((1, 1), 1, {"group_size": "INT", "reduce_op": "STRING"}),
+    "AllReduceAddNorm": (
+        (3, 5),
+        2,
+        {"norm": "STRING", "epsilon": "FLOAT", "group_size": "INT", "reduce_op": "STRING"},
+    ),
     "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT"}),
     "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT"}),
     "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),

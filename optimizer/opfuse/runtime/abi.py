@@ -12,8 +12,9 @@ from pathlib import Path
 
 from opfuse.errors import MissingComponent, OpfuseError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_RANK = 8
+CARD_BYTES = 512
 ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING"}
 
 AttributeValue = float | int | str
@@ -70,6 +71,7 @@ class _Tensor(ctypes.Structure):
 def _signatures() -> dict[str, tuple[object, list[object]]]:
     """Result and argument types of each C function."""
     c_int, int32, text, pointer = ctypes.c_int, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p
+    int64 = ctypes.c_int64
     tensors = ctypes.POINTER(_Tensor)
     return {
         "opfuse_abi_version": (int32, []),
@@ -84,8 +86,14 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "opfuse_destroy": (None, [pointer]),
         "opfuse_supports": (c_int, [pointer, int32, ctypes.POINTER(int32), int32, int32]),
         "opfuse_infer": (c_int, [pointer, tensors, int32, tensors, int32]),
-        "opfuse_workspace_size": (ctypes.c_int64, [pointer, tensors, int32]),
+        "opfuse_workspace_size": (int64, [pointer, tensors, int32]),
         "opfuse_enqueue": (c_int, [pointer, tensors, int32, tensors, int32, pointer, pointer]),
+        "opfuse_comm_open": (c_int, [int32, int32, int64, text, pointer]),
+        "opfuse_comm_join": (c_int, [text]),
+        "opfuse_comm_state": (int32, []),
+        "opfuse_comm_abort": (None, []),
+        "opfuse_comm_transport": (text, []),
+        "opfuse_comm_close": (c_int, []),
     }
 
 

@@ -1,0 +1,113 @@
+// Vectors that ranks write into each other's memory, without a barrier: the data is its own flag.
+//
+// An inbox that nobody has written to holds kEmpty in every 32-bit word, and no vector that is sent
+// has such a word, so that a reader sees of each word by itself whether it has come: nothing is
+// assumed about the order in which words arrive.  A call reads its inbox and empties the one of the
+// call before.  It fills that one again two calls later, when it has had data from all others of
+// the call between, who therefore had ended this one.  So every call that takes a turn has to wait,
+// directly or by way of another rank, for data of every other rank.
+#pragma once
+#include "peers.h"
+
+namespace opfuse::device {
+
+inline constexpr unsigned kEmpty = 0xffffffffu;   // two NaN of 16 bits, or one of 32
+inline constexpr unsigned kFilled = 0x7fff7fffu;  // what is sent in its stead: NaN of any type
+
+// Looks between two that go to host memory, over PCIe, for a rank that has died.
+inline constexpr unsigned kLooksBetween = 256;
+
+__device__ inline unsigned filled(unsigned word) { return word == kEmpty ? kFilled : word; }
+
+__device__ inline void send(uint4* to, uint4 vector) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to),
+                 "r"(filled(vector.x)), "r"(filled(vector.y)), "r"(filled(vector.z)),
+                 "r"(filled(vector.w))
+                 : "memory");
+}
+
+__device__ inline uint4 look(uint4 const* at) {
+    uint4 vector;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(vector.x), "=r"(vector.y), "=r"(vector.z), "=r"(vector.w)
+                 : "l"(at)
+                 : "memory");
+    return vector;
+}
+
+__device__ inline bool has_come(uint4 const& vector) {
+    return vector.x != kEmpty && vector.y != kEmpty && vector.z != kEmpty && vector.w != kEmpty;
+}
+
+__device__ inline uint64_t nanoseconds() {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
+// One call's turn, as one thread sees it.
+class Mail {
+  public:
+    // Behind wait_for_previous().
+    __device__ explicit Mail(Peers const& peers) : peers_(peers) {
+        uint4 const turn = look(reinterpret_cast<uint4 const*>(peers.turn));
+        inbox_ = turn.x;
+        stale_ = turn.y;
+    }
+
+    __device__ int rank() const { return peers_.rank; }
+    __device__ int size() const { return peers_.size; }
+    // The inbox of this call at rank `to`, and the place of this rank among those who write there.
+    __device__ uint4* inbox(int to) const { return at(to, inbox_); }
+    __device__ int place_at(int to) const { return rank() < to ? rank() : rank() - 1; }
+
+    // Once a kernel, by all threads: `vectors` is what the call fills of each inbox.
+    __device__ void settle(unsigned vectors) {
+        __syncthreads();  // all have read the turn
+        if (threadIdx.x == 0 && atomicAdd(&peers_.turn->readers, 1u) == gridDim.x - 1)
+            *peers_.turn = {(inbox_ + 1) % kInboxes, vectors, 0, 0};
+        uint4* const before = at(rank(), (inbox_ + kInboxes - 1) % kInboxes);
+        for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < stale_;
+             i += gridDim.x * blockDim.x)
+            before[i] = {kEmpty, kEmpty, kEmpty, kEmpty};
+    }
+
+    // Waits for vectors from[0], from[stride] ... of this rank's inbox, `count` of them.
+    template <int kMost>
+    __device__ void take(uint4 (&got)[kMost], uint4 const* from, int64_t stride, int count) {
+        bool all;
+        do {
+            all = true;
+#pragma unroll
+            for (int i = 0; i < kMost; ++i)
+                if (i < count) got[i] = look(from + i * stride);
+#pragma unroll
+            for (int i = 0; i < kMost; ++i)
+                if (i < count) all = all && has_come(got[i]);
+        } while (!all && wait_on());
+    }
+
+  private:
+    __device__ uint4* at(int to, unsigned inbox) const {
+        return peers_.inboxes[to] + inbox * kInboxVectors;
+    }
+
+    // False where a rank has died or stays away for too long: what is read is rubbish then, and the
+    // host is told.
+    __device__ bool wait_on() {
+        if (++looks_ % kLooksBetween != 0) return true;
+        auto* const health = static_cast<unsigned volatile*>(peers_.health);
+        if (*health != static_cast<unsigned>(Health::kWell)) return false;
+        uint64_t const now = nanoseconds();
+        if (since_ == 0) since_ = now;
+        if (now - since_ < peers_.patience) return true;
+        *health = static_cast<unsigned>(Health::kTimedOut);
+        return false;
+    }
+
+    Peers const& peers_;
+    unsigned inbox_, stale_, looks_ = 0;
+    uint64_t since_ = 0;
+};
+
+}  // namespace opfuse::device

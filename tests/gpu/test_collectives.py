@@ -1,0 +1,70 @@
+"""Collectives between processes: with one GPU they share it, and take turns on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.harness import torch
+
+LIMIT_S = 300
+
+
+def start(job: str, rank: int, size: int, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.gpu.ranks", job, str(rank), str(size), str(folder)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(job: str, size: int, folder: Path, **variables: str) -> None:
+    """All ranks end with 0."""
+    if not torch.cuda.is_available():
+        pytest.skip("not run: no GPU")
+    if variables.get("OPFUSE_TEST_NCCL") != "" and torch.cuda.device_count() < size:
+        pytest.skip("not run: NCCL needs a GPU for each rank")
+    folder.mkdir(exist_ok=True)
+    ranks = [start(job, rank, size, folder, **variables) for rank in range(size)]
+    try:
+        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+    assert [process.returncode for process in ranks] == [0] * size, "\n".join(outputs)
+    print(outputs[0])
+
+
+@pytest.mark.parametrize("way", ["", "one-shot", "two-shot"])
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@pytest.mark.parametrize("job", ["values", "gathers", "specials"])
+def test_against_float64(tmp_path: Path, job: str, size: int, way: str) -> None:
+    if job == "gathers" and way:
+        pytest.skip("not run: there is one way to gather")
+    run(job, size, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
+
+
+@pytest.mark.parametrize("job", ["gathers", "replays"])
+def test_by_nccl(tmp_path: Path, job: str) -> None:
+    nccl = pytest.importorskip("nvidia.nccl", reason="not run: NCCL is not installed")
+    path = str(Path(nccl.__path__[0], "lib", "libnccl.so.2"))
+    run(job, 2, tmp_path, OPFUSE_ALLREDUCE="nccl", OPFUSE_TEST_NCCL=path)
+
+
+@pytest.mark.parametrize("way", ["one-shot", "two-shot"])
+def test_graphs_are_replayed(tmp_path: Path, way: str) -> None:
+    run("replays", 2, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
+
+
+@pytest.mark.parametrize("job", ["abort", "timeout"])
+def test_nobody_waits_for_ever(tmp_path: Path, job: str) -> None:
+    run(job, 2, tmp_path, OPFUSE_TEST_NCCL="")
