@@ -1,4 +1,4 @@
-"""One rank of the tests of collectives: ``python -m tests.gpu.ranks JOB RANK SIZE FOLDER``.
+"""One rank of the tests of collectives: ``python -m tests.gpu.ranks JOB,... RANK SIZE FOLDER``.
 
 The ranks exchange what they must by files in FOLDER. Every rank draws the inputs of all ranks from
 the same seed, so that each has the whole reference; it ends with 0 where all was right.
@@ -74,13 +74,11 @@ class Rank:
         ]
 
     def finish(self) -> None:
-        """Say what was found; the others are waited for."""
-        torch.cuda.synchronize()
-        assert self.communicator.state() == WELL
-        self.exchange(b"done")
-        self.communicator.close()
+        """Say what was found, and wait for the others."""
         for key, error in sorted(self.runner.worst.items()) if self.rank == 0 else ():
             print(f"  {key:40} {error:.2e}")
+        self.exchange(b"done")
+        self.communicator.close()
 
 
 def check_sum(
@@ -130,7 +128,13 @@ def values(one: Rank) -> None:
             check_sum(one, index, (rows, cols), dtype, offset)
             for seed in range(8 * index, 8 * index + (2 if rows * cols > 1e6 else 8)):
                 check_norm(one, seed, (rows, cols), dtype, offset if seed % 2 else 0)
-    one.finish()
+
+
+def memory(one: Rank) -> None:
+    """A few small shapes, for compute-sanitizer."""
+    for index, (rows, cols) in enumerate([(3, 7), (33, 100), (7, 4096), (2, 4097)]):
+        check_sum(one, index, (rows, cols), torch.float16, index % 2)
+        check_norm(one, index, (rows, cols), torch.float16, index % 2)
 
 
 def gathers(one: Rank) -> None:
@@ -145,7 +149,6 @@ def gathers(one: Rank) -> None:
             one.runner("AllGather", {"axis": axis, "group_size": one.size}, [x], [y])
             assert torch.equal(y, expected), f"{shape} along {axis}"
             buffers.check_guards()
-    one.finish()
 
 
 def specials(one: Rank) -> None:
@@ -168,7 +171,6 @@ def specials(one: Rank) -> None:
         gamma = torch.ones(64, dtype=dtype, device="cuda")
         attributes: dict[str, AttributeValue] = {"group_size": one.size}
         one.runner("AllReduceAddNorm", attributes, [empty, empty, gamma], [empty, empty])
-    one.finish()
 
 
 def replays(one: Rank) -> None:
@@ -199,8 +201,6 @@ def replays(one: Rank) -> None:
     torch.cuda.synchronize()
     assert turn.item() == count + 1
     assert wrong.item() == 0
-    del graph
-    one.finish()
 
 
 def waits_alone(one: Rank) -> float:
@@ -229,7 +229,6 @@ def abort(one: Rank) -> None:
         assert 0.9 < waits_alone(one) < 5
         assert one.communicator.state() == ABORTED
         refused(one)
-    one.exchange(b"done")
 
 
 def timeout(one: Rank) -> None:
@@ -238,19 +237,23 @@ def timeout(one: Rank) -> None:
         assert 0.9 < waits_alone(one) < 8
         assert one.communicator.state() == TIMED_OUT
         refused(one)
-    one.exchange(b"done")
 
 
 JOBS: dict[str, Callable[[Rank], None]] = {
-    job.__name__: job for job in (values, gathers, specials, replays, abort, timeout)
+    job.__name__: job for job in (values, memory, gathers, specials, replays, abort, timeout)
 }
 
 
 def main() -> None:
-    """Runs one job as one rank."""
-    job, rank, size, folder = sys.argv[1:]
-    patience = 1000 if job == "timeout" else PATIENCE_MS
-    JOBS[job](Rank(int(rank), int(size), Path(folder), patience))
+    """Runs jobs as one rank."""
+    jobs, rank, size, folder = sys.argv[1:]
+    patience = 1000 if jobs == "timeout" else PATIENCE_MS
+    one = Rank(int(rank), int(size), Path(folder), patience)
+    for job in jobs.split(","):
+        JOBS[job](one)
+        torch.cuda.synchronize()
+        assert one.communicator.state() == WELL or job in ("abort", "timeout")
+    one.finish()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,250 @@
+"""Times AllReduceAddNorm between GPUs beside NCCL, on one host in one run.
+
+``torchrun --nproc-per-node 2 -m benchmarks.allreduce`` prints a table and writes
+``results/allreduce-<date>.json``. Per size, in microseconds of one call:
+
+ours      AllReduceAddNorm: sum over ranks, residual, and RMSNorm in one kernel
+fused     NCCL's all-reduce, then the AddRmsNorm kernel
+separate  NCCL's all-reduce, then torch's operators, one after the other
+sum       AllReduce of the plugin library alone; nccl: NCCL's
+
+Each figure is the median of several replays of a CUDA graph of at least 20 calls, on the slowest
+rank. Calls take turns with sets of tensors that together are larger than the L2 cache. A replay
+begins when all ranks are there. Bus bandwidth is that of nccl-tests: bytes / time * 2 (n - 1) / n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from benchmarks import measure
+from opfuse.runtime import abi, library
+from opfuse.runtime.communicator import Communicator
+
+ONNX_TYPE = {torch.float16: 10, torch.bfloat16: 16}
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+HIDDEN = (4096, 8192)
+EPSILON = 1e-5
+LARGE_BYTES = 8 << 20  # from here on, 20 calls a graph are enough
+REPLAYS = 9
+Launch = Callable[[int], object]
+
+
+@dataclass
+class Group:
+    """All ranks, as torch and as the plugin library have them."""
+
+    handle: object
+    communicator: Communicator
+
+    def microseconds(self, launch: Launch, launches: int) -> float:
+        """The time of one of ``launches`` calls on the slowest rank; ``launch(i)`` is the i-th."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            launch(0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = [launch(index) for index in range(launches)]
+        meet = torch.zeros(1, device="cuda")
+        times = []
+        for _ in range(REPLAYS + 2):
+            dist.all_reduce(meet)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / launches)
+        del kept
+        slowest = torch.tensor(median(times[2:]), device="cuda")
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        if self.communicator.state():
+            raise SystemExit("a rank was lost")
+        return slowest.item()
+
+
+class Case:
+    """One size with its tensors: sets of them, so that no call finds its own in L2."""
+
+    def __init__(self, group: Group, tokens: int, hidden: int, dtype: torch.dtype) -> None:
+        self.group, self.shape, self.dtype = group, (tokens, hidden), dtype
+        self.bytes = tokens * hidden * dtype.itemsize
+        self.launches = 20 if self.bytes >= LARGE_BYTES else 60
+        cache = 3 * torch.cuda.get_device_properties(0).L2_cache_size
+        self.sets = min(self.launches, math.ceil(cache / (4 * self.bytes)) + 1)
+        self.gamma = torch.ones(hidden, dtype=dtype, device="cuda")
+        # Zeros: NCCL adds in place, again and again.
+        self.x, self.residual, self.y, self.sum = (
+            [torch.zeros(self.shape, dtype=dtype, device="cuda") for _ in range(self.sets)]
+            for _ in range(4)
+        )
+
+    def plugin(self, op: str, attributes: dict, inputs: list, outputs: list) -> Launch:
+        """Calls an op of the library on the i-th set; a list that is no set serves for all."""
+
+        def described(tensors: list, index: int) -> list[abi.Tensor]:
+            chosen = [t[index] if isinstance(t, list) else t for t in tensors]
+            return [abi.Tensor(ONNX_TYPE[t.dtype], tuple(t.shape), t.data_ptr()) for t in chosen]
+
+        plugin = abi.Plugin(self.group.handle, op, attributes)
+        calls = [(described(inputs, i), described(outputs, i)) for i in range(self.sets)]
+
+        def launch(index: int) -> None:
+            plugin.enqueue(*calls[index % self.sets], torch.cuda.current_stream().cuda_stream)
+
+        return launch
+
+    def ours(self) -> Launch:
+        """AllReduceAddNorm."""
+        attributes = {"norm": "rms", "epsilon": EPSILON, "group_size": dist.get_world_size()}
+        inputs = [self.x, self.residual, self.gamma]
+        return self.plugin("AllReduceAddNorm", attributes, inputs, [self.y, self.sum])
+
+    def nccl(self) -> Launch:
+        """The all-reduce alone."""
+        return lambda index: dist.all_reduce(self.x[index % self.sets])
+
+    def fused(self) -> Launch:
+        """NCCL, then one kernel."""
+        inputs = [self.x, self.residual, self.gamma]
+        norm = self.plugin("AddRmsNorm", {"epsilon": EPSILON}, inputs, [self.y, self.sum])
+
+        def launch(index: int) -> None:
+            dist.all_reduce(self.x[index % self.sets])
+            norm(index)
+
+        return launch
+
+    def separate(self) -> Launch:
+        """NCCL, then torch."""
+
+        def launch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.x[index % self.sets]
+            dist.all_reduce(x)
+            total = x + self.residual[index % self.sets]
+            wide = total.float()
+            scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
+            return (wide * scale).to(self.dtype) * self.gamma, total
+
+        return launch
+
+    def plain(self) -> Launch:
+        """AllReduce of the library."""
+        attributes = {"group_size": dist.get_world_size()}
+        return self.plugin("AllReduce", attributes, [self.x], [self.y])
+
+    def row(self, quick: bool) -> dict:
+        """All figures of the case."""
+        ways = {"ours": self.ours(), "fused": self.fused()}
+        if not quick:
+            ways |= {"separate": self.separate(), "sum": self.plain(), "nccl": self.nccl()}
+        times = {
+            f"{name}_us": self.group.microseconds(launch, self.launches)
+            for name, launch in ways.items()
+        }
+        ranks = dist.get_world_size()
+        share = self.bytes * 2 * (ranks - 1) / ranks / 1e3  # GB/s, where divided by microseconds
+        name = str(self.dtype).removeprefix("torch.")
+        row = {"tokens": self.shape[0], "hidden": self.shape[1], "dtype": name}
+        row |= {"bytes": self.bytes, **times}
+        return row | {"bus_gb_per_s": {key[:-3]: share / time for key, time in times.items()}}
+
+
+def nccl_path() -> str | None:
+    """That which torch uses."""
+    spec = importlib.util.find_spec("nvidia.nccl")
+    folders = (spec and spec.submodule_search_locations) or ()
+    return next((str(Path(folder, "lib", "libnccl.so.2")) for folder in folders), None)
+
+
+def exchange(card: bytes) -> list[bytes]:
+    """Every rank's card."""
+    cards: list[bytes] = [b""] * dist.get_world_size()
+    dist.all_gather_object(cards, card)
+    return cards
+
+
+def show(rows: list[dict]) -> None:
+    """The table; the ratios are those of the others' time over ours."""
+
+    def cells(row: dict) -> list[str]:
+        given = [row[f"{name}_us"] for name in NAMES if f"{name}_us" in row]
+        faster = [row[f"{name}_us"] / row["ours_us"] for name in NAMES[1:3] if f"{name}_us" in row]
+        bus = row["bus_gb_per_s"]
+        speeds = [f"{bus[name]:.0f}" for name in ("ours", "sum", "nccl") if name in bus]
+        head = [f"{row['tokens']} x {row['hidden']} {row['dtype']}", f"{row['bytes'] / 1024:.0f}"]
+        return [*head, *(f"{time:.1f}" for time in given), *(f"{f:.2f}" for f in faster), *speeds]
+
+    there = [name for name in NAMES if f"{name}_us" in rows[0]]
+    header = ["case", "KiB", *(f"{name} us" for name in there)]
+    header += [f"{name}/ours" for name in NAMES[1:3] if name in there]
+    header += [f"{name} GB/s" for name in ("ours", "sum", "nccl") if name in there]
+    measure.print_table(header, map(cells, rows))
+
+
+NAMES = ("ours", "fused", "separate", "sum", "nccl")
+
+
+def environment(group: Group) -> dict[str, object]:
+    """What the figures hang on besides the machine."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpus": dist.get_world_size(),
+        "driver": driver[0] if driver else "",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "transport": group.communicator.transport,
+        "way": os.environ.get("OPFUSE_ALLREDUCE", "by size"),
+        "commit": os.environ.get("OPFUSE_COMMIT", ""),
+    }
+
+
+def main() -> None:
+    """Measures, prints, and writes; as one rank of torchrun."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fp16 x 4096, ours and fused alone")
+    parser.add_argument("--nccl", action="store_true", help="give the plugins NCCL too")
+    options = parser.parse_args()
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+    handle = abi.load(library.find())
+    path = nccl_path() if options.nccl else ""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    group = Group(handle, Communicator(handle, rank, ranks, exchange, nccl=path))
+    hidden, dtypes = HIDDEN, list(ONNX_TYPE)
+    if options.quick:
+        hidden, dtypes = HIDDEN[:1], dtypes[:1]
+    rows = [
+        Case(group, tokens, width, dtype).row(options.quick)
+        for dtype in dtypes
+        for width in hidden
+        for tokens in TOKENS
+    ]
+    if rank == 0:
+        figures = {**environment(group), "rows": rows}
+        print({key: value for key, value in figures.items() if key != "rows"})
+        show(rows)
+        if not options.quick:
+            print(measure.write("allreduce", figures))
+    dist.barrier()
+    group.communicator.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
