@@ -164,9 +164,10 @@ class Case:
 
 def nccl_path() -> str | None:
     """That which torch uses."""
-    spec = importlib.util.find_spec("nvidia.nccl")
+    spec = importlib.util.find_spec("nvidia")
     folders = (spec and spec.submodule_search_locations) or ()
-    return next((str(Path(folder, "lib", "libnccl.so.2")) for folder in folders), None)
+    paths = [Path(folder, "nccl", "lib", "libnccl.so.2") for folder in folders]
+    return next((str(path) for path in paths if path.exists()), None)
 
 
 def exchange(card: bytes) -> list[bytes]:

@@ -13,6 +13,20 @@ class Finish {
     __device__ Finish(Reduction<T> const& call, Walk<T, kItems> const& walk, device::Team& team)
         : call_(call), walk_(walk), team_(team), share_(device::settled(1.f / call.cols)) {}
 
+    // Once, behind wait_for_previous(): weights are on their way while other ranks are waited for.
+    __device__ void fetch() {
+        if (call_.norm == Norm::kNone) return;
+        walk_.each([&](int part, int) {
+            Place const place = walk_.place(0, part);
+            if constexpr (kItems == 1) gamma_ = parameter_at<T>(call_.gamma, place);
+            for (device::Parameter const& data : {call_.gamma, call_.beta, call_.bias}) {
+                int const bytes = data.is_float ? sizeof(float) : sizeof(T);
+                if (data.data)
+                    device::prefetch(static_cast<char const*>(data.data) + place.column * bytes);
+            }
+        });
+    }
+
     // x of all ranks -> a row's part of `sum`.
     __device__ VecOf<T> round(device::Vec<float, kVecOf<T>> total, VecOf<T> const& residual,
                               Place const& place) const {
@@ -45,7 +59,7 @@ class Finish {
         float const scale = rsqrtf(total(row, square) * share_ + call_.epsilon);
         walk_.each([&](int part, int item) {
             Place const place = walk_.place(row, part);
-            auto const gamma = parameter_at<T>(call_.gamma, place);
+            auto const gamma = kItems == 1 ? gamma_ : parameter_at<T>(call_.gamma, place);
             auto const beta = parameter_at<T>(call_.beta, place);
             auto wide = device::widen(again(place, item));
 #pragma unroll
@@ -82,6 +96,7 @@ class Finish {
     device::Team& team_;
     float const share_;
     VecOf<T> kept_[kItems > 0 ? kItems : 1];
+    device::Vec<float, kVecOf<T>> gamma_;  // one item has the same columns of every row
 };
 
 // The sum over ranks in their order; `got` has those of the others, in their order.

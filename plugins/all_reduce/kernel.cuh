@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(tuning::most_lanes(1))
     Finish<T, kItems> finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
+    finish.fetch();
     for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x)
         finish.row(row, [&](int, Place const& place) {
             return finish.round(device::widen(load_at(call.x, place)), finish.residual(place),
@@ -55,8 +56,9 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
     };
     int64_t row = blockIdx.x;
     send_row(row);
-    mail.settle(static_cast<unsigned>(all * (mail.size() - 1)));
-    uint4 const* const inbox = mail.inbox(mail.rank());
+    mail.settle();
+    finish.fetch();
+    uint4* const inbox = mail.inbox(mail.rank());
     for (; row < call.rows; row += gridDim.x) {
         if (row + gridDim.x < call.rows) send_row(row + gridDim.x);
         finish.row(row, [&](int part, Place const& place) {
@@ -102,8 +104,9 @@ __global__ void __launch_bounds__(tuning::most_lanes(device::kMostRanks))
     };
     int64_t group = blockIdx.x;
     send_group(group);
-    mail.settle(static_cast<unsigned>(sums + call.rows * walk.parts()));
-    uint4 const* const inbox = mail.inbox(mail.rank());
+    mail.settle();
+    finish.fetch();
+    uint4* const inbox = mail.inbox(mail.rank());
     for (; group < groups; group += gridDim.x) {
         if (group + gridDim.x < groups) send_group(group + gridDim.x);
         int64_t const row = group * ranks + mail.rank();
@@ -167,7 +170,7 @@ __global__ void __launch_bounds__(tuning::kGatherLanes)
         }
         put(mail.rank(), place, own);
     }
-    mail.settle(static_cast<unsigned>(parts * (mail.size() - 1)));
+    mail.settle();
     for (int i = 1; i < mail.size(); ++i) {
         int const from = (mail.rank() + i) % mail.size();
         int const slot = from < mail.rank() ? from : from - 1;

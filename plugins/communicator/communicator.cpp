@@ -162,7 +162,7 @@ bool can_have_nccl(Own& self, Card const* cards) {
 
 // Whether the memory of others can be reached from every rank; each may know of itself alone.
 bool all_reach(Communicator const& it, bool reached) {
-    auto* const word = reinterpret_cast<int32_t*>(&it.peers.turn->unused);
+    auto* const word = reinterpret_cast<int32_t*>(it.peers.turn + 1);
     int32_t value = reached;
     check(cudaMemcpy(word, &value, sizeof value, cudaMemcpyHostToDevice), "cudaMemcpy");
     it.nccl.check(it.nccl.all_reduce(word, word, 1, kNcclInt32, kNcclMin, it.group, nullptr),

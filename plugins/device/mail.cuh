@@ -2,10 +2,10 @@
 //
 // An inbox that nobody has written to holds kEmpty in every 32-bit word, and no vector that is sent
 // has such a word, so that a reader sees of each word by itself whether it has come: nothing is
-// assumed about the order in which words arrive.  A call reads its inbox and empties the one of the
-// call before.  It fills that one again two calls later, when it has had data from all others of
-// the call between, who therefore had ended this one.  So every call that takes a turn has to wait,
-// directly or by way of another rank, for data of every other rank.
+// assumed about the order in which words arrive.  Who has read a vector empties its place.  Calls
+// take turns with two inboxes: one is filled again two calls later, when its sender has had data
+// from all others of the call between, who therefore had ended this one.  So every call that takes
+// a turn has to wait, directly or by way of another rank, for data of every other rank.
 #pragma once
 #include "peers.h"
 
@@ -50,31 +50,29 @@ class Mail {
   public:
     // Behind wait_for_previous().
     __device__ explicit Mail(Peers const& peers) : peers_(peers) {
-        uint4 const turn = look(reinterpret_cast<uint4 const*>(peers.turn));
-        inbox_ = turn.x;
-        stale_ = turn.y;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
+                     : "=r"(inbox_)
+                     : "l"(&peers.turn->inbox)
+                     : "memory");
     }
 
     __device__ int rank() const { return peers_.rank; }
     __device__ int size() const { return peers_.size; }
     // The inbox of this call at rank `to`, and the place of this rank among those who write there.
-    __device__ uint4* inbox(int to) const { return at(to, inbox_); }
+    __device__ uint4* inbox(int to) const { return peers_.inboxes[to] + inbox_ * kInboxVectors; }
     __device__ int place_at(int to) const { return rank() < to ? rank() : rank() - 1; }
 
-    // Once a kernel, by all threads: `vectors` is what the call fills of each inbox.
-    __device__ void settle(unsigned vectors) {
-        __syncthreads();  // all have read the turn
+    // Once a kernel, by all threads: the next call's turn is set when all blocks know of this
+    // one's.
+    __device__ void settle() {
+        __syncthreads();  // all threads of this block do
         if (threadIdx.x == 0 && atomicAdd(&peers_.turn->readers, 1u) == gridDim.x - 1)
-            *peers_.turn = {(inbox_ + 1) % kInboxes, vectors, 0, 0};
-        uint4* const before = at(rank(), (inbox_ + kInboxes - 1) % kInboxes);
-        for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < stale_;
-             i += gridDim.x * blockDim.x)
-            before[i] = {kEmpty, kEmpty, kEmpty, kEmpty};
+            *peers_.turn = {1 - inbox_, 0};
     }
 
     // Waits for vectors from[0], from[stride] ... of this rank's inbox, `count` of them.
     template <int kMost>
-    __device__ void take(uint4 (&got)[kMost], uint4 const* from, int64_t stride, int count) {
+    __device__ void take(uint4 (&got)[kMost], uint4* from, int64_t stride, int count) {
         bool all;
         do {
             all = true;
@@ -85,13 +83,12 @@ class Mail {
             for (int i = 0; i < kMost; ++i)
                 if (i < count) all = all && has_come(got[i]);
         } while (!all && wait_on());
+#pragma unroll
+        for (int i = 0; i < kMost; ++i)
+            if (i < count) from[i * stride] = {kEmpty, kEmpty, kEmpty, kEmpty};
     }
 
   private:
-    __device__ uint4* at(int to, unsigned inbox) const {
-        return peers_.inboxes[to] + inbox * kInboxVectors;
-    }
-
     // False where a rank has died or stays away for too long: what is read is rubbish then, and the
     // host is told.
     __device__ bool wait_on() {
@@ -106,7 +103,7 @@ class Mail {
     }
 
     Peers const& peers_;
-    unsigned inbox_, stale_, looks_ = 0;
+    unsigned inbox_, looks_ = 0;
     uint64_t since_ = 0;
 };
 

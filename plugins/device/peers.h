@@ -8,14 +8,14 @@ namespace opfuse::device {
 
 inline constexpr int kMostRanks = 8;
 
-// 16-byte vectors of one inbox.  A rank has three, which calls use in turn: see mail.cuh.
+// 16-byte vectors of one inbox.  A rank has two, which calls use in turn: see mail.cuh.
 // 16 MiB: what a launch moves takes 40 us on NVLink of 400 GB/s, ten times its latency.
 inline constexpr int64_t kInboxVectors = int64_t{1} << 20;
-inline constexpr int kInboxes = 3;
+inline constexpr int kInboxes = 2;
 
-// Which inbox is next, how much the call before has filled, and how many blocks have read this.
-struct alignas(16) Turn {
-    unsigned inbox, filled, readers, unused;
+// Which inbox is next, and how many blocks have read that.
+struct alignas(8) Turn {
+    unsigned inbox, readers;
 };
 
 // How a communicator fares: a word in host memory that kernels see while they wait.
