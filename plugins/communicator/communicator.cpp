@@ -202,7 +202,10 @@ std::string mark() {
 
 void clear(Own& self) {
     Communicator& it = self.it;
-    if (void* const group = it.group.exchange(nullptr)) it.nccl.destroy(group);
+    bool const well = !it.peers.health || it.health() == device::Health::kWell;
+    // To destroy a group waits for the others, who may have died.
+    if (void* const group = it.group.exchange(nullptr))
+        well ? it.nccl.destroy(group) : it.nccl.abort(group);
     close_peers(it);
     cudaFree(it.memory);
     it.rank = 0, it.size = 1, it.device = 0;

@@ -36,7 +36,7 @@ class Rank:
 
     def __init__(self, rank: int, size: int, folder: Path, patience_ms: int = PATIENCE_MS) -> None:
         torch.cuda.set_device(rank % torch.cuda.device_count())
-        self.rank, self.size, self._folder, self._rounds = rank, size, folder, 0
+        self.rank, self.size, self.folder, self._rounds = rank, size, folder, 0
         self.runner = Runner(library.find())
         nccl = os.environ.get("OPFUSE_TEST_NCCL", "")
         self.communicator = Communicator(
@@ -46,10 +46,10 @@ class Rank:
     def exchange(self, data: bytes) -> list[bytes]:
         """What each rank gave, by rank; also a barrier."""
         self._rounds += 1
-        own = self._folder / f"{self._rounds}-{self.rank}"
+        own = self.folder / f"{self._rounds}-{self.rank}"
         own.with_suffix(".part").write_bytes(data)
         own.with_suffix(".part").rename(own)
-        paths = [self._folder / f"{self._rounds}-{rank}" for rank in range(self.size)]
+        paths = [self.folder / f"{self._rounds}-{rank}" for rank in range(self.size)]
         end = time.monotonic() + 120
         while not all(path.exists() for path in paths):
             if time.monotonic() > end:
@@ -173,6 +173,18 @@ def specials(one: Rank) -> None:
         one.runner("AllReduceAddNorm", attributes, [empty, empty, gamma], [empty, empty])
 
 
+def copies(one: Rank) -> None:
+    """A second copy of the library in this process, as engines carry them, has the communicator."""
+    path = one.folder / f"copy-{one.rank}.so"
+    path.write_bytes(library.find().read_bytes())
+    other = Runner(path)
+    x = torch.full((3, 64), one.rank + 1.0, dtype=torch.float16, device="cuda")
+    for turn in range(5):
+        y = torch.empty_like(x)
+        (one.runner, other)[turn % 2]("AllReduce", {"group_size": one.size}, [x], [y])
+        assert (y == one.size * (one.size + 1) // 2).all()
+
+
 def replays(one: Rank) -> None:
     """Graphs of sums whose inputs change at every replay, compared with what they must be."""
     count = int(os.environ.get("OPFUSE_TEST_REPLAYS", "10000"))
@@ -240,7 +252,8 @@ def timeout(one: Rank) -> None:
 
 
 JOBS: dict[str, Callable[[Rank], None]] = {
-    job.__name__: job for job in (values, memory, gathers, specials, replays, abort, timeout)
+    job.__name__: job
+    for job in (values, memory, gathers, specials, copies, replays, abort, timeout)
 }
 
 

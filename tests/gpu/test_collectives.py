@@ -47,7 +47,7 @@ def run(job: str, size: int, folder: Path, **variables: str) -> None:
 @pytest.mark.parametrize("way", ["one-shot", "two-shot"])
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_against_float64(tmp_path: Path, size: int, way: str) -> None:
-    run("values,gathers,specials", size, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
+    run("values,gathers,specials,copies", size, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
 
 
 def test_by_nccl(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ found = {
             for c in registry.all_creators if c.plugin_namespace == "opfuse"},
     "created": [create(op, "epsilon", one, "FLOAT32")
                 for op in ("RmsNorm", "AddRmsNorm", "AddLayerNorm")]
-               + [create("GatedAct", "activation", b"gelu\\0", "CHAR")],
+               + [create("GatedAct", "activation", b"gelu\\0", "CHAR")]
+               + [create("AllReduceAddNorm", "norm", b"layer\\0", "CHAR")],
     "refused": create("GatedAct", "activation", one, "FLOAT32"),
 }
 registry.deregister_library(handle)
@@ -56,7 +57,7 @@ def test_registry_loads_creates_refuses_and_unloads(plugin_library: Path, runtim
         op.name: {name: TENSORRT_TYPE[kind] for name, kind in op.attributes.items()}
         for op in library.describe(plugin_library).ops
     }
-    assert found["created"] == [True] * 4
+    assert found["created"] == [True] * 5
     assert found["refused"] is False
     assert "GatedAct: attribute 'activation' is FLOAT, need STRING" in done.stderr
     assert found["left"] == []
