@@ -26,6 +26,7 @@ NATIVE = {"engine", "runtime", "numerics"}
 NATIVE_USERS = {"stages/build", "stages/prove", "stages/verify", "stages/library", "stages/shapes"}
 NATIVE_USERS |= {"stages/bench", "stages/tune", "stages/precision", "stages/check"}
 NATIVE_USERS |= {"stages/package", "stages/shard_proof", "serving/subject"}
+NATIVE_USERS |= {"stages/members"}
 
 
 def name_of(path: Path) -> str:
@@ -38,7 +39,7 @@ def layer_of(name: str) -> str:
         return "cli"
     if top in LEAVES:
         return "leaf"
-    if top in ("checking", "splitting"):
+    if top in ("checking", "splitting", "together"):
         return "pipeline"
     return top
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from opfuse import terminal
 from opfuse.arguments import config_of, options_of, read
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None, *, interruptible: bool = False) -> i
 
 def _command(arguments: list[str]) -> int:
     args = read(arguments)
+    args.argv = arguments
     if args.version:
         from opfuse.versions import versions
 
@@ -118,6 +119,8 @@ def _verify(args: Namespace, progress: Progress) -> int:
     from opfuse.stages.report import comparison_as_dict
     from opfuse.stages.report_text import render_comparison
 
+    if _is_together(args):
+        return _together(args, progress)
     args.model, args.onnx = args.a, None
     comparison = pipeline.verify(args.a, args.b, config_of(args), progress)
     _show(
@@ -145,10 +148,40 @@ def _bench(args: Namespace, progress: Progress) -> int:
     from opfuse import pipeline
     from opfuse.stages.bench_text import render_bench
 
+    if _is_together(args):
+        return _together(args, progress)
     args.model, args.onnx = args.engine, None
     result = pipeline.bench(args.engine, args.vs, config_of(args), progress)
     _show(args, lambda: _json(result), lambda: render_bench(result))
     return 0
+
+
+def _is_together(args: Namespace) -> bool:
+    if args.dry_run and args.tp is None:
+        raise InputError("--dry-run looks at the ranks of a folder", "give --tp N too")
+    return args.tp is not None
+
+
+def _together(args: Namespace, progress: Progress) -> int:
+    from opfuse import together
+    from opfuse.stages.report import comparison_as_dict
+    from opfuse.stages.report_text import render_comparison
+    from opfuse.stages.together_text import render_ranks
+
+    args.model, args.onnx = (args.engine if args.command == "bench" else args.a), None
+    config = config_of(args)
+    found: Any
+    if args.command == "bench":
+        found = together.bench(args.engine, args.vs, config, progress, args.argv)
+    else:
+        found = together.verify(args.a, args.b, config, progress, args.argv)
+    if found is None or isinstance(found, together.Started):
+        return 0 if found is None else found.code
+    if isinstance(found, (together.Prospect, together.TogetherBench)):
+        _show(args, lambda: _json(found.as_dict()), lambda: render_ranks(found))
+        return 0
+    _show(args, lambda: _json(comparison_as_dict(found)), lambda: render_comparison(found))
+    return 0 if found.passed else 1
 
 
 def _package(args: Namespace, progress: Progress) -> int:

@@ -99,7 +99,7 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
     """Runs two models on the same inputs, compares their outputs, and writes the reports of it."""
     from opfuse.stages.verify import verify as compare
 
-    _check_reports(config, COMPARISON_SUFFIXES)
+    check_reports(config, COMPARISON_SUFFIXES)
     with (progress or Progress()).stage("verify"):
         comparison = compare(a, b, config)
     for path in config.reports:
@@ -114,7 +114,7 @@ def bench(
     from opfuse.stages.bench import bench as measure
     from opfuse.stages.bench import require_gpu
 
-    _check_reports(config, BENCH_SUFFIXES)
+    check_reports(config, BENCH_SUFFIXES)
     if any(path.suffix == ".onnx" for path in (engine, *others)):
         require_gpu()
     progress = progress or Progress()
@@ -202,7 +202,7 @@ def check_outputs(outputs: Sequence[Path]) -> None:
             raise InputError(f"{path} is named for two outputs", "give each a file of its own")
 
 
-def _check_reports(config: Config, suffixes: Sequence[str]) -> None:
+def check_reports(config: Config, suffixes: Sequence[str]) -> None:
     """Refuses, before any work, reports that could not be written after it."""
     for path in config.reports:
         check_suffix(path, suffixes)

@@ -12,6 +12,7 @@ from opfuse.errors import InputError
 from opfuse.files import check_output, pending_folder, translated
 from opfuse.pipeline import fuse_and_prove, fuse_model
 from opfuse.progress import Progress
+from opfuse.sharding.result import KIND, PLAN
 from opfuse.stages.report import plain
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from opfuse.stages.load import Source
     from opfuse.stages.shard import Sharded
 
-PLAN = "plan.json"
 _SCHEMA = 1
-_KIND = "opfuse shard"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Shards:
                 "tolerance": proof.tolerance,
                 "not_run": proof.not_run,
             }
-        return {"schema": _SCHEMA, "kind": _KIND, **plain(self.plan), "proof": proven}
+        return {"schema": _SCHEMA, "kind": KIND, **plain(self.plan), "proof": proven}
 
 
 def shard(config: Config, progress: Progress | None = None) -> Shards:
@@ -152,4 +151,4 @@ def _is_ours(plan: Path) -> bool:
         found = json.loads(plan.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("kind") == _KIND
+    return isinstance(found, dict) and found.get("kind") == KIND

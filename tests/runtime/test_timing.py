@@ -46,11 +46,11 @@ def device(made, monkeypatch):
     device = host.HostDevice()
 
     def load(file, *, plugins=None, **options):
-        assert file == path
+        assert (file, options.pop("device", 0)) == (path, 0)
         return host.open_engine(monkeypatch, path, model, device, **options)
 
     monkeypatch.setattr(Engine, "load", staticmethod(load))
-    monkeypatch.setattr(timing, "open_device", lambda: device)
+    monkeypatch.setattr(timing, "open_device", lambda index: device)
     return device
 
 

@@ -25,6 +25,7 @@ from opfuse.arguments.options import (
     proof,
     seed,
     shapes,
+    together,
     tolerance,
     tuning,
 )
@@ -122,6 +123,7 @@ def verify(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument(
         "b", type=Path, metavar="B", help="the model (.onnx) or engine to judge; A may be it too"
     )
+    together(command, "A is a folder of opfuse shard with a bundle for each of N ranks")
     command.add_argument(
         "--layers",
         action="store_true",
@@ -162,6 +164,7 @@ def bench(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog=EPILOG,
     )
     engine(command)
+    together(command, "ENGINE is a folder of opfuse shard with a bundle for each of N ranks")
     command.add_argument(
         "--vs",
         action="append",

@@ -36,6 +36,21 @@ def engine(command: Parser) -> None:
     command.add_argument("engine", type=Path, metavar="ENGINE", help="the engine or bundle")
 
 
+def together(command: Parser, text: str) -> None:
+    """How many ranks, and whether only to look."""
+    group = command.add_argument_group(
+        "several GPUs",
+        "Started by hand, the command starts itself once for each rank; started by torchrun,\n"
+        "mpirun, or srun it is one.",
+    )
+    group.add_argument("--tp", type=int, metavar="N", help=f"{text} (default: one GPU)")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check that the ranks belong together, and tell what would run, without a GPU",
+    )
+
+
 def output(command: Parser, name: str, text: str, aliases: tuple[str, ...] = ()) -> None:
     """Where the result goes."""
     command.add_argument(

@@ -33,6 +33,14 @@ def absent() -> str:
     return "" if code == 0 and count.value > 0 else "the NVIDIA driver lists no GPU"
 
 
+def count() -> int:
+    """How many GPUs this process sees."""
+    found = ctypes.c_int(0)
+    if absent() or ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(found)) != 0:
+        return 0
+    return found.value
+
+
 def current(index: int = 0) -> Gpu | None:
     """The GPU of this number, or None where there is no usable one."""
     if absent():

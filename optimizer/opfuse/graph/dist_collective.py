@@ -7,7 +7,7 @@ engine gives it a communicator (``IExecutionContext::setCommunicator``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from onnx import ModelProto, NodeProto, helper
@@ -42,21 +42,34 @@ def dist_collective(node: NodeProto, ranks: int, opset: int) -> list[NodeProto]:
 
 
 def rewrite_bodies(model: ModelProto, ranks: int, opset: int) -> None:
-    """Let the functions of ``model`` have the collectives in them in TensorRT's form."""
-    for function in model.functions:
-        if all(node.op_type not in COLLECTIVES for node in function.node):
+    """Let the functions of ``model`` have the collectives in them in TensorRT's form.
+
+    Those that only plugin nodes stand for go: TensorRT reads no body of theirs.
+    """
+    called = {(node.domain, node.op_type) for node in every_node(model) if not _is_plugin(node)}
+    functions = list(model.functions)
+    model.ClearField("functions")
+    for function in functions:
+        speaks = any(node.op_type in COLLECTIVES for node in function.node)
+        if speaks and (function.domain, function.name) not in called:
             continue
-        nodes = [
-            made
-            for node in function.node
-            for made in (
-                dist_collective(node, ranks, opset)
-                if node.domain == DOMAIN and node.op_type in COLLECTIVES
-                else [NodeProto.FromString(node.SerializeToString())]
-            )
-        ]
-        del function.node[:]
-        function.node.extend(nodes)
+        made = model.functions.add()
+        made.CopyFrom(function)
+        if speaks:
+            del made.node[:]
+            made.node.extend(_rewritten(function.node, ranks, opset))
+
+
+def _rewritten(nodes: Iterable[NodeProto], ranks: int, opset: int) -> Iterator[NodeProto]:
+    for node in nodes:
+        if node.domain == DOMAIN and node.op_type in COLLECTIVES:
+            yield from dist_collective(node, ranks, opset)
+        else:
+            yield node
+
+
+def _is_plugin(node: NodeProto) -> bool:
+    return any(item.name == "plugin_namespace" for item in node.attribute)
 
 
 def sum_apart(node: NodeProto, ranks: int, opset: int) -> tuple[list[NodeProto], NodeProto]:

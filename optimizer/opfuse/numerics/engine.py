@@ -16,7 +16,7 @@ from opfuse.numerics.session import CannotRun
 from opfuse.numerics.whole import Comparison, Loaded, Subject, judge, paired
 from opfuse.runtime.engine import Engine
 
-_TF32 = 2e-2
+TF32 = 2e-2
 """TensorRT multiplies float32 in TF32, which has the ten bits of float16; 4e-3 was seen."""
 
 
@@ -47,14 +47,14 @@ def compare_engine(
     with Engine.load(path, plugins=plugins) as engine:
         elements = {value.dtype for value in (*engine.inputs, *engine.outputs)}
         for feeds, _ in runs:
-            given = _adapted(engine, feeds)
+            given = adapted(engine, feeds)
             plain = engine.run(given, graphs=False)
             replayed = engine.run(given, graphs=True)
-            if difference := _unequal(plain, replayed):
+            if difference := unequal(plain, replayed):
                 return Comparison({}, 0.0, refused=difference)
             results.append(replayed)
-        steps = compare_steps(path, engine, _adapted(engine, runs[0][0])) if layers else ()
-    allowed = rtol if rtol is not None else max(_TF32, tolerance(first.elements | elements))
+        steps = compare_steps(path, engine, adapted(engine, runs[0][0])) if layers else ()
+    allowed = rtol if rtol is not None else max(TF32, tolerance(first.elements | elements))
     try:
         matched = [paired(e, found) for (_, e), found in zip(runs, results, strict=True)]
     except CannotRun as reason:
@@ -62,7 +62,7 @@ def compare_engine(
     return replace(judge(original, first, runs, matched, allowed), layers=steps)
 
 
-def _adapted(engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def adapted(engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs of the model as the engine takes them: by name, floats in its type."""
     want = {value.name: value.dtype for value in engine.inputs}
     if set(want) - set(feeds):
@@ -76,7 +76,7 @@ def _adapted(engine: Engine, feeds: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _unequal(eager: Mapping[str, Array], replayed: Mapping[str, Array]) -> str:
+def unequal(eager: Mapping[str, Array], replayed: Mapping[str, Array]) -> str:
     """What differs between a run and the replay of its graph; empty where nothing does."""
     for name, array in eager.items():
         if array.tobytes() != replayed[name].tobytes():

@@ -17,10 +17,8 @@ from opfuse.graph.protos import reads
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import Array, tolerance
 from opfuse.numerics.session import CannotRun
+from opfuse.numerics.shares import Parts, given, joined
 from opfuse.numerics.whole import Comparison, Loaded, Subject, judge
-
-Parts = Mapping[str, tuple[int, Sequence[Array]]]
-"""Of a tensor that is given or returned in parts, by name: the axis, and each rank's positions."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Ranks:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of the model, put together where they are in parts."""
-        live = [self._given(feeds, rank) for rank in range(len(self._ranks))]
+        live = [given(feeds, self._parts, rank) for rank in range(len(self._ranks))]
         last = _last_uses(self._steps[0], self._ranks[0].outputs)
         for number, step in enumerate(self._steps[0]):
             for rank, values in enumerate(live):
@@ -99,13 +97,6 @@ class Ranks:
                 for name in [name for name in values if last.get(name, -1) <= number]:
                     del values[name]
         return {name: self._whole(name, live) for name in self._ranks[0].outputs}
-
-    def _given(self, feeds: Mapping[str, Array], rank: int) -> dict[str, Array]:
-        given = dict(feeds)
-        for name in given.keys() & self._parts.keys():
-            axis, parts = self._parts[name]
-            given[name] = np.take(given[name], parts[rank], axis)
-        return given
 
     def _compute(
         self, rank: int, number: int, live: Mapping[str, Array], last: Mapping[str, int]
@@ -135,13 +126,7 @@ class Ranks:
             if not all(np.array_equal(value, values[0], equal_nan=True) for value in values[1:]):
                 raise CannotRun(f"the ranks do not agree on output {name!r}")
             return values[0]
-        axis, parts = self._parts[name]
-        joined = np.concatenate(values, axis)
-        where = np.concatenate(list(parts))
-        whole, first = np.unique(where, return_index=True)
-        if not np.array_equal(whole, np.arange(len(whole))):
-            raise CannotRun(f"no rank has all of output {name!r}")
-        return np.take(joined, first, axis)
+        return joined(name, values, self._parts)
 
 
 def _write_out(model: ModelProto) -> None:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from opfuse.errors import InputError
 from opfuse.files import Pending, file_hash, translated
+from opfuse.graph.collectives import Rank
 from opfuse.runtime.lock import Lock
 from opfuse.runtime.schedule import Schedule
 
@@ -41,6 +42,8 @@ class Bundle:
             self.schedule = Schedule.from_dict(manifest["schedule"])
             self.lock = Lock.from_dict(manifest["lock"])
             self.constants: Mapping[str, str] = dict(manifest["constants"])
+            stated = manifest.get("ranks")
+            self.rank = None if stated is None else Rank(**stated)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: its manifest lacks {error}", _AGAIN) from None
 

@@ -11,6 +11,7 @@ from opfuse.errors import EngineError, MissingComponent
 
 INSTALL = "pip install 'opfuse[run]'"
 _DLPACK_CUDA = 2
+_ADDRESS_BYTES = 32
 _BROKEN = 700  # CUDA's errors from here on leave the process without a usable context
 
 
@@ -31,7 +32,10 @@ def open_device(index: int = 0) -> Device:
         raise MissingComponent("cuda-python is not installed", INSTALL) from None
     here = gpu.current(index)
     if here is None:
-        raise MissingComponent(f"there is no GPU number {index}", "name one that nvidia-smi lists")
+        raise MissingComponent(
+            f"there is no GPU number {index}, only {gpu.count()} in all",
+            "name one that nvidia-smi lists, and start no more ranks than there are",
+        )
     return Device(runtime, here, index)
 
 
@@ -57,6 +61,12 @@ class Device:
             fix = "start the process again" if int(error) >= _BROKEN else ""
             raise EngineError(f"CUDA: {name} gives {error.name}", fix)
         return results[0] if len(results) == 1 else results
+
+    @property
+    def address(self) -> str:
+        """Where it is on this host, such as ``0000:1b:00.0``."""
+        text: bytes = self._call("cudaDeviceGetPCIBusId", _ADDRESS_BYTES, self._index)
+        return text.split(b"\0")[0].decode()
 
     def enter(self) -> None:
         """Make this the device of the calling thread."""

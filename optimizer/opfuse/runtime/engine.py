@@ -18,6 +18,7 @@ from opfuse.errors import InputError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import dlpack, loading
 from opfuse.runtime.cuda import Device, open_device
+from opfuse.runtime.group import Group
 from opfuse.runtime.program import Layout, Place, Program, Shape
 from opfuse.runtime.schedule import EngineStep, Schedule, Value, ViewStep
 
@@ -47,7 +48,7 @@ class Engine:
         contexts: int = 1,
         graphs: bool = True,
         max_graphs: int = 8,
-        device: int = 0,
+        device: int | None = None,
     ) -> Engine:
         """Load a file that `opfuse build` wrote, or any TensorRT engine.
 
@@ -60,13 +61,15 @@ class Engine:
                 used where they lie.
             max_graphs: How many shapes keep a graph in each context; the one that was used least
                 recently goes first.
-            device: The number of the GPU.
+            device: The number of the GPU; None takes the first, and for a rank's bundle the one
+                of its number on this host.
 
         Raises:
             MissingComponent: This is not the GPU, the TensorRT, or the plugin library that the
                 file was built for, or there is none.
             InputError: The file is damaged or cannot be read.
             EngineError: TensorRT refuses it.
+            RankLost: It is a rank's bundle, and the other ranks do not come or run another one.
         """
         if contexts < 1 or max_graphs < 1:
             raise InputError("contexts and max_graphs are counts", "give 1 or more")
@@ -74,7 +77,11 @@ class Engine:
         if not file.is_file():
             raise InputError(f"there is no engine {file}", "name a file that opfuse build wrote")
         library = None if plugins is None else Path(plugins)
-        program = loading.load(file, library, lambda: open_device(device))
+
+        def opened(usual: int = 0) -> Device:
+            return open_device(usual if device is None else device)
+
+        program = loading.load(file, library, opened)
         return Engine(program, contexts, graphs, max_graphs)
 
     @property
@@ -106,6 +113,11 @@ class Engine:
         """The GPU that it is loaded on."""
         return self._program.device
 
+    @property
+    def group(self) -> Group | None:
+        """The other ranks, where this is one of several."""
+        return self._program.group
+
     def memory(self) -> dict[str, int]:
         """Bytes on the device that opfuse manages, by what they are for.
 
@@ -127,9 +139,13 @@ class Engine:
         """The engine itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Closes it."""
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes it; other ranks are told of an error."""
+        try:
+            if error is not None and self._program.group is not None:
+                self._program.group.failed(error)
+        finally:
+            self.close()
 
     def run(self, inputs: Mapping[str, Any], *, graphs: bool | None = None) -> dict[str, Any]:
         """Run once and wait for the result.
@@ -146,10 +162,11 @@ class Engine:
         Raises:
             InputError: Names, types, or shapes are not those of the engine.
             EngineError: TensorRT, a plugin, or CUDA refuses.
+            RankLost: Another rank is gone.
         """
         self._program.device.enter()
         self._check_names(inputs)
-        with self.place() as place:
+        with self._program.watched(), self.place() as place:
             views = {v.name: self._view(v, inputs[v.name], place) for v in self.inputs}
             shapes = {name: item.shape for name, item in views.items()}
             on_device = all(item.on_device for item in views.values())
@@ -182,7 +199,7 @@ class Engine:
         device.enter()
         self._check_names(inputs)
         found: dict[str, Any] = {}
-        with self.place() as place:
+        with self._program.watched(), self.place() as place:
             views = {v.name: self._view(v, inputs[v.name], place) for v in self.inputs}
             layout = place.layout({n: item.shape for n, item in views.items()}, staged=True)
             for name, item in views.items():

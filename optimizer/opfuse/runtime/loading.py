@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import opfuse
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.files import file_hash
-from opfuse.runtime import abi, bundle, library
+from opfuse.graph.collectives import SPEAKING, Rank
+from opfuse.runtime import abi, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
 from opfuse.runtime.program import MakePlugin, Program
@@ -20,10 +22,17 @@ from opfuse.runtime.schedule import EngineStep, Schedule, Value
 from opfuse.runtime.tensorrt import Loader, import_module, module_of, ports
 
 PLAIN = "engine"
+_SHOWN = 12  # digits of a hash
 
 
-def load(path: Path, plugins: Path | None, open_device: Callable[[], Device]) -> Program:
+def load(path: Path, plugins: Path | None, open_device: Callable[..., Device]) -> Program:
     """Load an engine or a bundle.
+
+    Args:
+        path: The file.
+        plugins: The plugin library, where the file does not hold it.
+        open_device: Opens the GPU; the number of the rank on this host is passed for a rank's
+            bundle.
 
     Raises:
         MissingComponent, InputError, EngineError: As for `opfuse.runtime.Engine.load`.
@@ -33,7 +42,7 @@ def load(path: Path, plugins: Path | None, open_device: Callable[[], Device]) ->
     return _plain(path, plugins, open_device)
 
 
-def _plain(path: Path, plugins: Path | None, open_device: Callable[[], Device]) -> Program:
+def _plain(path: Path, plugins: Path | None, open_device: Callable[..., Device]) -> Program:
     try:
         plan = path.read_bytes()
     except OSError as error:
@@ -72,9 +81,47 @@ def _one_step(engine: Any) -> Schedule:
     return Schedule(inputs, outputs, (), (), (EngineStep(PLAIN, *names),))
 
 
-def _bundle(path: Path, plugins: Path | None, open_device: Callable[[], Device]) -> Program:
+def _bundle(path: Path, plugins: Path | None, open_device: Callable[..., Device]) -> Program:
     opened = bundle.Bundle.open(path)
+    rank = opened.rank
+    if rank is None:
+        return _opened(opened, plugins, open_device)
+    members = group.join(rank.size, path)
+    with members.telling():
+        local = members.world.local_rank
+        program = _opened(opened, plugins, lambda: open_device(local))
+        members.agree(_facts(opened, rank, program.device))
+        if opened.lock.library:
+            members.open(_library(opened, plugins))
+    program.group = members
+    return program
+
+
+def _facts(opened: bundle.Bundle, rank: Rank, device: Device) -> dict[str, Any]:
+    """What has to be alike on all ranks, and what must not."""
     lock = opened.lock
+    steps = [
+        (step.op, step.node, sorted(step.attributes.items()))
+        for step in opened.schedule.plugins()
+        if step.op in SPEAKING
+    ]
+    built_for = "any GPU" if lock.gpu is None else lock.gpu.compute_capability
+    return {
+        "rank": rank.rank,
+        "size": rank.size,
+        "plan": rank.plan[:_SHOWN],
+        "opfuse": f"{opfuse.__version__} (the bundle {lock.opfuse})",
+        "library": lock.library[:_SHOWN],
+        "lock": f"{lock.module} {lock.tensorrt} for {built_for}",
+        "steps": hashlib.sha256(repr(steps).encode()).hexdigest()[:_SHOWN],
+        "gpu": group.gpu_name(device),
+    }
+
+
+def _opened(
+    opened: bundle.Bundle, plugins: Path | None, open_device: Callable[[], Device]
+) -> Program:
+    path, lock = opened.path, opened.lock
     make_plugin = _plugins(opened, plugins) if lock.library else None
     device = open_device()
     api = import_module(lock.module)
@@ -91,16 +138,20 @@ def _bundle(path: Path, plugins: Path | None, open_device: Callable[[], Device])
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
+    return partial(abi.Plugin, _library(opened, explicit))
+
+
+def _library(opened: bundle.Bundle, explicit: Path | None) -> ctypes.CDLL:
     """The plugin library of a bundle: the one that is named, else its own, else the package's."""
     lock = opened.lock
     if explicit is None and opened.holds(bundle.LIBRARY):
         data = opened.read(bundle.LIBRARY)
         digest = hashlib.sha256(data).hexdigest()
         check_library(lock, opened.path, "its own", digest)
-        return partial(abi.Plugin, _load_from_memory(data, digest))
+        return _load_from_memory(data, digest)
     path = _beside(opened.path) if explicit is None else library.find(explicit)
     check_library(lock, opened.path, path, file_hash(path))
-    return partial(abi.Plugin, abi.load(path))
+    return abi.load(path)
 
 
 _loaded: dict[str, tuple[int, ctypes.CDLL]] = {}

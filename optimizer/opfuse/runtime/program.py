@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from opfuse.errors import EngineError, InputError
+from opfuse.errors import EngineError, InputError, OpfuseError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import abi, memory
 from opfuse.runtime.cold import Cold
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.dlpack import byte_count
+from opfuse.runtime.group import Group
 from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value, ViewStep
 from opfuse.runtime.tensorrt import Loader, ports
 
@@ -51,6 +52,7 @@ class Program:
         usual: Shapes,
     ) -> None:
         self.usual = usual
+        self.group: Group | None = None
         self.cold = Cold(device.enter)
         self.schedule, self.loader, self.device = schedule, loader, device
         self.make_plugin = make_plugin
@@ -77,6 +79,25 @@ class Program:
         self.device.free(self._block)
         self._block, self.constants = 0, {}
         self.engines = {}
+        if self.group is not None:
+            self.group.close()
+            self.group = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Refuse what is made in this block where another rank is lost meanwhile.
+
+        Raises:
+            RankLost: One is.
+        """
+        try:
+            yield
+        except OpfuseError:
+            if self.group is not None:
+                self.group.check()
+            raise
+        if self.group is not None:
+            self.group.check()
 
     def _uploaded(self, constants: Mapping[str, bytes]) -> dict[str, int]:
         """Where each constant lies: one after the other in one block.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from onnx import helper
 
 from opfuse import child
 from opfuse.errors import EngineError, InputError
+from opfuse.graph.collectives import SPEAKING
 from opfuse.graph.protos import type_name
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.engine import Engine
+from opfuse.runtime.group import Group
 from opfuse.runtime.program import Layout, Place, Shape
 from opfuse.runtime.schedule import EngineStep, PluginStep
 
@@ -44,6 +47,21 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class RankTime:
+    """One rank of several, in microseconds: a run by its graph, and the medians of its steps.
+
+    ``collectives_us`` holds what it waits for the others too.
+    """
+
+    rank: int
+    graph_us: float
+    segments_us: float
+    collectives_us: float
+    plugins_us: float
+    transport: str
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One engine in one shape.
 
@@ -61,6 +79,7 @@ class Measurement:
         segments, plugins: What one run consists of.
         steps: Where the time of an eager run goes.
         largest: The largest absolute value of any output, as a sign of life.
+        ranks: Of a rank's bundle all ranks of this run.
     """
 
     path: str
@@ -77,6 +96,7 @@ class Measurement:
     plugins: int
     steps: tuple[StepTime, ...]
     largest: float
+    ranks: tuple[RankTime, ...] = ()
 
 
 def measure(
@@ -86,6 +106,7 @@ def measure(
     warm_up: int,
     seed: int,
     plugins: Path | None = None,
+    device: int = 0,
 ) -> Measurement:
     """Load an engine and time it on random inputs.
 
@@ -96,14 +117,15 @@ def measure(
         warm_up: How many runs come before.
         seed: Of the inputs.
         plugins: The plugin library, where the engine does not hold it.
+        device: The number of the GPU.
 
     Raises:
         OpfuseError: The engine cannot be loaded or run, or its CUDA graph computes something else
             than the steps one by one.
     """
     began = time.perf_counter()
-    before = open_device().used_bytes()
-    with Engine.load(path, plugins=plugins, graphs=False) as engine:
+    before = open_device(device).used_bytes()
+    with Engine.load(path, plugins=plugins, graphs=False, device=device) as engine:
         load_s = time.perf_counter() - began
         arrays = inputs_of(engine, shapes, seed)
         first = engine.run(arrays)
@@ -130,6 +152,7 @@ def measure(
             plugins=sum(step.plugin for step in steps),
             steps=steps,
             largest=largest(first.values()),
+            ranks=_ranks(engine.group, graph, steps),
         )
 
 
@@ -188,6 +211,30 @@ def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> t
         elif isinstance(step, PluginStep):
             found_steps.append(StepTime(step.node, True, median))
     return tuple(found_steps)
+
+
+def _ranks(group: Group | None, graph: Latency, steps: Sequence[StepTime]) -> tuple[RankTime, ...]:
+    """The times of every rank, on all of them."""
+    if group is None:
+        return ()
+    sums = {"segments": 0.0, "collectives": 0.0, "plugins": 0.0}
+    for step in steps:
+        speaks = step.plugin and step.what.endswith(_SPEAKING)
+        kind = "collectives" if speaks else "plugins" if step.plugin else "segments"
+        sums[kind] += step.median_us
+    mine = RankTime(
+        group.world.rank,
+        graph.median_us,
+        sums["segments"],
+        sums["collectives"],
+        sums["plugins"],
+        group.transport,
+    )
+    everyone = group.share(json.dumps(asdict(mine)).encode())
+    return tuple(RankTime(**json.loads(data)) for data in everyone)
+
+
+_SPEAKING = tuple(f"({op})" for op in SPEAKING)
 
 
 def summary(singles: Sequence[float], runs_per_s: float) -> Latency:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+PLAN, KIND = "plan.json", "opfuse shard"
+
 
 @dataclass(frozen=True)
 class Product:

@@ -46,12 +46,12 @@ def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
         if not path.is_file() and (path is first or not _is_module(path)):
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
     require_gpu()
-    found = [_measured(first, config, progress)]
+    found = [measured(first, config, progress)]
     for path in others:
         if _is_module(path):
             found.append(_module(path, found[0], config, progress))
         else:
-            found.append(_measured(path, config, progress))
+            found.append(measured(path, config, progress))
     return Bench(tuple(found))
 
 
@@ -87,7 +87,12 @@ def _module(path: Path, like: Measurement, config: Config, progress: Progress) -
     return result
 
 
-def _measured(path: Path, config: Config, progress: Progress) -> Measurement:
+def measured(path: Path, config: Config, progress: Progress, device: int = 0) -> Measurement:
+    """Time one engine on the GPU of this number; all ranks of a sharded model call it together.
+
+    Raises:
+        OpfuseError: As `bench`; of a rank's bundle also where another rank is lost.
+    """
     result: Measurement = child.run(
         "opfuse.runtime.timing:measure",
         (
@@ -97,6 +102,7 @@ def _measured(path: Path, config: Config, progress: Progress) -> Measurement:
             config.warm_up,
             config.seed,
             config.plugin_library,
+            device,
         ),
         task=f"running {path.name}",
         time_limit=config.time_limit,

@@ -11,6 +11,7 @@ from opfuse.errors import InputError, MissingComponent
 from opfuse.files import scratch
 from opfuse.graph.collectives import refuse_ranks
 from opfuse.numerics.handover import Handover
+from opfuse.numerics.shares import Parts
 from opfuse.numerics.whole import Comparison
 from opfuse.stages.load import load, protect
 
@@ -65,6 +66,39 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
             call,
             (*arguments, config.seed, config.rtol, dict(config.opt_shapes), *extra),
             task=f"running {a.name} and {b.name}",
+            time_limit=config.time_limit,
+        )
+    if comparison.not_run:
+        raise InputError(f"{model} does not run: {comparison.not_run}", _fix(config))
+    return comparison
+
+
+def verify_ranks(bundle: Path, parts: Parts, model: Path, config: Config) -> Comparison:
+    """Compare all ranks with the model that was sharded; each of them calls this.
+
+    Args:
+        bundle: This rank's.
+        parts: The inputs and outputs that ranks have parts of.
+        model: The ONNX model.
+        config: For the seed, the tolerance, the shapes, and the limits.
+
+    Raises:
+        InputError: The model is none, or does not run.
+        EngineError: A rank is lost, or dies.
+    """
+    source = load(model)
+    refuse_ranks(source.proto)
+    protect(source, config.reports, model_too=True)
+    with scratch() as folder:
+        subject = Handover(folder).subject(source.proto, source.base_dir)
+        del source
+        comparison: Comparison = child.run(
+            "opfuse.numerics.together:compare_rank",
+            (
+                *(bundle, subject, parts, config.seed, config.rtol, dict(config.opt_shapes)),
+                config.plugin_library,
+            ),
+            task=f"running {bundle.name} and {model.name}",
             time_limit=config.time_limit,
         )
     if comparison.not_run:

@@ -1,0 +1,150 @@
+"""`opfuse bench --tp` and `opfuse verify --tp` as far as no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+from opfuse.engine import gpu
+from opfuse.errors import EngineError
+from opfuse.runtime import bundle
+from opfuse.runtime.lock import Lock
+from opfuse.stages import start
+
+LOCK = Lock("tensorrt_rtx", "1.4.0.76", None, "", (), "0.1.0")
+SCHEDULE = {"inputs": [], "outputs": [], "between": [], "constants": [], "steps": []}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder(cli, llama, tmp_path):
+    """A sharded model with bundles that hold nothing but who they are."""
+    cli("shard", llama, "--tp", 2, "-o", tmp_path / "r", "--no-prove")
+    for rank in range(2):
+        built(tmp_path / "r", rank)
+    return tmp_path / "r"
+
+
+def built(folder, number, lock=LOCK, **changes):
+    plan = json.loads((folder / "plan.json").read_text())
+    stated = {"rank": number, "size": plan["ranks"], "plan": plan["sha256"]} | changes
+    manifest = {"schedule": SCHEDULE, "lock": lock.as_dict(), "constants": {}, "profile": {}}
+    bundle.write(folder / f"rank{number}.opfuse", manifest | {"ranks": stated}, {})
+
+
+COMMANDS = [["bench", "{folder}"], ["verify", "{folder}", "{model}"]]
+
+
+def line(command, folder, model):
+    return [word.format(folder=folder, model=model) for word in command]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["bench", "verify"])
+def test_a_dry_run_tells_what_would_run(cli, folder, llama, command):
+    result = cli(*line(command, folder, llama), "--tp", 2, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["tp"], found["dry_run"]) == (2, True)
+    assert found["bundles"] == [str(folder / f"rank{rank}.opfuse") for rank in range(2)]
+    assert found["facts"]["tensorrt"] == "tensorrt_rtx 1.4.0.76"
+    text = cli(*line(command, folder, llama), "--tp", 2, "--dry-run").out
+    assert "2 ranks belong together" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["bench", "verify"])
+def test_too_few_gpus(cli, folder, llama, command):
+    if gpu.count() >= 2:
+        pytest.skip("there are two GPUs")
+    cli(*line(command, folder, llama), "--tp", 2).refused(3, "2 ranks run on 2 GPUs")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "says"),
+    [
+        (lambda f: (f / "rank1.opfuse").unlink(), 2, "there is no"),
+        (lambda f: (f / "plan.json").write_text("{}"), 2, "has no plan.json of opfuse shard"),
+        (lambda f: (f / "rank1.opfuse").write_bytes(b"PK\3\4"), 2, "is no opfuse bundle"),
+        (lambda f: built(f, 1, rank=0), 4, "rank1.opfuse is rank 0"),
+        (lambda f: built(f, 1, plan="another"), 4, "rank1.opfuse has plan another"),
+        (lambda f: built(f, 1, replace(LOCK, tensorrt="1.5")), 4, "has tensorrt tensorrt_rtx 1.5"),
+        (lambda f: built(f, 1, replace(LOCK, library="ab")), 4, "has library ab"),
+    ],
+)
+def test_ranks_that_do_not_belong_together(cli, folder, break_it, code, says):
+    break_it(folder)
+    cli("bench", folder, "--tp", 2, "--dry-run").refused(code, says)
+
+
+def test_another_number_of_ranks(cli, folder):
+    cli("bench", folder, "--tp", 4).refused(2, "is cut for 2 ranks, not 4")
+
+
+def test_a_launcher_of_another_number(cli, folder, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    cli("bench", folder, "--tp", 2).refused(2, "3 processes were started for 2 ranks")
+
+
+def test_a_dry_run_of_one_engine(cli, folder):
+    cli("bench", folder / "rank0.opfuse", "--dry-run").refused(2, "give --tp N too")
+
+
+def test_layers_are_of_one_bundle(cli, folder, llama):
+    cli("verify", folder, llama, "--tp", 2, "--layers").refused(2, "--layers is for one bundle")
+
+
+def test_all_ranks_run_the_command_and_one_prints(capfd):
+    assert start.start(["--version"], 3) == 0
+    assert capfd.readouterr().out.count("opfuse 0") == 1
+
+
+def test_a_rank_that_fails_is_told_with_its_number(capfd):
+    assert start.start(["explain", "no-such.onnx"], 2) == 2
+    said = capfd.readouterr().err
+    assert said.count("no-such.onnx does not exist") == 2
+    assert "rank 1: opfuse: error: no-such.onnx does not exist" in said
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Let every rank run a script of its own in the place of opfuse."""
+
+    def set_to(text):
+        monkeypatch.setattr(start, "_START", "import os, signal, sys, time\n" + text)
+        monkeypatch.setattr(start, "_LAST_S", 0.5)
+
+    return set_to
+
+
+def test_a_rank_that_hangs_is_ended_once_another_fails(script):
+    script("time.sleep(600) if os.environ['RANK'] == '0' else sys.exit(4)")
+    began = time.monotonic()
+    assert start.start([], 3) == 4
+    assert time.monotonic() - began < 10
+
+
+def test_a_rank_that_is_killed(script):
+    script("os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(EngineError, match="rank 1 was killed by SIGKILL"):
+        start.start([], 2)
+
+
+def test_ranks_know_their_place(script, tmp_path):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OPFUSE_JOB")
+    script(
+        f"folder = {str(tmp_path)!r}\n"
+        f"told = [os.environ[name] for name in {names!r}]\n"
+        "open(os.path.join(folder, told[0]), 'w').write(' '.join(told))"
+    )
+    assert start.start([], 2) == 0
+    first, second = ((tmp_path / name).read_text().split() for name in "01")
+    assert (first[:3], second[:3]) == (["0", "2", "0"], ["1", "2", "1"])
+    assert first[3:] == second[3:]
