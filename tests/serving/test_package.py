@@ -139,7 +139,7 @@ def test_a_failure_leaves_the_old_model(engine, tmp_path, monkeypatch, exchange)
         (lambda p: p.write_bytes(b"some text"), "a text file"),
         (lambda p: p.write_bytes(b"PK\x03\x04"), "is damaged"),
         (lambda p: p.unlink(), "No such file"),
-        (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
+        (lambda p: (p.unlink(), p.mkdir()), "has no plan.json of opfuse shard"),
     ],
     ids=["empty", "image", "text", "zip", "missing", "folder"],
 )

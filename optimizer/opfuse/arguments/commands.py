@@ -193,7 +193,8 @@ def package(commands: argparse._SubParsersAction[Parser]) -> None:
         "package",
         help="write an engine or bundle into a Triton model repository",
         description="Write ENGINE as a model of Triton: its configuration, a warm-up, the plugin\n"
-        "library where it needs one, and the command that serves it.",
+        "library where it needs one, and the command that serves it. ENGINE may be a folder of\n"
+        "opfuse shard with an engine for each rank.",
         epilog=EPILOG,
     )
     engine(command)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnx import TensorProto
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import file_hash
+from opfuse.graph.collectives import SPEAKING
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import type_name
 from opfuse.runtime import bundle, library
@@ -37,6 +39,8 @@ class Subject:
         plugins: Whether it needs the plugin library.
         embedded: Whether it holds that itself.
         ports: Its inputs and outputs.
+        rank: Which rank of a sharded model it is, as its report says; None for a whole model.
+        speaks: Whether plugins of it speak to other ranks.
     """
 
     path: Path
@@ -45,6 +49,8 @@ class Subject:
     plugins: bool
     embedded: bool
     ports: tuple[Port, ...]
+    rank: Mapping[str, Any] | None = None
+    speaks: bool = False
 
     @property
     def for_tensorrt(self) -> bool:
@@ -76,7 +82,9 @@ def examine(path: Path, report: Path | None) -> Subject:
             made = facts["engine"]
             plugins = bool(made["plugin_layers"])
             ports = signature.from_report(facts)
-            return Subject(path, maker, str(made["version"]), plugins, found, ports)
+            speaks = not set(SPEAKING).isdisjoint(made["plugin_layers"])
+            rank = facts["model"].get("rank")
+            return Subject(path, maker, str(made["version"]), plugins, found, ports, rank, speaks)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InputError(f"the report of {path} is none of a build: {what}", _BUILD) from None
@@ -143,7 +151,8 @@ def _bundle(path: Path) -> Subject:
     ports = (*inputs, *(_port(value, False) for value in schedule.outputs))
     lock = opened.lock
     embedded = opened.holds(bundle.LIBRARY)
-    return Subject(path, lock.module, lock.tensorrt, bool(lock.library), embedded, ports)
+    rank = None if opened.rank is None else asdict(opened.rank)
+    return Subject(path, lock.module, lock.tensorrt, bool(lock.library), embedded, ports, rank)
 
 
 def _port(value: Value, is_input: bool) -> Port:

@@ -21,7 +21,12 @@ _FLOATS = ("fp32", "fp16", "bf16")
 
 
 def config(
-    name: str, backend: str, ports: Sequence[Port], max_batch: int, remarks: Sequence[str]
+    name: str,
+    backend: str,
+    ports: Sequence[Port],
+    max_batch: int,
+    remarks: Sequence[str],
+    settings: Sequence[str] = (),
 ) -> str:
     """The configuration.
 
@@ -32,6 +37,7 @@ def config(
         max_batch: With more than 0, Triton adds the first dimension to all shapes, and joins
             requests along it: its TensorRT backend turns that on by itself.
         remarks: Lines that stand above it as comments.
+        settings: Lines of its own that the model needs.
 
     Raises:
         InputError: Triton has no such type.
@@ -44,6 +50,7 @@ def config(
                 lines += _port(kind, port, max_batch > 0)
     if backend == "python":
         lines.append("instance_group [ { kind: KIND_GPU } ]")
+    lines += settings
     inputs = [port for port in ports if port.is_input]
     if inputs:
         lines += _warm_up(inputs, max_batch > 0)

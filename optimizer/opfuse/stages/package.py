@@ -17,6 +17,7 @@ from opfuse.errors import InputError, MissingComponent
 from opfuse.files import check_output, file_hash, pending_folder, translated
 from opfuse.runtime import bundle, library
 from opfuse.serving import signature, triton
+from opfuse.serving.ranks import Ranks, examine_ranks
 from opfuse.serving.subject import Subject, examine
 
 TWIN = "libopfuse_plugins_registered.so"
@@ -70,7 +71,7 @@ def package(
     """Writes a model into a Triton model repository.
 
     Args:
-        path: The engine or bundle.
+        path: The engine or bundle, or the folder of `opfuse shard` with an engine for each rank.
         repository: The folder of models; it is made where its parent is there.
         name: The model's name; None takes that of the file.
         report: The JSON report of the build; None takes the one beside the engine.
@@ -88,14 +89,22 @@ def package(
         )
     target = repository / name
     _check_target(repository, target)
-    engine = examine(path, report)
+    together = examine_ranks(path) if path.is_dir() else None
+    engine = examine(path, report) if together is None else together.first
+    _refuse_one_rank(engine, together)
     beside = _beside(engine, plugin_library)
     made = _described(engine, name, target, max_batch, beside)
+    settings: tuple[str, ...] = ()
+    if together is not None:
+        made, settings = replace(made, notes=(*made.notes, *together.notes())), together.settings()
     remarks = ("Written by opfuse package.", *made.serve, *made.notes)
-    text = triton.config(name, made.backend, engine.ports, made.max_batch_size, remarks)
+    ports = engine.ports
+    text = triton.config(name, made.backend, ports, made.max_batch_size, remarks, settings)
     with _made(repository), pending_folder(target) as folder:
         (folder / "config.pbtxt").write_text(text)
         _write(folder, engine, made, beside)
+        for rank, one in enumerate(() if together is None else together.engines):
+            _add_rank(folder / "1", one.path, rank)
         files = {
             str(file.relative_to(folder)): file_hash(file)
             for file in sorted(folder.rglob("*"))
@@ -217,6 +226,24 @@ def _write(folder: Path, engine: Subject, made: Packaged, beside: Path | None) -
     if beside is not None:
         place.mkdir(exist_ok=True)
         shutil.copyfile(beside, place / beside.name)
+
+
+def _refuse_one_rank(engine: Subject, together: Ranks | None) -> None:
+    if engine.rank is not None and together is None:
+        raise InputError(
+            f"{engine.path} is rank {engine.rank['rank']} of {engine.rank['size']}, which does not "
+            "run alone",
+            "name the folder with the engines of all ranks; bundles take a process for each rank",
+        )
+
+
+def _add_rank(version: Path, engine: Path, rank: int) -> None:
+    """The name that Triton looks for; it looks whether there is a model.plan as well."""
+    file = version / f"model.plan.rank{rank}"
+    shutil.copyfile(engine, file)
+    if rank == 0:
+        (version / "model.plan").unlink()
+        (version / "model.plan").symlink_to(file.name)
 
 
 def _facts(engine: Subject, made: Packaged) -> dict[str, Any]:
