@@ -106,8 +106,9 @@ __device__ device::Vec<float, kVecOf<T>> add_up(device::Mail const& mail, VecOf<
     device::Vec<float, kVecOf<T>> total{};
 #pragma unroll
     for (int i = 0; i < kOthers; ++i) {
+        if (i >= mail.size() - 1) break;
         if (i == mail.rank()) add(total, own);
-        if (i < mail.size() - 1) add(total, vector_of<T>(got[i]));
+        add(total, vector_of<T>(got[i]));
     }
     if (mail.rank() == mail.size() - 1) add(total, own);
     return total;
