@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import onnx
 import pytest
@@ -11,6 +12,8 @@ import pytest
 import opfuse
 from models import tiny
 from opfuse.graph.collectives import Rank, rank_of, state
+
+T5 = Path(__file__).resolve().parents[2] / "models" / "t5_encoder_fp16.onnx"
 
 
 def test_ranks_and_plan(cli, llama, tmp_path):
@@ -32,6 +35,12 @@ def test_ranks_and_plan(cli, llama, tmp_path):
     assert len(sums) == plan["collectives"]["AllReduceAddNorm"] == len(plan["attentions"]) * 2
     assert {node.domain for node in sums} == {"opfuse"}
     assert rank_of(model) == Rank(1, 2, plan["sha256"])
+
+
+def test_sums_without_a_norm_are_told(cli, tmp_path):
+    """T5 in fp16 limits the residual stream in fp32 before it is a norm's."""
+    result = cli("shard", T5, "--tp", 2, "-o", tmp_path / "r", "--no-prove")
+    assert "no norm is fused with 6 of the sums: no fused norm stands right behind it" in result.out
 
 
 def test_the_plan_as_json(cli, llama, tmp_path):

@@ -135,7 +135,7 @@ def measure(
             clock = Clock(engine.device, place.stream, iterations, warm_up, path.name)
             eager = clock.time("eager", lambda: place.enqueue(layout, {}))
             graph = clock.time("CUDA graph", lambda: place.replay(layout))
-            steps = _step_times(engine, place, layout, warm_up)
+            steps = step_times(engine, place, layout, warm_up)
             _check_replay(engine, place, layout, first)
         return Measurement(
             path=str(path),
@@ -152,7 +152,7 @@ def measure(
             plugins=sum(step.plugin for step in steps),
             steps=steps,
             largest=largest(first.values()),
-            ranks=_ranks(engine.group, graph, steps),
+            ranks=ranks_of(engine.group, graph, steps),
         )
 
 
@@ -189,7 +189,7 @@ class Clock:
         return summary(singles, self._iterations / row * 1e6)
 
 
-def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tuple[StepTime, ...]:
+def step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tuple[StepTime, ...]:
     """The time between events around each step; a launch that comes late counts to its step."""
     device, steps = engine.device, engine.schedule.steps
     events = [device.open_event() for _ in range(len(steps) + 1)]
@@ -213,7 +213,9 @@ def _step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> t
     return tuple(found_steps)
 
 
-def _ranks(group: Group | None, graph: Latency, steps: Sequence[StepTime]) -> tuple[RankTime, ...]:
+def ranks_of(
+    group: Group | None, graph: Latency, steps: Sequence[StepTime]
+) -> tuple[RankTime, ...]:
     """The times of every rank, on all of them."""
     if group is None:
         return ()

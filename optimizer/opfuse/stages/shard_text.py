@@ -33,6 +33,8 @@ def _parts(folder: str, plan: Plan, proof: Any) -> Iterator[RenderableType]:
     yield _line(f"products split: {', '.join(counts)}; attentions: {len(plan.attentions)}")
     sent = [f"{count} {op}" for op, count in plan.collectives.items() if count]
     yield _line(f"collectives in a run: {', '.join(sent) or 'none'}")
+    for reason, nodes in _reasons(plan).items():
+        yield _line(f"no norm is fused with {len(nodes)} of the sums: {clean(reason)}")
     if any(item.replicated_kv for item in plan.attentions):
         yield _line("key/value heads are fewer than ranks: several ranks hold the same ones")
     for port in (*plan.inputs, *plan.outputs):
@@ -44,6 +46,13 @@ def _parts(folder: str, plan: Plan, proof: Any) -> Iterator[RenderableType]:
             table.add_row(f"{clean(nodes[0])} ({clean(op)}){more}", clean(reason))
         yield table
     yield _line(_proven(proof))
+
+
+def _reasons(plan: Plan) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for item in plan.apart:
+        found.setdefault(item.reason, []).append(item.node)
+    return found
 
 
 def _by_reason(plan: Plan) -> dict[tuple[str, str], list[str]]:
