@@ -10,7 +10,9 @@ sum       AllReduce of the plugin library alone; nccl: NCCL's
 
 Each figure is the median of several replays of a CUDA graph of at least 20 calls, on the slowest
 rank. Calls take turns with sets of tensors that together are larger than the L2 cache. A replay
-begins when all ranks are there. Bus bandwidth is that of nccl-tests: bytes / time * 2 (n - 1) / n.
+begins when all ranks are there. ``worst`` is the slowest of five replays of ours that one rank,
+each in its turn, begins a millisecond late. Bus bandwidth is that of nccl-tests: bytes / time *
+2 (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 HIDDEN = (4096, 8192)
 EPSILON = 1e-5
 LARGE_BYTES = 8 << 20  # from here on, 20 calls a graph are enough
-REPLAYS = 9
+REPLAYS, LATE_REPLAYS, LATE_CYCLES = 9, 5, 2_000_000
 Launch = Callable[[int], object]
 
 
@@ -47,9 +49,13 @@ class Group:
 
     handle: object
     communicator: Communicator
+    meet: torch.Tensor
 
-    def microseconds(self, launch: Launch, launches: int) -> float:
-        """The time of one of ``launches`` calls on the slowest rank; ``launch(i)`` is the i-th."""
+    def microseconds(self, launch: Launch, launches: int) -> tuple[float, float]:
+        """The time of one of ``launches`` calls on the slowest rank, and that where one is late.
+
+        ``launch(i)`` is the i-th.
+        """
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             launch(0)
@@ -57,22 +63,29 @@ class Group:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = [launch(index) for index in range(launches)]
-        meet = torch.zeros(1, device="cuda")
-        times = []
-        for _ in range(REPLAYS + 2):
-            dist.all_reduce(meet)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / launches)
+        times = [self._replay(graph, launches) for _ in range(REPLAYS + 2)]
+        late = [self._replay(graph, launches, turn) for turn in range(LATE_REPLAYS)]
         del kept
         slowest = torch.tensor(median(times[2:]), device="cuda")
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        # Who is not late counts the wait too; who is does not.
+        punctual = torch.tensor(late, device="cuda")
+        dist.all_reduce(punctual, dist.ReduceOp.MIN)
         if self.communicator.state():
             raise SystemExit("a rank was lost")
-        return slowest.item()
+        return slowest.item(), punctual.max().item()
+
+    def _replay(self, graph: torch.cuda.CUDAGraph, launches: int, turn: int | None = None) -> float:
+        """Microseconds a launch on this rank; ``turn`` says who begins late."""
+        dist.all_reduce(self.meet)
+        if turn is not None and turn % dist.get_world_size() == dist.get_rank():
+            torch.cuda._sleep(LATE_CYCLES)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1000 / launches
 
 
 class Case:
@@ -150,15 +163,15 @@ class Case:
         ways = {"ours": self.ours(), "fused": self.fused()}
         if not quick:
             ways |= {"separate": self.separate(), "sum": self.plain(), "nccl": self.nccl()}
-        times = {
-            f"{name}_us": self.group.microseconds(launch, self.launches)
-            for name, launch in ways.items()
+        pairs = {
+            name: self.group.microseconds(launch, self.launches) for name, launch in ways.items()
         }
+        times = {f"{name}_us": time for name, (time, _) in pairs.items()}
         ranks = dist.get_world_size()
         share = self.bytes * 2 * (ranks - 1) / ranks / 1e3  # GB/s, where divided by microseconds
         name = str(self.dtype).removeprefix("torch.")
         row = {"tokens": self.shape[0], "hidden": self.shape[1], "dtype": name}
-        row |= {"bytes": self.bytes, **times}
+        row |= {"bytes": self.bytes, **times, "worst_us": pairs["ours"][1]}
         return row | {"bus_gb_per_s": {key[:-3]: share / time for key, time in times.items()}}
 
 
@@ -181,7 +194,7 @@ def show(rows: list[dict]) -> None:
     """The table; the ratios are those of the others' time over ours."""
 
     def cells(row: dict) -> list[str]:
-        given = [row[f"{name}_us"] for name in NAMES if f"{name}_us" in row]
+        given = [row["worst_us"], *(row[f"{name}_us"] for name in NAMES if f"{name}_us" in row)]
         faster = [row[f"{name}_us"] / row["ours_us"] for name in NAMES[1:3] if f"{name}_us" in row]
         bus = row["bus_gb_per_s"]
         speeds = [f"{bus[name]:.0f}" for name in ("ours", "sum", "nccl") if name in bus]
@@ -189,7 +202,7 @@ def show(rows: list[dict]) -> None:
         return [*head, *(f"{time:.1f}" for time in given), *(f"{f:.2f}" for f in faster), *speeds]
 
     there = [name for name in NAMES if f"{name}_us" in rows[0]]
-    header = ["case", "KiB", *(f"{name} us" for name in there)]
+    header = ["case", "KiB", "worst us", *(f"{name} us" for name in there)]
     header += [f"{name}/ours" for name in NAMES[1:3] if name in there]
     header += [f"{name} GB/s" for name in ("ours", "sum", "nccl") if name in there]
     measure.print_table(header, map(cells, rows))
@@ -226,7 +239,8 @@ def main() -> None:
     handle = abi.load(library.find())
     path = nccl_path() if options.nccl else ""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    group = Group(handle, Communicator(handle, rank, ranks, exchange, nccl=path))
+    communicator = Communicator(handle, rank, ranks, exchange, nccl=path)
+    group = Group(handle, communicator, torch.zeros(1, device="cuda"))
     hidden, dtypes = HIDDEN, list(ONNX_TYPE)
     if options.quick:
         hidden, dtypes = HIDDEN[:1], dtypes[:1]

@@ -212,15 +212,18 @@ int64_t parts_of(Reduction<T> const& call) {
     return (call.cols + kVecOf<T> - 1) / kVecOf<T>;
 }
 
-// `run(std::integral_constant<int, kItems>, lanes)`.
-template <class Run>
-cudaError_t with_items(int64_t parts, int most_lanes, Run run) {
+// `run(std::integral_constant<int, kItems>, lanes)`.  What a block of 1024 threads does not keep as
+// one item a thread, it reads back.
+template <int kRanks, class Run>
+cudaError_t with_items(int64_t parts, Run run) {
+    constexpr int kMostLanes = tuning::most_lanes(kRanks);
     auto const lanes = [&](int items) {
         return static_cast<int>((parts + 32 * items - 1) / (32 * items) * 32);
     };
-    if (parts <= most_lanes) return run(std::integral_constant<int, 1>{}, lanes(1));
-    if (parts <= 2 * most_lanes) return run(std::integral_constant<int, 2>{}, lanes(2));
-    return run(std::integral_constant<int, 0>{}, most_lanes);
+    if (parts <= kMostLanes) return run(std::integral_constant<int, 1>{}, lanes(1));
+    if constexpr (kMostLanes < 1024)
+        if (parts <= 2 * kMostLanes) return run(std::integral_constant<int, 2>{}, lanes(2));
+    return run(std::integral_constant<int, 0>{}, kMostLanes);
 }
 
 // Calls `run` with as many rows at once as `most` says.
@@ -245,7 +248,7 @@ cudaError_t reduce_alone(Reduction<T> const& call, cudaStream_t stream) {
         return launch_resident(alone_kernel<T, kItems>, call.rows, lanes, stream, call,
                                is_aligned(call));
     };
-    return with_items(parts_of(call), tuning::most_lanes(1), launch);
+    return with_items<1>(parts_of(call), launch);
 }
 
 template <class T>
@@ -261,7 +264,7 @@ cudaError_t reduce_one_shot(Reduction<T> const& reduction, device::Peers const& 
                                        call, peers, is_aligned(call));
             });
         };
-        return with_items(parts, tuning::most_lanes(kRanks), launch);
+        return with_items<kRanks>(parts, launch);
     };
     if (peers.size == 2) return with_ranks(std::integral_constant<int, 2>{});
     return with_ranks(std::integral_constant<int, device::kMostRanks>{});
@@ -279,7 +282,7 @@ cudaError_t reduce_two_shot(Reduction<T> const& reduction, device::Peers const& 
                                    lanes, stream, call, peers, is_aligned(call));
         });
     };
-    return with_items(parts, tuning::most_lanes(device::kMostRanks), launch);
+    return with_items<device::kMostRanks>(parts, launch);
 }
 
 template <class Element>

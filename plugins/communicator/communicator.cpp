@@ -15,7 +15,8 @@ namespace {
 
 constexpr char const* kVariable = "OPFUSE_COMMUNICATOR";
 constexpr char const* kWayVariable = "OPFUSE_ALLREDUCE";
-constexpr size_t kTurnBytes = 256;  // ahead of the inboxes
+// Ahead of the inboxes: a Turn, a Watch, and a word, each in a line of its own.
+constexpr size_t kTurnBytes = 512, kWatchAt = 128, kWordAt = 256;
 constexpr size_t kInboxBytes = device::kInboxVectors * sizeof(uint4);
 constexpr size_t kMemoryBytes = kTurnBytes + device::kInboxes * kInboxBytes;
 
@@ -83,6 +84,7 @@ void allocate(Own& self) {
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     check(cudaIpcGetMemHandle(&self.card.memory, it.memory), "cudaIpcGetMemHandle");
     it.peers.turn = reinterpret_cast<device::Turn*>(bytes);
+    it.peers.watch = reinterpret_cast<device::Watch*>(bytes + kWatchAt);
 }
 
 void write_card(Own& self) {
@@ -162,7 +164,7 @@ bool can_have_nccl(Own& self, Card const* cards) {
 
 // Whether the memory of others can be reached from every rank; each may know of itself alone.
 bool all_reach(Communicator const& it, bool reached) {
-    auto* const word = reinterpret_cast<int32_t*>(it.peers.turn + 1);
+    auto* const word = reinterpret_cast<int32_t*>(static_cast<char*>(it.memory) + kWordAt);
     int32_t value = reached;
     check(cudaMemcpy(word, &value, sizeof value, cudaMemcpyHostToDevice), "cudaMemcpy");
     it.nccl.check(it.nccl.all_reduce(word, word, 1, kNcclInt32, kNcclMin, it.group, nullptr),

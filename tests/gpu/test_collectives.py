@@ -61,6 +61,12 @@ def test_graphs_are_replayed(tmp_path: Path, way: str) -> None:
     run("replays", 2, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
 
 
+def test_who_is_late_slows_nothing_else(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("not run: ranks that share a GPU are slow")
+    run("skew", 2, tmp_path, OPFUSE_TEST_NCCL="")
+
+
 @pytest.mark.parametrize("job", ["abort", "timeout"])
 def test_nobody_waits_for_ever(tmp_path: Path, job: str) -> None:
     run(job, 2, tmp_path, OPFUSE_TEST_NCCL="")
