@@ -39,6 +39,17 @@ def test_an_engine_with_tensorrts_collectives(cli, ranks, tmp_path, lower):
     assert report["proof"]["failed"] == 0
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_rank_in_another_precision(cli, ranks, tmp_path, precision):
+    """Both are judged with the same stand-ins for what the other rank sends."""
+    options = ["--precision", precision, "--report", tmp_path / "r.json"]
+    result = cli("fuse", ranks / "rank0.onnx", "-o", tmp_path / "f.onnx", *options)
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["precision"]["precision"] == precision
+    assert rank_of(onnx.load(tmp_path / "f.onnx")).rank == 0
+
+
 def test_a_bundle_has_no_communicator_for_them(cli, ranks, tmp_path):
     options = ["--backend", "segmented", "--lower", "native", "--no-prove"]
     result = cli("build", ranks / "rank0.onnx", "-o", tmp_path / "r0.opfuse", *options)
