@@ -95,6 +95,7 @@ def bench(
 
     pipeline.check_reports(config, BENCH_SUFFIXES)
     members = of.read(folder, config.tp)
+    of.refuse_ranks(others)
     if config.dry_run:
         return _prospect(config, members)
     place = of.place(members)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import onnx
 import pytest
 
+from opfuse.graph.collectives import SPEAKING, Rank, rank_of
+from opfuse.runtime import library
+from opfuse.runtime.bundle import Bundle
+from tests.engine_models import plugins
+
+OPS = {op.name for op in library.describe(plugins()).ops} if plugins() else set()
 pytest.importorskip("tensorrt_rtx")
 
 
@@ -32,8 +39,34 @@ def test_an_engine_with_tensorrts_collectives(cli, ranks, tmp_path, lower):
     assert report["proof"]["failed"] == 0
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_rank_in_another_precision(cli, ranks, tmp_path, precision):
+    """Both are judged with the same stand-ins for what the other rank sends."""
+    options = ["--precision", precision, "--report", tmp_path / "r.json"]
+    result = cli("fuse", ranks / "rank0.onnx", "-o", tmp_path / "f.onnx", *options)
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["precision"]["precision"] == precision
+    assert rank_of(onnx.load(tmp_path / "f.onnx")).rank == 0
+
+
 def test_a_bundle_has_no_communicator_for_them(cli, ranks, tmp_path):
     options = ["--backend", "segmented", "--lower", "native", "--no-prove"]
     result = cli("build", ranks / "rank0.onnx", "-o", tmp_path / "r0.opfuse", *options)
     result.refused(4, "DistCollective", "--lower plugin")
     assert not (tmp_path / "r0.opfuse").exists()
+
+
+@pytest.mark.skipif(not OPS.issuperset(SPEAKING), reason="the plugin library has no collectives")
+def test_a_bundle_says_whose_it_is(cli, ranks, tmp_path):
+    bundle = tmp_path / "r1.opfuse"
+    options = ["--backend", "segmented", "--lower", "plugin", "--no-prove", "--json"]
+    result = cli("build", ranks / "rank1.onnx", "-o", bundle, *options)
+    assert result.code == 0, result.err
+    opened = Bundle.open(bundle)
+    plan = json.loads((ranks / "plan.json").read_text())
+    assert opened.rank == Rank(1, 2, plan["sha256"])
+    launched = Counter(step.op for step in opened.schedule.plugins())
+    assert {op: launched[op] for op in SPEAKING} == plan["collectives"]
+    rest = onnx.load_from_string(opened.read("fused.onnx"))
+    assert rank_of(rest) == opened.rank

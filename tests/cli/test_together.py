@@ -87,6 +87,12 @@ def test_another_number_of_ranks(cli, folder):
     cli("bench", folder, "--tp", 4).refused(2, "is cut for 2 ranks, not 4")
 
 
+def test_a_rank_beside_the_ranks(cli, folder):
+    rank = folder / "rank1.opfuse"
+    result = cli("bench", folder, "--tp", 2, "--dry-run", "--vs", rank)
+    result.refused(2, "rank1.opfuse is rank 1 of 2", "of the whole model")
+
+
 def test_a_launcher_of_another_number(cli, folder, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")

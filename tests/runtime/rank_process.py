@@ -6,6 +6,7 @@ Its launcher sets the variables that torchrun sets. Sums go over the sockets of 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -98,8 +99,14 @@ def opened(bundle: Path, model: Path) -> Engine:
         device.address = f"gpu {local}"
         return device
 
+    def import_module(name):
+        """The first thing that is loaded; weights of many gigabytes take their time."""
+        if os.environ.get("RANK", "0") == os.environ.get("SLOW_RANK"):
+            time.sleep(8)
+        return host.api(device)
+
     loading._plugins = plugins
-    loading.import_module = lambda name: host.api(device)
+    loading.import_module = import_module
     group.Communicator = Wire
     return Engine(loading.load(bundle, None, open_device), 1, True, 8)
 

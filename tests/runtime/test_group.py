@@ -149,6 +149,12 @@ def test_bench_has_the_times_of_every_rank(bundles):
         assert told == {(sums, "sockets")}
 
 
+def test_a_rank_that_loads_longer_than_the_others_may_wait_is_no_loss(bundles, monkeypatch):
+    monkeypatch.setenv("SLOW_RANK", "1")
+    with Ranks("bench", bundles[0]) as ranks:
+        assert [ranks.end(rank)[0] for rank in range(2)] == [0, 0]
+
+
 @pytest.mark.parametrize(("job", "word"), [("serve", "serving"), ("wait", "waiting")])
 @pytest.mark.parametrize("dead", [0, 1])
 def test_kill_9_of_one_rank_ends_the_other(bundles, job, word, dead):

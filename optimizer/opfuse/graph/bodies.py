@@ -13,7 +13,10 @@ INNER = "//"
 
 
 def written_out(model: ModelProto) -> Iterator[NodeProto]:
-    """Yield the nodes of ``model``'s graph, and in the place of each fused op its body."""
+    """Yield the nodes of ``model``'s graph, and in the place of each fused op its body.
+
+    A body may call another one, as that of AllReduceAddNorm does in a proof.
+    """
     functions = {f.name: f for f in model.functions if f.domain == OPFUSE}
     for node in model.graph.node:
         yield from _written_out(node, functions)
@@ -39,7 +42,7 @@ def _written_out(node: NodeProto, functions: Mapping[str, FunctionProto]) -> Ite
         attributes = [_actual(item, given) for item in inner.attribute]
         del copy.attribute[:]
         copy.attribute.extend(item for item in attributes if item is not None)
-        yield copy
+        yield from _written_out(copy, functions)
 
 
 def _actual(item: AttributeProto, given: Mapping[str, AttributeProto]) -> AttributeProto | None:

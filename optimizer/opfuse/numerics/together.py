@@ -46,7 +46,7 @@ def compare_rank(
         plugins: The plugin library, where the bundle does not hold it.
 
     Returns:
-        What rank 0 found, on all ranks.
+        On rank 0 what was found; nothing on the others.
 
     Raises:
         OpfuseError: The ranks cannot be loaded, do not take the inputs, or one is lost.
@@ -60,12 +60,12 @@ def compare_rank(
         child.emit({"text": path.name})
         results, refused = _run(engine, group, runs, parts)
         elements = {value.dtype for value in (*engine.inputs, *engine.outputs)}
-        if refused:
-            return Comparison({}, 0.0, refused=refused)
-        if first is None:
-            return Comparison({}, 0.0)
-        allowed = rtol if rtol is not None else max(TF32, tolerance(first.elements | elements))
-        return _judged(original, first, runs, results, allowed, parts)
+    if refused:
+        return Comparison({}, 0.0, refused=refused)
+    if first is None:
+        return Comparison({}, 0.0)
+    allowed = rtol if rtol is not None else max(TF32, tolerance(first.elements | elements))
+    return _judged(original, first, runs, results, allowed, parts)
 
 
 def _reference(

@@ -96,6 +96,16 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
+def rank_in(path: Path) -> Rank | None:
+    """Which rank's bundle this is, by its manifest alone; None for everything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stated = json.loads(archive.read(MANIFEST)).get("ranks")
+    except (OSError, ValueError, AttributeError, *_UNREADABLE):
+        return None
+    return None if stated is None else Rank(**stated)
+
+
 def write(
     path: Path, manifest: Mapping[str, Any], members: Mapping[str, Path | bytes]
 ) -> tuple[str, int]:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from opfuse.runtime.world import World
 LIMIT = "OPFUSE_RANKS_TIMEOUT"  # seconds for the ranks to come, and to answer each other
 NCCL = "OPFUSE_NCCL"  # the path of libnccl.so.2
 GRACE_S = 5.0
+_BUSY_S = 600.0  # for ranks that are there and at work: should one die, the others are told at once
 _TOGETHER = "load the files of one opfuse shard, built alike, on all ranks"
 _WORDS = {
     "size": "how many ranks there are",
@@ -93,8 +95,9 @@ class Group:
         self._users += 1
         if self._communicator is None:
             here = self.world.rank, self.world.size
+            exchange = partial(self.share, limit_s=_BUSY_S)  # some may still load their weights
             self._communicator = Communicator(
-                library, *here, self.share, self._patience_ms, nccl_library()
+                library, *here, exchange, self._patience_ms, nccl_library()
             )
 
     def check(self) -> None:
@@ -145,7 +148,7 @@ class Group:
         if self._users > 0 or self._ended.is_set():
             return
         if not self._meeting.lost:
-            self.share(b"")  # nobody frees what another one still reads
+            self.share(b"", _BUSY_S)  # nobody frees what another one still reads
         self._ended.set()
         if self._communicator is not None:
             with suppress(EngineError):

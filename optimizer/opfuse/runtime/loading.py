@@ -88,9 +88,9 @@ def _bundle(path: Path, plugins: Path | None, open_device: Callable[..., Device]
         return _opened(opened, plugins, open_device)
     members = group.join(rank.size, path)
     with members.telling():
-        local = members.world.local_rank
-        program = _opened(opened, plugins, lambda: open_device(local))
-        members.agree(_facts(opened, rank, program.device))
+        device = open_device(members.world.local_rank)
+        members.agree(_facts(opened, rank, device))
+        program = _opened(opened, plugins, lambda: device)
         if opened.lock.library:
             members.open(_library(opened, plugins))
     program.group = members

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from opfuse.engine import gpu
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.runtime import world
-from opfuse.runtime.bundle import Bundle
+from opfuse.runtime.bundle import Bundle, rank_in
 from opfuse.sharding.result import KIND, PLAN
 
 
@@ -95,6 +95,19 @@ def require_gpus(members: Members) -> None:
             f"{want} ranks run on {want} GPUs, and this machine has {have}",
             "cut the model for fewer ranks, or start them on several hosts with torchrun or mpirun",
         )
+
+
+def refuse_ranks(others: Sequence[Path]) -> None:
+    """Refuse bundles that do not run alone, where engines for one GPU are wanted.
+
+    Raises:
+        InputError: One is a rank's.
+    """
+    for path in others:
+        if (rank := rank_in(path)) is not None:
+            raise InputError(
+                f"{path} is rank {rank.rank} of {rank.size}", "name an engine of the whole model"
+            )
 
 
 def gpus() -> int:
