@@ -278,9 +278,11 @@ def convert_model(
 ) -> tuple[ModelProto, Precision]:
     """Converts the fused graph to another precision and compares it with the original."""
     from opfuse.stages.fuse import export
-    from opfuse.stages.precision import convert, judge
+    from opfuse.stages.precision import convert, judge, prepare
 
     with progress.stage("precision"):
+        if prepare(fused, config):
+            model = export(fused, source)
         precision = convert(source, fused, model, config, progress)
         model = export(fused, source)
         if config.prove:
