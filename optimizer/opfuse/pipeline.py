@@ -75,7 +75,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         built["explanation"] = explain_model(source, fused, config, progress)
     if config.precision != "keep" and goal != "explain":
         model, built["precision"] = convert_model(source, fused, model, config, progress)
-    facts = describe(source, model, output)
+    facts = describe(source, model, output, hashed=goal == "build")
     if goal == "build":
         library = _library(config)
         fused, model, proof = _widened(source, fused, model, proof, library, config, progress)

@@ -32,6 +32,9 @@ REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "Redu
 LONG = 256  # terms from which on a reduction is long, and where their number is not known
 SUMS = _SUMS
 
+DELICATE = frozenset(IN_FP32) | REDUCTIONS
+"""Operators whose type is worth pinning: a lower one changes what they compute."""
+
 GUARDS = frozenset({"Max", "Clip"})
 """Operators by which a tiny number keeps a divisor from being 0: any tiny number does it."""
 
