@@ -139,7 +139,7 @@ def look(
     row["reference"] = attempt(lambda: errors(Reference(model).run, runs))
     row["rounded"] = attempt(lambda: rounded(model, runs))
     if engine:
-        row["engine"] = attempt(lambda: built(path, model))
+        row["engine"] = attempt(lambda: built(path, model, runs[0][0]))
     return row
 
 
@@ -151,10 +151,11 @@ def rounded(model: ModelProto, runs: Sequence[tuple[Feeds, list[Array]]]) -> lis
         return errors(lambda feeds: list(loaded.run(feeds).values()), runs)
 
 
-def built(path: Path, model: ModelProto) -> None:
-    """Let TensorRT for RTX parse the file as it is, and build it without plugins."""
+def built(path: Path, model: ModelProto, feeds: Feeds) -> None:
+    """Let TensorRT for RTX parse the file as it is, and build it for the shapes of ``feeds``."""
     backend = TensorRtRtx()
-    ranges = resolve(model.graph, ({}, {}, {}), LONGEST).ranges
+    shapes = {name: array.shape for name, array in feeds.items()}
+    ranges = resolve(model.graph, (shapes, shapes, shapes), LONGEST).ranges
     with tempfile.TemporaryDirectory() as name:
         request = Request(path, Path(name, "out.engine"), ranges)
         child.run(

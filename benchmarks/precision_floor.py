@@ -50,9 +50,9 @@ def floor(model: ModelProto, low: int) -> int:
         product = node.op_type in products and types.get(node.output[0]) == low
         vertex = in_low if product else network.vertex()
         writers |= {name: vertex for name in node.output if types.get(name) in wide}
-        for name in {sources.get(name, name) for name in node.input} - weights:
-            if types.get(name) in wide and not _takes_either(node, types.get(name), low, types):
-                readers[name].add(vertex)
+        for name in set(node.input) - weights:
+            if types.get(name) in wide and not _takes_either(node, types[name], low, types):
+                readers[sources.get(name, name)].add(vertex)
     for info in model.graph.output:
         if types.get(info.name) in wide:
             readers[sources.get(info.name, info.name)].add(in_fp32)
@@ -75,7 +75,7 @@ def _tensors(network: Network, writers: Mapping[str, int], readers: Mapping[str,
             network.edge(reader, down, INFINITE)
 
 
-def _takes_either(node: NodeProto, element: int | None, low: int, types: Mapping[str, int]) -> bool:
+def _takes_either(node: NodeProto, element: int, low: int, types: Mapping[str, int]) -> bool:
     """Whether a node reads a tensor in whatever type: a Cast does, a fused op its fp32 mask."""
     mask = node.domain == OPFUSE and (element, types.get(node.output[0])) == (_FLOAT, low)
     return node.op_type == "Cast" or mask

@@ -34,8 +34,8 @@ def spread(row: Row, name: str) -> float:
 
 
 def right(other: Row, ours: Row) -> bool:
-    """Whether another tool's model is valid, and wrong by roundings only."""
-    if other.get("checker") is not True:
+    """Whether another tool's model is valid, builds, and is wrong by roundings only."""
+    if other.get("checker") is not True or other.get("engine", True) is not True:
         return False
     return middle(other, "rounded") < _WRONG * middle(ours, "rounded")
 

@@ -206,3 +206,18 @@ def test_an_opset_in_which_an_operator_means_something_else_is_not_raised(tmp_pa
     result = convert(planted, tmp_path, "bf16")
     assert result.after.opset_import[0].version == 18
     assert result.kept["c"] == "Conv does not take that type"
+
+
+@pytest.mark.parametrize("op", ["HardSwish", "Mish", "Celu", "ConvTranspose"])
+@PRECISIONS
+def test_tensorrt_builds_what_it_is_given(op, precision, tmp_path):
+    """TensorRT for RTX 1.7 imports no HardSwish or Mish in bf16, and no Celu in half precision."""
+    pytest.importorskip("tensorrt_rtx")
+    step = "d = ConvTranspose(c, t)" if op == "ConvTranspose" else f"d = {op}(c)"
+    weights = {"k": (4, 3, 3, 3), "v": (4, 4, 1, 1)} | (
+        {"t": (4, 4, 2, 2)} if "(c, t" in step else {}
+    )
+    planted = model(f"c = Conv(x, k)\n{step}\ny = Conv(d, v)", "T[2, 3, 8, 8] x", weights=weights)
+    result = convert(planted, tmp_path, precision)
+    result.same(feeds(planted), 2 * ROUNDING[precision])
+    opfuse.build(tmp_path / "model.onnx", tmp_path / "a.engine", precision=precision, prove=False)

@@ -1,11 +1,16 @@
-"""The opset from which on convolutions, pooling, and some activations take bf16."""
+"""A graph as the low type wants it: in an opset whose operators take it, and without HardSwish.
+
+Convolutions, pooling, and some activations take bf16 from opset 22 on.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from opfuse.graph import edit
+from opfuse.graph.facts import Facts
 from opfuse.precision.types import allowed, formal, schema
 
 _TAKES_BF16 = 22
@@ -37,6 +42,32 @@ def raise_opset(graph: gs.Graph, element: int) -> bool:
         if entry.domain in ("", "ai.onnx"):
             entry.version = _TAKES_BF16
     return True
+
+
+def spell_out(graph: gs.Graph, facts: Facts, element: int) -> bool:
+    """Write HardSwish as ONNX defines it where TensorRT does not import it in ``element``.
+
+    Returns:
+        Whether there was one.
+    """
+    late = int(graph.opset) >= _TAKES_BF16 and element == TensorProto.BFLOAT16
+    found = [n for n in graph.nodes if late and n.op == "HardSwish" and edit.is_standard(n)]
+    names = edit.names(graph)
+    for node in found:
+        (x,), (y,) = node.inputs, node.outputs
+        name = f"{y.name}/gate"
+        while name in names:
+            name += "_"
+        names.add(name)
+        gate = gs.Variable(name, x.dtype, x.shape)
+        attributes = {"alpha": 1 / 6, "beta": 0.5}
+        graph.nodes.append(gs.Node("HardSigmoid", f"{node.name}/gate", attributes, [x], [gate]))
+        facts.infer(graph.nodes[-1])
+        node.op, node.attrs = "Mul", {}
+        node.inputs.append(gate)
+    if found:
+        edit.sort(graph)
+    return bool(found)
 
 
 def _takes(op: str, opset: int, element: int) -> bool:

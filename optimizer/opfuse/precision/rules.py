@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from onnx import TensorProto
+
 # What an engine's time goes to; products accumulate in fp32 whatever their inputs are.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"})
 
@@ -27,6 +31,13 @@ IN_FP32 = {
     "Range": "counts",
 }
 """By operator, why it is in fp32 wherever it stands."""
+
+UNBUILT: Mapping[str, frozenset[int]] = {
+    "Celu": frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16}),
+    **dict.fromkeys(("ConvTranspose", "HardSwish", "Mish"), frozenset({TensorProto.BFLOAT16})),
+    "Shrink": frozenset({TensorProto.BFLOAT16}),
+}
+"""The types in which TensorRT for RTX 1.7 does not import or build an operator: each was tried."""
 
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"})
 LONG = 256  # terms from which on a reduction is long, and where their number is not known

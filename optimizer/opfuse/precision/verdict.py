@@ -74,6 +74,8 @@ class Judge:
     def _by_rule(self, node: gs.Node) -> Verdict:
         if not edit.is_standard(node):
             return _LOW if node.op in self._products and node.domain == OPFUSE else _EITHER
+        if self._low in rules.UNBUILT.get(node.op, ()):
+            return Verdict(False, "TensorRT does not build it in that type", kept=True)
         if node.op in rules.PRODUCTS:
             return _LOW
         if node.op == "Pow" and self._is_mild(node):

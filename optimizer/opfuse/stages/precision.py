@@ -24,7 +24,7 @@ from opfuse.numerics.compare import TOLERANCE, Array
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.whole import Comparison
 from opfuse.precision.convert import Conversion, Subject
-from opfuse.precision.opset import raise_opset
+from opfuse.precision.opset import raise_opset, spell_out
 from opfuse.precision.probe import probe
 from opfuse.precision.result import Precision
 from opfuse.precision.samples import read
@@ -42,8 +42,10 @@ _SHOWN = 12  # layers in a message
 
 
 def prepare(fused: Fused, config: Config) -> bool:
-    """Raise the opset of the graph where the type asks for it; True where it has to be exported."""
-    return raise_opset(fused.graph, LOW[config.precision])
+    """Write the graph as the type wants it; True where it has changed and is to be exported."""
+    low = LOW[config.precision]
+    raised = raise_opset(fused.graph, low)
+    return spell_out(fused.graph, fused.facts, low) or raised
 
 
 def convert(
