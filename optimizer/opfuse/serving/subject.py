@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnx import TensorProto
 
