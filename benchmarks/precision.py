@@ -3,7 +3,9 @@
 For each model and tool: Casts between fp32 and the low type in the graph, whether ONNX's checker
 and TensorRT for RTX take the result, and its error against the fp32 original in onnxruntime, in
 ONNX's reference evaluator (every operator rounded, every type), and in onnxruntime with a rounding
-behind every operator. Errors are root mean squares over those of the output, the worst output's.
+behind every operator. Errors are root mean squares over those of the output, the worst output's,
+and the median over ``--draws`` of the inputs. The last lines say for each model whether ours is
+behind another tool's; the exit code is 1 where it is on one (see precision_verdict.py).
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,8 +26,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
+from benchmarks import precision_verdict
 from benchmarks.measure import OPFUSE, run, versions, write
 from benchmarks.planted import planted
+from benchmarks.precision_floor import casts, floor
 from benchmarks.precision_peer import TOOLS
 from opfuse import child
 from opfuse.engine.backend import Request
@@ -51,56 +56,67 @@ def main() -> int:
     parser.add_argument("--peers-python", help="an environment with the peers (default: none)")
     parser.add_argument("--precisions", nargs="+", default=list(LOW), choices=LOW)
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
+    parser.add_argument("--draws", type=int, default=5, help="of the inputs of each model")
     parser.add_argument("--no-engine", action="store_true", help="do not build engines")
     args = parser.parse_args()
     tools = ["opfuse", *(args.tools if args.peers_python else ())]
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(HEAD)
     with tempfile.TemporaryDirectory() as name:
         overflows = Path(name, "planted.onnx")
         onnx.save(planted(), overflows)
         for precision, path in product(args.precisions, [*args.models, overflows]):
-            rows += measure(path, precision, tools, args.peers_python, engine=not args.no_engine)
-    worse = list(filter(None, (verdict(rows, row) for row in rows if row["tool"] == "opfuse")))
-    print("\n".join(worse) or "opfuse: neither a larger error nor more Casts than another on any")
-    for tool in TOOLS:
-        print(standing(rows, tool))
-    facts = {"versions": versions(["opfuse", "onnx", "onnxruntime"]), "rows": rows, "worse": worse}
-    print(write("precision", facts))
-    return int(bool(worse))
+            for row in measure(path, precision, tools, args):
+                rows.append(row)
+                print(line(row), flush=True)
+    pairs = [(row, _others(rows, row)) for row in rows if row["tool"] == "opfuse"]
+    verdicts = [precision_verdict.told(*pair) for pair in pairs]
+    print("", *verdicts, "", sep="\n")
+    lost = sum(bool(precision_verdict.behind(*pair)) for pair in pairs)
+    print(f"opfuse: behind another tool on {lost} of {len(pairs)}")
+    for tool in args.tools:
+        print(standing(pairs, tool))
+    tested = {"versions": versions(["opfuse", "onnx", "onnxruntime"]), "draws": args.draws}
+    print(write("precision", tested | {"rows": rows, "verdicts": verdicts}))
+    return int(bool(lost))
 
 
-HEAD = f"{'model':34} {'type':4} {'tool':21} {'casts':>5} {'check':5} {'engine':6}"
+HEAD = f"{'model':34} {'type':4} {'tool':21} {'casts':>5} {'all':>5} {'check':5} {'engine':6}"
 HEAD += f" {'ort':>8} {'rounded':>8} {'reference':>9}  note"
 
 
 def measure(
-    path: Path, precision: str, tools: Sequence[str], python: str | None, *, engine: bool
-) -> list[dict[str, Any]]:
+    path: Path, precision: str, tools: Sequence[str], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Convert one model with every tool and look at the results."""
     original = onnx.load(path)
-    items = sample.inputs(original.graph)
-    reference = OnnxRuntime(original)
-    for sizes in sample.assignments(items):
-        feeds = sample.draw(items, sizes, seed=1)  # ours is calibrated with seed 0
-        try:
-            expected = reference.run(feeds)
-        except CannotRun:
-            continue
-        break
-    rows = []
+    runs = draws(original, args.draws)
     with tempfile.TemporaryDirectory() as name:
         for tool in tools:
             target = Path(name, f"{tool}.onnx")
             row: dict[str, Any] = {"model": path.stem, "precision": precision, "tool": tool}
-            made = run(command(tool, precision, path, target, python))
+            made = run(command(tool, precision, path, target, args.peers_python))
             if made.code:
-                row["failed"] = without_paths(made.last_line)[:160]
+                yield row | {"failed": without_paths(made.last_line)[:160]}
             else:
-                row |= look(target, LOW[precision], feeds, expected, engine=engine)
-            rows.append(row)
-            print(line(row), flush=True)
-    return rows
+                row |= look(target, LOW[precision], runs, engine=not args.no_engine)
+                if tool == "opfuse":
+                    row["floor"] = floor(onnx.load(target), LOW[precision])
+                yield row
+
+
+def draws(original: ModelProto, count: int) -> list[tuple[Feeds, list[Array]]]:
+    """Inputs from several seeds, and what the original makes of each."""
+    items = sample.inputs(original.graph)
+    reference = OnnxRuntime(original)
+    for sizes in sample.assignments(items):
+        # Ours is calibrated with seed 0.
+        feeds = [sample.draw(items, sizes, seed) for seed in range(1, count + 1)]
+        try:
+            return [(drawn, reference.run(drawn)) for drawn in feeds]
+        except CannotRun as reason:
+            failure = reason
+    raise failure
 
 
 def command(
@@ -113,31 +129,33 @@ def command(
 
 
 def look(
-    path: Path, low: int, feeds: Feeds, expected: list[Array], *, engine: bool
+    path: Path, low: int, runs: Sequence[tuple[Feeds, list[Array]]], *, engine: bool
 ) -> dict[str, Any]:
     """Everything that is told of one converted model."""
     model = onnx.load(path)
     row: dict[str, Any] = {"casts": casts(model, low), "all_casts": count(model)}
     row["checker"] = attempt(lambda: onnx.checker.check_model(model, full_check=True))
-    row["ort"] = attempt(lambda: error(expected, OnnxRuntime(model).run(feeds)))
-    row["reference"] = attempt(lambda: error(expected, Reference(model).run(feeds)))
-    row["rounded"] = attempt(lambda: error(expected, rounded(model, feeds)))
+    row["ort"] = attempt(lambda: errors(OnnxRuntime(model).run, runs))
+    row["reference"] = attempt(lambda: errors(Reference(model).run, runs))
+    row["rounded"] = attempt(lambda: rounded(model, runs))
     if engine:
-        row["engine"] = attempt(lambda: built(path, model))
+        row["engine"] = attempt(lambda: built(path, model, runs[0][0]))
     return row
 
 
-def rounded(model: ModelProto, feeds: Feeds) -> list[Array]:
-    """The outputs in onnxruntime with every operator's result rounded."""
+def rounded(model: ModelProto, runs: Sequence[tuple[Feeds, list[Array]]]) -> list[float]:
+    """The errors in onnxruntime with every operator's result rounded."""
     with tempfile.TemporaryDirectory() as name:
         subject = replace(Handover(Path(name)).subject(model, Path(name)), rounds=True)
-        return list(Loaded(subject, LIMIT).run(feeds).values())
+        loaded = Loaded(subject, LIMIT)
+        return errors(lambda feeds: list(loaded.run(feeds).values()), runs)
 
 
-def built(path: Path, model: ModelProto) -> None:
-    """Let TensorRT for RTX parse the file as it is, and build it without plugins."""
+def built(path: Path, model: ModelProto, feeds: Feeds) -> None:
+    """Let TensorRT for RTX parse the file as it is, and build it for the shapes of ``feeds``."""
     backend = TensorRtRtx()
-    ranges = resolve(model.graph, ({}, {}, {}), LONGEST).ranges
+    shapes = {name: array.shape for name, array in feeds.items()}
+    ranges = resolve(model.graph, (shapes, shapes, shapes), LONGEST).ranges
     with tempfile.TemporaryDirectory() as name:
         request = Request(path, Path(name, "out.engine"), ranges)
         child.run(
@@ -149,33 +167,19 @@ def built(path: Path, model: ModelProto) -> None:
         )
 
 
-def casts(model: ModelProto, low: int) -> int:
-    """Casts between fp32 and the low type in the graph; bodies of functions are no part of it."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    for info in (*inferred.input, *inferred.value_info, *inferred.output):
-        types[info.name] = info.type.tensor_type.elem_type
-    both = {TensorProto.FLOAT, low}
-    return sum(
-        node.op_type == "Cast" and types.get(node.input[0]) in both and target(node) in both
-        for node in model.graph.node
-    )
-
-
-def target(node: onnx.NodeProto) -> int:
-    """The type that a Cast gives."""
-    return next(item.i for item in node.attribute if item.name == "to")
-
-
 def count(model: ModelProto) -> int:
     """Casts of every kind in the graph."""
     return sum(node.op_type == "Cast" for node in model.graph.node)
 
 
-def error(expected: list[Array], found: list[Array]) -> float:
-    """The largest root mean square error of an output; infinite where NaN or infinity appears."""
-    pairs = zip(expected, found, strict=True)
-    return max(compare(a, np.asarray(b)).rms for a, b in pairs)
+def errors(
+    compute: Callable[[Feeds], list[Array]], runs: Sequence[tuple[Feeds, list[Array]]]
+) -> list[float]:
+    """The root mean square error of each draw; infinite where NaN or infinity appears."""
+    return [
+        max(compare(a, np.asarray(b)).rms for a, b in zip(expected, compute(feeds), strict=True))
+        for feeds, expected in runs
+    ]
 
 
 def attempt(action: Callable[[], object]) -> object:
@@ -205,57 +209,31 @@ def line(row: Mapping[str, Any]) -> str:
     checks = [ok.get(row.get(name) if row.get(name) in (True, None) else 0, "no") for name in (
         "checker", "engine",
     )]  # fmt: skip
-    errors = [row[name] for name in ("ort", "rounded", "reference")]
-    shown = [f"{value:.1e}" if isinstance(value, float) else "no" for value in errors]
+    shown = [f"{precision_verdict.middle(row, name):.1e}" for name in precision_verdict.ERRORS]
     notes = [row[name] for name in ("checker", "ort", "engine") if isinstance(row.get(name), str)]
-    text += f" {row['casts']:>5} {checks[0]:5} {checks[1]:6}"
+    text += f" {row['casts']:>5} {row['all_casts']:>5} {checks[0]:5} {checks[1]:6}"
     return f"{text} {shown[0]:>8} {shown[1]:>8} {shown[2]:>9}  {' '.join(notes)[:90]}"
 
 
-def standing(rows: list[dict[str, Any]], tool: str) -> str:
-    """How often ours has fewer Casts than ``tool``, and how often as many, where both work."""
-    ours = {(r["model"], r["precision"]): r for r in rows if r["tool"] == "opfuse"}
-    theirs = [r for r in rows if r["tool"] == tool and r.get("checker") is True]
-    pairs = [(ours[r["model"], r["precision"]].get("casts", 0), r["casts"]) for r in theirs]
-    fewer, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
-    return f"{tool}: valid on {len(pairs)}; opfuse has fewer Casts on {fewer}, as many on {equal}"
+def standing(pairs: Sequence[tuple[Mapping[str, Any], list[dict[str, Any]]]], tool: str) -> str:
+    """How our Casts stand to those of ``tool`` where its model is valid and right."""
+    found: Counter[str] = Counter()
+    for ours, others in pairs:
+        for row in others:
+            if row["tool"] == tool:
+                usable = "failed" not in {*row, *ours} and precision_verdict.right(row, ours)
+                more = usable and row["casts"] - ours["casts"]
+                at_floor = usable and ours["casts"] == ours["floor"]
+                same = "as many, at the floor" if at_floor else "as many"
+                kind = "fewer" if more > 0 else "more" if more < 0 else same
+                found[kind if usable else "it fails, is not valid, or is wrong"] += 1
+    return f"{tool}: opfuse has Casts: {', '.join(f'{k} {n}' for k, n in found.items())}"
 
 
-def _is_right(other: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether another tool's result is no overflow: fewer Casts are no merit of a wrong one."""
-    theirs, own = other["rounded"], ours["rounded"]
-    return isinstance(theirs, float) and isinstance(own, float) and theirs < 10 * own
-
-
-def verdict(rows: list[dict[str, Any]], ours: Mapping[str, Any]) -> str:
-    """In what ours is behind another tool on this model, or "".
-
-    Two errors within a fifth of each other are the same: other roundings, other luck.
-    """
-    at = f"{ours['model']} {ours['precision']}"
-    if "failed" in ours:
-        return f"{at}: opfuse failed: {ours['failed']}"
-    behind = [
-        f"{name} does not take it"
-        for name in ("checker", "engine")
-        if ours.get(name, True) is not True
-    ]
-    for other in rows:
-        same = (other["model"], other["precision"]) == (ours["model"], ours["precision"])
-        if not same or other["tool"] == "opfuse" or "failed" in other:
-            continue
-        usable = other["checker"] is True and _is_right(other, ours)
-        if usable and other["casts"] < ours["casts"]:
-            behind.append(f"{other['tool']} has {other['casts']} Casts, opfuse {ours['casts']}")
-        for name in ("ort", "rounded", "reference"):
-            theirs, own = other[name], ours[name]
-            if (
-                usable
-                and isinstance(theirs, float)
-                and not (isinstance(own, float) and own <= 1.2 * theirs)
-            ):
-                behind.append(f"{name}: {other['tool']} {theirs}, opfuse {own}")
-    return f"{at}: {'; '.join(behind)}" if behind else ""
+def _others(rows: Sequence[dict[str, Any]], ours: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What other tools made of the same model."""
+    same = [row for row in rows if row["model"] == ours["model"] and row["tool"] != "opfuse"]
+    return [row for row in same if row["precision"] == ours["precision"]]
 
 
 if __name__ == "__main__":

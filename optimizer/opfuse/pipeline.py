@@ -75,7 +75,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         built["explanation"] = explain_model(source, fused, config, progress)
     if config.precision != "keep" and goal != "explain":
         model, built["precision"] = convert_model(source, fused, model, config, progress)
-    facts = describe(source, model, output)
+    facts = describe(source, model, output, hashed=goal == "build")
     if goal == "build":
         library = _library(config)
         fused, model, proof = _widened(source, fused, model, proof, library, config, progress)
@@ -278,9 +278,11 @@ def convert_model(
 ) -> tuple[ModelProto, Precision]:
     """Converts the fused graph to another precision and compares it with the original."""
     from opfuse.stages.fuse import export
-    from opfuse.stages.precision import convert, judge
+    from opfuse.stages.precision import convert, judge, prepare
 
     with progress.stage("precision"):
+        if prepare(fused, config):
+            model = export(fused, source)
         precision = convert(source, fused, model, config, progress)
         model = export(fused, source)
         if config.prove:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import opfuse
 from models import tiny
 from opfuse.cli import main
+from tests import locked as locks
+from tests.gate import planted
 
 SOURCE = Path(sys.modules["opfuse"].__file__).parent.parent
 
@@ -96,3 +100,20 @@ def old_output(tmp_path) -> Path:
     yield path
     assert path.read_bytes() == b"the old output"
     assert [item.name for item in tmp_path.iterdir() if item.name.endswith(".tmp")] == []
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory) -> Path:
+    """A folder with a model and its lock."""
+    folder = tmp_path_factory.mktemp("locked")
+    model = planted.save(folder / "bert.onnx")
+    assert opfuse.check(model, folder / locks.LOCK, update=True).written
+    return folder
+
+
+@pytest.fixture
+def place(locked, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder, as the working directory."""
+    shutil.copytree(locked, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -168,13 +168,13 @@ def test_a_limit_of_time_has_three_digits(value, most):
 
 def test_a_bundle_of_other_versions(tmp_path):
     lock = {"tensorrt": {"tensorrt-rtx": "1.7.1"}, "plugins": {"version": "1", "sha256": "aa"}}
-    built = bounds.Built(tmp_path / "b.opfuse", 10, ("tensorrt_rtx", "1.4.0"), "bb")
+    built = bounds.Built(tmp_path / "b.opfuse", 10, "", "", ("tensorrt_rtx", "1.4.0"), "bb")
     found = list(bounds.bundle(lock, built))
     assert "built with tensorrt_rtx 1.4.0, the lock has 1.7.1" in found[0].message
     assert "another plugin library" in found[1].message
-    same = bounds.Built(tmp_path / "b.opfuse", 10, ("tensorrt_rtx", "1.7.1"), "aa")
+    same = bounds.Built(tmp_path / "b.opfuse", 10, "", "", ("tensorrt_rtx", "1.7.1"), "aa")
     assert list(bounds.bundle(lock, same)) == []
-    assert list(bounds.bundle(lock, bounds.Built(tmp_path / "b.engine", 10))) == []
+    assert list(bounds.bundle(lock, bounds.Built(tmp_path / "b.engine", 10, "", ""))) == []
 
 
 @pytest.mark.parametrize(

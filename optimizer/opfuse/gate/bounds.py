@@ -12,25 +12,40 @@ from opfuse.errors import InputError
 from opfuse.gate.pinned import rounded_up
 from opfuse.gate.result import FAILED, SKIPPED, Expectation
 
+_SHORT = 12  # digits of a hash
 SLACK_TIME, SLACK_BYTES = 0.10, 0.05
 """What a new limit allows above the measurement: clocks and compilers vary by so much."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """The median of an engine's runs by CUDA graph, in microseconds, on a GPU at some shapes."""
+    """The median of an engine's runs by CUDA graph, in microseconds, on a GPU at some shapes.
+
+    ``sha256`` is that of the engine's file; empty in reports of older versions.
+    """
 
     median_us: float
     gpu: str
     shapes: Mapping[str, list[int]]
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine file: its size, and, where it is a bundle, what it was built with."""
+    """An engine file.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        sha256: Its hash.
+        model: That of the model it was built from; empty where nothing tells it.
+        tensorrt, library: What it was built with, where it is a bundle.
+    """
 
     path: Path
     bytes: int
+    sha256: str
+    model: str
     tensorrt: tuple[str, str] = ("", "")
     library: str = ""
 
@@ -64,7 +79,7 @@ def timed(engine: Mapping[str, Any]) -> Timed:
     median = float(engine["graph"]["median_us"])
     if not 0 < median < float("inf"):
         raise ValueError(median)
-    return Timed(median, str(engine["gpu"]), shapes)
+    return Timed(median, str(engine["gpu"]), shapes, str(engine.get("sha256", "")))
 
 
 def updated(old: Mapping[str, Any], time: Timed | None, built: Built | None) -> dict[str, Any]:
@@ -112,6 +127,37 @@ def _latency(limit: Mapping[str, Any], time: Timed | None) -> Expectation:
         return Expectation("bounds", "latency_us")
     text = f"a run takes {time.median_us:.1f} us, the lock allows {limit['median']:g} us"
     return Expectation("bounds", "latency_us", FAILED, text)
+
+
+def ties(
+    model: Path, sha256: str, time: Timed | None, built: Built | None
+) -> Iterator[Expectation]:
+    """Yield whether the engine was built from the model, and the time is that engine's."""
+    if built is not None and not built.model:
+        text = (
+            f"nothing tells which model {built.path} was built from: opfuse build --report "
+            f"{built.path.with_suffix('.json')} does, and leaves it beside the engine"
+        )
+        yield Expectation("bounds", "engine", SKIPPED, text)
+    elif built is not None and built.model != sha256:
+        text = f"{built.path} was built from another model than {model}: SHA-256 "
+        text += f"{built.model[:_SHORT]}... and {sha256[:_SHORT]}..."
+        yield Expectation("bounds", "engine", FAILED, text, "build it again")
+    elif built is not None:
+        yield Expectation("bounds", "engine")
+    if time is None:
+        return
+    if built is None or not time.sha256:
+        text = (
+            "nothing tells which engine was timed: give --engine, and a report of its opfuse bench"
+        )
+        yield Expectation("bounds", "timed", SKIPPED, text)
+    elif time.sha256 != built.sha256:
+        text = f"another engine than {built.path} was timed: SHA-256 "
+        text += f"{time.sha256[:_SHORT]}... and {built.sha256[:_SHORT]}..."
+        yield Expectation("bounds", "timed", FAILED, text, "time it again: opfuse bench")
+    else:
+        yield Expectation("bounds", "timed")
 
 
 def bundle(locked: Mapping[str, Any], built: Built) -> Iterator[Expectation]:

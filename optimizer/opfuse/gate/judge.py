@@ -136,6 +136,9 @@ def precision(locked: Section, now: Section, evidence: Evidence) -> Iterator[Exp
     same = set(was) == set(are) and (len(was) < 2 or was == are)
     text = f"products and attentions in {_counts(was)} -> {_counts(are)}"
     yield _kept(same, "precision", "products", text)
+    if "delicate" in locked and "delicate" in now:
+        lost = list(_lowered(locked["delicate"], now["delicate"]))
+        yield _kept(not lost, "precision", "delicate", "; ".join(lost))
     if "casts" in locked and "casts" in now:
         text = f"Casts {locked['casts']} -> {now['casts']}"
         yield _kept(now["casts"] <= locked["casts"], "precision", "casts", text)
@@ -148,6 +151,16 @@ def precision(locked: Section, now: Section, evidence: Evidence) -> Iterator[Exp
     if most is not None and now.get("max_rms") is not None:
         text = f"root mean square error {evidence.rms:.1e}, the lock allows {most:g}"
         yield _kept(evidence.rms <= most, "precision", "max_rms", text)
+
+
+def _lowered(locked: Section, now: Section) -> Iterator[str]:
+    """Yield what of the operators that half precision harms computes in it and did not."""
+    for op, was in locked.items():
+        are = now.get(op, {})
+        # Where all are of one type their number says nothing of it.
+        same = set(was) == set(are) and len(was) == 1
+        if not same and any(are.get(low, 0) > was.get(low, 0) for low in ("fp16", "bf16")):
+            yield f"{op} in {_counts(was)} -> {_counts(are)}"
 
 
 def plugins(locked: Section | None, now: Section | None, why: str) -> Iterator[Expectation]:

@@ -13,10 +13,10 @@ from onnx import ModelProto, ValueInfoProto
 
 from opfuse.config import Config
 from opfuse.files import file_hash
-from opfuse.graph import external
+from opfuse.graph.external import model_hash
 from opfuse.graph.match import NearMiss
-from opfuse.graph.protos import all_tensors, is_external, type_name
-from opfuse.precision.counted import products
+from opfuse.graph.protos import type_name
+from opfuse.precision.counted import delicate, products
 
 if TYPE_CHECKING:
     from opfuse.precision.result import Precision
@@ -32,7 +32,7 @@ def model(path: Path, proto: ModelProto, base_dir: Path) -> dict[str, Any]:
     weights = {tensor.name for tensor in proto.graph.initializer}
     return {
         "file": path.name,
-        "sha256": file_hash(path, *_data_files(proto, base_dir)),
+        "sha256": model_hash(path, proto, base_dir),
         "inputs": {i.name: _value(i) for i in proto.graph.input if i.name not in weights},
         "outputs": {item.name: _value(item) for item in proto.graph.output},
     }
@@ -43,11 +43,6 @@ def _value(item: ValueInfoProto) -> str:
     kind = item.type.tensor_type
     dims = [str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in kind.shape.dim]
     return f"{type_name(kind.elem_type)} [{', '.join(dims)}]"
-
-
-def _data_files(proto: ModelProto, base_dir: Path) -> list[Path]:
-    found = {external.extent(t).location for t in all_tensors(proto) if is_external(t)}
-    return [base_dir / location for location in sorted(found)]
 
 
 def options(config: Config, folder: Path) -> dict[str, Any]:
@@ -129,10 +124,12 @@ def precision(fused: Any, functions: Any, found: Precision | None, tolerance: fl
         found: The conversion; None where none was asked for.
         tolerance: Of the type that it converts to.
     """
+    types = {"delicate": delicate(fused.graph, fused.facts)}
     if found is None:
-        return {"products": products(fused.graph, fused.facts, functions)}
+        return {**types, "products": products(fused.graph, fused.facts, functions)}
     errors = [item.rms for item in found.comparison.outputs.values()] if found.comparison else []
     return {
+        **types,
         "products": {name: count for name, count in found.products.items() if count},
         "casts": found.casts,
         "kept": dict(sorted(Counter(item.op for item in found.kept).items())),

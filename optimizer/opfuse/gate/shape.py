@@ -37,6 +37,7 @@ _SECTIONS: Mapping[str, Any] = {
     },
     "precision": {
         "products": {"*": int},
+        "delicate": {"*": {"*": int}},
         "casts": int,
         "kept": {"*": int},
         "max_rms": (*_NUMBER, None),

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from onnx import ModelProto, TensorProto
 
 from opfuse.errors import InputError
+from opfuse.files import file_hash
 from opfuse.graph.protos import all_tensors, byte_size, is_external
 
 
@@ -37,6 +38,12 @@ def extent(tensor: TensorProto) -> Extent:
         raise InputError(f"tensor {tensor.name!r} is external and names no file", _REEXPORT)
     length = _number(tensor, entries, "length") if "length" in entries else None
     return Extent(entries["location"], _number(tensor, entries, "offset"), length)
+
+
+def model_hash(path: Path, model: ModelProto, base_dir: Path) -> str:
+    """The SHA-256 of a model: of its file, and of its data files one behind the other."""
+    found = {extent(t).location for t in all_tensors(model) if is_external(t)}
+    return file_hash(path, *(base_dir / location for location in sorted(found)))
 
 
 def check_external_data(model: ModelProto, base_dir: Path) -> None:

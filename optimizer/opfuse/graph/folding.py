@@ -14,29 +14,19 @@ from opfuse.graph import edit
 from opfuse.graph.rewriter import Rewriter, numpy_dtype
 
 MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
+_MAX_REDUCED = 1 << 23  # of what a folded sum reads, as the norm of a convolution's weights
 _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
-# What the reference evaluator and every runtime compute alike, to the last bits of a float.
-_FOLDED = frozenset(
-    (
-        *(
-            "Abs",
-            "Add",
-            "And",
-            "Cast",
-            "Ceil",
-            "Clip",
-            "Concat",
-            "ConstantOfShape",
-            "Cos",
-            "Div",
-            "Equal",
-            "Erf",
-        ),
-        *("Exp", "Expand", "Flatten", "Floor", "Gather", "Greater", "Identity", "Less", "Log"),
-        *("Max", "Min", "Mul", "Neg", "Not", "Or", "Range", "Reciprocal", "Relu", "Reshape"),
-        *("Sigmoid", "Sign", "Sin", "Slice", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose"),
-        *("Trilu", "Unsqueeze", "Where"),
-    )
+# Rounded correctly by every processor, or no arithmetic at all.
+_EXACT = frozenset(
+    {"Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal"}
+    | {"Expand", "Flatten", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mul"}
+    | {"Neg", "Not", "Or", "Range", "Reciprocal", "Relu", "Reshape", "Sign", "Slice", "Sqrt"}
+    | {"Squeeze", "Sub", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
+)
+# NumPy's last bit of these hangs on the vector instructions that the processor has (AVX-512's Pow
+# differs from AVX2's), so they are computed in double precision and rounded once.
+_INEXACT = frozenset(
+    {"Cos", "Erf", "Exp", "Log", "Pow", "ReduceL2", "ReduceSum", "Sigmoid", "Sin", "Tanh"}
 )
 
 
@@ -74,8 +64,9 @@ def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Compute a node whose inputs are all small constants."""
     if len(node.outputs) != 1 or not node.inputs or any(edit.subgraphs(node)):
         return None
-    exact = node.op in _FOLDED or (node.op == "Pow" and _is_float(rewriter, node))
-    if not exact or not all(_small(tensor) for tensor in node.inputs):
+    foldable = node.op in _EXACT or (node.op in _INEXACT and _is_float(rewriter, node))
+    most = _MAX_REDUCED if node.op.startswith("Reduce") else MAX_ELEMENTS
+    if not foldable or not all(_small(tensor, most) or tensor.is_empty() for tensor in node.inputs):
         return None
     shape = rewriter.out_shape(node)
     sizes = [dim for dim in shape or () if isinstance(dim, int)]
@@ -107,11 +98,11 @@ def _is_float(rewriter: Rewriter, node: gs.Node) -> bool:
     return dtype is not None and dtype.kind == "f"
 
 
-def _small(tensor: gs.Tensor) -> bool:
+def _small(tensor: gs.Tensor, most: int = MAX_ELEMENTS) -> bool:
     return (
         isinstance(tensor, gs.Constant)
         and not isinstance(tensor.dtype, int)
-        and prod(tensor.shape) <= MAX_ELEMENTS
+        and prod(tensor.shape) <= most
         and not getattr(getattr(tensor._values, "tensor", None), "external_data", ())
     )
 
@@ -120,11 +111,12 @@ def _evaluate(rewriter: Rewriter, node: gs.Node) -> np.ndarray | None:
     from onnx.reference import ReferenceEvaluator
 
     proto = OnnxExporter.export_node(node)
-    names = [f"i{number}" for number in range(len(node.inputs))]
+    names = ["" if t.is_empty() else f"i{number}" for number, t in enumerate(node.inputs)]
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
     proto.output.append("o")
-    values = dict(zip(names, (tensor.values for tensor in node.inputs), strict=True))
+    given = zip(names, node.inputs, strict=True)
+    values = {name: _precise(node, tensor.values) for name, tensor in given if name}
     infos = [
         onnx.helper.make_tensor_value_info(
             name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
@@ -141,7 +133,15 @@ def _evaluate(rewriter: Rewriter, node: gs.Node) -> np.ndarray | None:
         return None
     want = numpy_dtype(rewriter.facts.dtype(node.outputs[0]))
     result = np.asarray(result)
+    if want is not None and node.op in _INEXACT:
+        with np.errstate(over="ignore", under="ignore"):
+            result = result.astype(want)
     return result if want is None or result.dtype == want else None
+
+
+def _precise(node: gs.Node, values: np.ndarray) -> np.ndarray:
+    """The values in which ``node`` is to be computed."""
+    return values.astype(np.float64) if node.op in _INEXACT and values.dtype.kind == "f" else values
 
 
 class Common:

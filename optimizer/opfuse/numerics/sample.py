@@ -17,6 +17,7 @@ from opfuse.numerics.roles import Flow
 
 Sizes = Mapping[str, int]
 
+_STEPS = 1000
 _PRIMES = (7, 5, 11, 13, 3, 17, 19)
 _WORDS = {"plus": "+", "minus": "-", "times": "*"}
 _WORD = re.compile(rf"_({'|'.join(_WORDS)})_")
@@ -99,7 +100,10 @@ def _fixed(items: Sequence[Input], shapes: Mapping[str, tuple[int, ...]]) -> Siz
 
 
 def draw(items: Sequence[Input], sizes: Sizes, seed: int) -> dict[str, Array]:
-    """Draw every input: floats standard normal, indices below their bound, the rest as named."""
+    """Draw every input: floats standard normal, indices below their bound, the rest as named.
+
+    Steps of a diffusion are drawn from all of the usual thousand: their angles differ as theirs do.
+    """
     rng = np.random.default_rng(seed)
     past = _past(items, sizes)
     return {
@@ -151,6 +155,8 @@ def _past(items: Sequence[Input], sizes: Sizes) -> int:
 
 
 def _values(item: Input, shape: tuple[int, ...], past: int, rng: np.random.Generator) -> Array:
+    if "timestep" in item.name and not item.bound:
+        return typed(rng.integers(0, _STEPS, shape), item.element)
     if item.element in FLOATS:
         return typed(rng.standard_normal(shape), item.element)
     if item.bound:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 import onnx_graphsurgeon as gs
@@ -37,3 +37,21 @@ def products(
         if element is not None and is_product(node, functions):
             found[NAMES.get(element, str(element))] += 1
     return dict(sorted(found.items()))
+
+
+def delicate(graph: gs.Graph, facts: Facts) -> dict[str, dict[str, int]]:
+    """Count by type the operators that overflow or lose digits in half precision, by their name.
+
+    Fused ones are left out: they compute in fp32 inside, whatever they take.
+    """
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for node in graph.nodes:
+        element = facts.dtype(node.outputs[0]) if node.outputs else None
+        if (
+            element is not None
+            and element in NAMES
+            and edit.is_standard(node)
+            and node.op in rules.DELICATE
+        ):
+            found[node.op][NAMES[element]] += 1
+    return {op: dict(sorted(counts.items())) for op, counts in sorted(found.items())}

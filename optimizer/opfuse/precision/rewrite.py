@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -16,6 +18,8 @@ from opfuse.graph.weights import CastValues, gs_dtype, load
 from opfuse.precision.plan import Ends
 from opfuse.precision.signature import Signature
 from opfuse.precision.types import NAMES
+
+Values = np.ndarray[Any, Any]
 
 _FLOAT = TensorProto.FLOAT
 _SMALL = 1 << 16  # bytes of a weight that is cast at once
@@ -160,6 +164,9 @@ class Rewrite:
     def _constant(self, tensor: gs.Constant, element: int, name: str) -> gs.Constant:
         values = CastValues(tensor, element, self._base_dir)
         made = gs.Constant(name, values)
+        if values.nbytes == 2 and load(tensor, self._base_dir).item():
+            made.values = _not_zero(values.load(), load(tensor, self._base_dir))
+            return made
         if values.nbytes <= _SMALL:
             made.values = values.load()
         return made
@@ -202,6 +209,12 @@ class Rewrite:
             name += "_"
         self._names.add(name)
         return name
+
+
+def _not_zero(low: Values, wide: Values) -> Values:
+    """A single number, or the type's smallest of its sign where it would have become 0."""
+    smallest = ml_dtypes.finfo(low.dtype).smallest_subnormal  # type: ignore[no-untyped-call]
+    return low if low.item() else np.copysign(smallest, wide).astype(low.dtype)
 
 
 def _take_over(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from onnx import TensorProto
+
 # What an engine's time goes to; products accumulate in fp32 whatever their inputs are.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"})
 
 _GROWS = "its result grows or shrinks much faster than its input"
+_EXPONENTIALS = "exponentials and their sum"
 _SUMS = "adds up long rows"
 _SCALE = "scales of a quantisation are fp32"
 _STEPS = "its errors add up over the steps"
 
 IN_FP32 = {
-    **dict.fromkeys(("Exp", "Log", "Pow", "Softplus", "Sinh", "Cosh", "Tan"), _GROWS),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "exponentials and their sum"),
+    **dict.fromkeys(("Exp", "Log", "Pow", "ReduceProd", "Softplus", "Sinh", "Cosh", "Tan"), _GROWS),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _EXPONENTIALS),
+    **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp"), _EXPONENTIALS),
     **dict.fromkeys(("Sin", "Cos", "Asin", "Acos", "Atan"), "angles"),
     **dict.fromkeys(("Asinh", "Acosh", "Atanh"), _GROWS),
     **dict.fromkeys(("CumSum", "LRN", "LpNormalization", "LpPool", "GlobalLpPool"), _SUMS),
-    **dict.fromkeys(("InstanceNormalization", "MeanVarianceNormalization"), _SUMS),
+    "MeanVarianceNormalization": _SUMS,
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _SCALE),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _STEPS),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "a loss"),
@@ -26,12 +32,22 @@ IN_FP32 = {
 }
 """By operator, why it is in fp32 wherever it stands."""
 
-REDUCTIONS = frozenset(
-    {"ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum"}
-    | {"ReduceLogSumExp", "ReduceSumSquare"}
-)
+UNBUILT: Mapping[str, frozenset[int]] = {
+    "Celu": frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16}),
+    **dict.fromkeys(("ConvTranspose", "HardSwish", "Mish"), frozenset({TensorProto.BFLOAT16})),
+    "Shrink": frozenset({TensorProto.BFLOAT16}),
+}
+"""The types in which TensorRT for RTX 1.7 does not import or build an operator: each was tried."""
+
+REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"})
 LONG = 256  # terms from which on a reduction is long, and where their number is not known
 SUMS = _SUMS
+
+DELICATE = frozenset(IN_FP32) | REDUCTIONS
+"""Operators whose type is worth pinning: a lower one changes what they compute."""
+
+GUARDS = frozenset({"Max", "Clip"})
+"""Operators by which a tiny number keeps a divisor from being 0: any tiny number does it."""
 
 ELEMENTWISE = frozenset(
     {"Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}
@@ -48,8 +64,9 @@ MOVES = frozenset(
 # Their sums are short, or accumulate in fp32 inside of the one operator.
 _INSIDE = frozenset(
     {"AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalMaxPool"}
-    | {"GroupNormalization", "LayerNormalization", "MaxPool", "RMSNormalization", "ReduceMax"}
-    | {"ReduceMin", "Resize", "RotaryEmbedding", "TopK", "Upsample", "OneHot"}
+    | {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "MaxPool"}
+    | {"RMSNormalization", "ReduceMax", "ReduceMin", "Resize", "RotaryEmbedding", "TopK"}
+    | {"Upsample", "OneHot"}
 )
 _COMPARES = frozenset(
     {"ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}

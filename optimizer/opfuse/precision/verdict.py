@@ -74,6 +74,8 @@ class Judge:
     def _by_rule(self, node: gs.Node) -> Verdict:
         if not edit.is_standard(node):
             return _LOW if node.op in self._products and node.domain == OPFUSE else _EITHER
+        if self._low in rules.UNBUILT.get(node.op, ()):
+            return Verdict(False, "TensorRT does not build it in that type", kept=True)
         if node.op in rules.PRODUCTS:
             return _LOW
         if node.op == "Pow" and self._is_mild(node):
@@ -90,7 +92,7 @@ class Judge:
         """Say which weight or activation the low type does not hold."""
         inputs = [node.inputs[index] for index in sorted(signature.main)]
         for tensor in inputs:
-            if isinstance(tensor, gs.Constant):
+            if isinstance(tensor, gs.Constant) and not self._guards(node, tensor):
                 reason = self._weights.refusal(tensor)
                 if reason:
                     return reason
@@ -102,7 +104,27 @@ class Judge:
         names = [tensor.name for tensor in inputs if not isinstance(tensor, gs.Constant)]
         names += [node.outputs[index].name for index in sorted(signature.outputs)]
         names += [f"{node.name}{INNER}{name}" for name in signature.rounded]
-        return next(filter(None, (self._exceeds(node, name) for name in names)), "")
+        reasons = (self._exceeds(node, name) for name in names)
+        return next(filter(None, reasons), "") or self._sums_beyond(node)
+
+    def _guards(self, node: gs.Node, constant: gs.Constant) -> bool:
+        """Whether a constant keeps a divisor from being 0."""
+        value = self._facts.value(constant)
+        if node.op not in rules.GUARDS or value is None or value.size != 1:
+            return False
+        return bool(0 < value.item() < self._limits.smallest)
+
+    def _sums_beyond(self, node: gs.Node) -> str:
+        """Say which sum inside of a reduction the low type does not hold."""
+        if node.op == "ReduceL2":
+            largest = self._ranges.get(node.outputs[0].name, 0.0) ** 2
+            if largest > self._limits.margin or 0 < largest < self._limits.smallest:
+                return f"the squares in it add up to {largest:.3g}"
+        if node.op == "ReduceMean":
+            largest = self._ranges.get(node.inputs[0].name, 0.0) * (self._terms(node) or 1)
+            if largest > self._limits.largest:
+                return f"the sum in it may reach {largest:.3g}"
+        return ""
 
     def _exceeds(self, node: gs.Node, name: str) -> str:
         largest = self._ranges.get(name, 0.0)
@@ -129,13 +151,18 @@ class Judge:
 
     def _is_long(self, node: gs.Node) -> bool:
         """Whether a reduction adds up many values, or nobody knows how many."""
+        terms = self._terms(node)
+        return terms is None or terms > rules.LONG
+
+    def _terms(self, node: gs.Node) -> int | None:
+        """How many values each result of a reduction comes from; None where nobody knows."""
         shape = self._facts.shape(node.inputs[0])
         axes = node.attrs.get("axes")
         if axes is None and len(node.inputs) > 1:
             value = self._facts.value(node.inputs[1])
             axes = None if value is None else value.ravel().tolist()
         if shape is None or not all(isinstance(axis, int) for axis in axes or ()):
-            return True
+            return None
         sizes = [shape[axis] for axis in axes] if axes else list(shape)
         known = [size for size in sizes if isinstance(size, int)]
-        return len(known) < len(sizes) or prod(known) > rules.LONG
+        return prod(known) if len(known) == len(sizes) else None

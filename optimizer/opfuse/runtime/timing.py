@@ -80,6 +80,7 @@ class Measurement:
         steps: Where the time of an eager run goes.
         largest: The largest absolute value of any output, as a sign of life.
         ranks: Of a rank's bundle all ranks of this run.
+        sha256: Of the engine's file.
     """
 
     path: str
@@ -97,6 +98,7 @@ class Measurement:
     steps: tuple[StepTime, ...]
     largest: float
     ranks: tuple[RankTime, ...] = ()
+    sha256: str = ""
 
 
 def measure(

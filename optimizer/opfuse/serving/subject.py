@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +12,12 @@ from onnx import TensorProto
 
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
-from opfuse.files import file_hash
 from opfuse.graph.collectives import SPEAKING
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import type_name
 from opfuse.runtime import bundle, library
 from opfuse.runtime.engine import Engine
+from opfuse.runtime.origin import report_of
 from opfuse.runtime.schedule import Value
 from opfuse.runtime.tensorrt import import_module, module_of
 from opfuse.serving import signature
@@ -76,7 +75,7 @@ def examine(path: Path, report: Path | None) -> Subject:
     if kind is not None and "engine" not in kind:
         raise InputError(f"{path} is {kind}, no engine", "name what opfuse build wrote")
     maker = module_of(head)
-    facts = _report(path, report)
+    facts = report_of(path, report, _BUILD)
     if facts is not None:
         try:
             made = facts["engine"]
@@ -120,24 +119,6 @@ def _first_look(path: Path) -> tuple[bytes, bool]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {path}: {reason}", "name an engine") from None
-
-
-def _report(path: Path, named: Path | None) -> dict[str, Any] | None:
-    """The report of the build of this very engine; what only lies beside it may be another's."""
-    place = named or path.with_suffix(".json")
-    try:
-        facts = json.loads(place.read_bytes())
-        digest = facts["engine"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if named is None:
-            return None
-        reason = error.strerror if isinstance(error, OSError) else "it has no engine"
-        raise InputError(f"{named} is no report of a build: {reason}", _BUILD) from None
-    if digest == file_hash(path):
-        return dict(facts)
-    if named is None:
-        return None
-    raise InputError(f"{named} is the report of another engine than {path}", _BUILD)
 
 
 def _bundle(path: Path) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
+from opfuse.files import file_hash
 from opfuse.progress import Progress
 
 if TYPE_CHECKING:
@@ -108,4 +109,4 @@ def measured(path: Path, config: Config, progress: Progress, device: int = 0) ->
         time_limit=config.time_limit,
         on_event=progress.event,
     )
-    return result
+    return replace(result, sha256=file_hash(path))

@@ -20,13 +20,14 @@ from opfuse.files import file_hash, scratch
 from opfuse.gate import bounds, judge, pinned
 from opfuse.gate.culprit import Scene
 from opfuse.gate.neighbours import Neighbours
-from opfuse.gate.result import SKIPPED, Change, Check, Expectation
+from opfuse.gate.result import FAILED, SKIPPED, Change, Check, Expectation
 from opfuse.gate.shape import SECTIONS, check_shape
 from opfuse.numerics.compare import TOLERANCE, tolerance
 from opfuse.numerics.fingerprint import Fingerprint
 from opfuse.numerics.handover import Handover
 from opfuse.precision.types import LOW
 from opfuse.runtime import bundle, library
+from opfuse.runtime.origin import model_of
 from opfuse.stages.load import Source
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def check(
     if config.update:
         now["outputs"] = _outputs(found.source, config, progress)
         _keep_rtol(now["outputs"], locked.content.get("outputs", {}))
+        _refuse_strangers(config, now, time, built)
         now["bounds"] = bounds.updated(locked.content.get("bounds", {}), time, built)
         return _written(found, locked, _as_json(now), config)
     if _must_run(locked.content, now):
@@ -152,10 +154,24 @@ def check(
     evidence = _evidence(found, anchors)
     expectations = [
         *_judged(locked.content, now, evidence, why_no_library),
+        *bounds.ties(config.model, now["model"]["sha256"], time, built),
         *bounds.judge(locked.content.get("bounds", {}), time, built),
         *(bounds.bundle(locked.content, built) if built else ()),
     ]
     return replace(_told(found, config), expectations=tuple(expectations))
+
+
+def _refuse_strangers(
+    config: Config, now: Sections, time: bounds.Timed | None, built: bounds.Built | None
+) -> None:
+    """Refuse to write limits from an engine of another model, or from the time of another engine.
+
+    Raises:
+        InputError: It is one.
+    """
+    for item in bounds.ties(config.model, now["model"]["sha256"], time, built):
+        if item.status == FAILED:
+            raise InputError(item.message, item.fix)
 
 
 def _sections(found: Found, locked: Locked, config: Config) -> tuple[Sections, str]:
@@ -204,10 +220,11 @@ def _built(path: Path) -> bounds.Built:
         size = 0
     if not size:
         raise InputError(f"there is no engine {path}", "build one with opfuse build")
+    found = bounds.Built(path, size, file_hash(path), model_of(path))
     if not bundle.is_bundle(path):
-        return bounds.Built(path, size)
+        return found
     lock = bundle.Bundle.open(path).lock
-    return bounds.Built(path, size, (lock.module, lock.tensorrt), lock.library)
+    return replace(found, tensorrt=(lock.module, lock.tensorrt), library=lock.library)
 
 
 def _timed(locked: Locked, config: Config, measure: Callable[[Path], Any]) -> bounds.Timed | None:

@@ -43,6 +43,10 @@ class Source:
     base_dir: Path
     notes: tuple[str, ...] = ()
 
+    def sha256(self) -> str:
+        """Hash the model's file and its data files."""
+        return external.model_hash(self.path, self.proto, self.base_dir)
+
 
 def load(path: Path) -> Source:
     """Reads and checks an ONNX model.

@@ -24,6 +24,7 @@ from opfuse.numerics.compare import TOLERANCE, Array
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.whole import Comparison
 from opfuse.precision.convert import Conversion, Subject
+from opfuse.precision.opset import raise_opset, spell_out
 from opfuse.precision.probe import probe
 from opfuse.precision.result import Precision
 from opfuse.precision.samples import read
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 _TASK = "the conversion"
 _LARGEST = 5.0  # of one value, in tolerances
 _SHOWN = 12  # layers in a message
+
+
+def prepare(fused: Fused, config: Config) -> bool:
+    """Write the graph as the type wants it; True where it has changed and is to be exported."""
+    low = LOW[config.precision]
+    raised = raise_opset(fused.graph, low)
+    return spell_out(fused.graph, fused.facts, low) or raised
 
 
 def convert(

@@ -119,14 +119,17 @@ class Report:
         return {"fused": self.counts.get(kind, 0), "nearly": nearly}
 
 
-def describe(source: Source, fused: ModelProto, output: Path | None) -> dict[str, Any]:
-    """The facts of the model that a report begins with."""
+def describe(
+    source: Source, fused: ModelProto, output: Path | None, *, hashed: bool
+) -> dict[str, Any]:
+    """The facts of the model that a report begins with; its hash ties an engine to it."""
     graph = source.proto.graph
     weights = {item.name for item in graph.initializer}
     rank = rank_of(source.proto)
     return {
         "path": str(source.path),
         "bytes": source.path.stat().st_size,
+        **({"sha256": source.sha256()} if hashed else {}),
         "opset": next(item.version for item in source.proto.opset_import if not item.domain),
         "producer": f"{source.proto.producer_name} {source.proto.producer_version}".strip(),
         "inputs": [_value(item) for item in graph.input if item.name not in weights],
