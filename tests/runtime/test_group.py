@@ -48,15 +48,33 @@ def bundles(tmp_path_factory):
     return found, made.before
 
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def torchrun(size):
+    port = free_port()
+    texts = ("127.0.0.1", str(port))
+    return lambda *own: dict(
+        zip(TORCHRUN, (str(own[0]), str(size), str(own[1]), *texts), strict=True)
+    )
+
+
+def mpirun(size):
+    """Open MPI names no address, only the job."""
+    names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    job = {"PMIX_NAMESPACE": f"test.{os.getpid()}.{time.monotonic_ns()}"}
+    return lambda *own: dict(zip(names, (str(own[0]), str(size), str(own[1])), strict=True)) | job
+
+
+PLACES = {"torchrun": torchrun, "mpirun": mpirun}
+
+
 class Ranks:
     """Processes of one start."""
 
-    def __init__(self, job, files, size=2, numbers=None, local=None):
-        place = {
-            "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
+    def __init__(self, job, files, size=2, numbers=None, local=None, launcher="torchrun"):
+        bare = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
+        place = PLACES[launcher](size)
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.runtime.rank_process", job, *map(str, files[at])],
@@ -66,11 +84,9 @@ class Ranks:
                 text=True,
                 cwd=ROOT,
                 env={
-                    **os.environ,
+                    **bare,
                     **FAST,
-                    **place,
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank if local is None else local[rank]),
+                    **place(rank, rank if local is None else local[rank]),
                     "PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT}",
                 },
             )
@@ -137,8 +153,9 @@ def test_verify_finds_what_one_rank_computes_otherwise(bundles, tmp_path):
         assert (code, json.loads(out)[0]) == (0, False), err
 
 
-def test_bench_has_the_times_of_every_rank(bundles):
-    with Ranks("bench", bundles[0]) as ranks:
+@pytest.mark.parametrize("launcher", PLACES)
+def test_bench_has_the_times_of_every_rank(bundles, launcher):
+    with Ranks("bench", bundles[0], launcher=launcher) as ranks:
         ends = [ranks.end(rank) for rank in range(2)]
         assert [code for code, _, _ in ends] == [0, 0], ends[0][2]
         found = json.loads(ends[0][1])
