@@ -83,7 +83,7 @@ def _build(model: Path) -> int:
         }.items()
     }
     options = [word for name, text in level.items() for word in (f"--{name}Shapes", text)]
-    options += ["--backend", "segmented", "--lower", "plugin", "--no-prove", "--no-cache", "-q"]
+    options += ["--backend", "segmented", "--no-prove", "--no-cache", "-q"]
     made = run([*OPFUSE, "build", model, "-o", model.with_suffix(".opfuse"), *options])
     print(f"{model}: {made.seconds:.0f} s{made.output if made.code else ''}", flush=True)
     return made.code
