@@ -1,7 +1,6 @@
 // A row from the sum over ranks on: residual, bias, and norm.
 #pragma once
 #include "../device/launch.cuh"
-#include "../device/team.cuh"
 #include "walk.cuh"
 
 namespace opfuse {
@@ -41,7 +40,7 @@ class Finish {
         return call_.norm != Norm::kNone ? load_at(call_.residual, place) : VecOf<T>{};
     }
 
-    // `sum_of(part, place)` is a part of the row's sum.  By all threads of the block.
+    // `sum_of(part, place)` is a part of the row's sum.  By all threads of the team.
     template <class SumOf>
     __device__ void row(int64_t row, SumOf sum_of) {
         T* const sum = call_.norm == Norm::kNone ? call_.y : call_.sum;

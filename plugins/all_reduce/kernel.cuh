@@ -17,7 +17,7 @@ template <class T, int kItems>
 __global__ void __launch_bounds__(tuning::most_lanes(1))
     alone_kernel(__grid_constant__ Reduction<T> const call, bool aligned) {
     device::Team team;
-    Walk<T, kItems> const walk(call, aligned);
+    Walk<T, kItems> const walk(call, aligned, team);
     Finish<T, kItems> finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
     one_shot_kernel(__grid_constant__ Reduction<T> const call,
                     __grid_constant__ device::Peers const peers, bool aligned) {
     device::Team team;
-    Walk<T, kItems> const walk(call, aligned);
+    Walk<T, kItems> const walk(call, aligned, team);
     Finish<T, kItems> finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
@@ -54,13 +54,15 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
             }
         });
     };
-    int64_t row = blockIdx.x;
+    int const shift = __ffs(team.blocks()) - 1;  // a power of two
+    int64_t const step = gridDim.x >> shift;
+    int64_t row = blockIdx.x >> shift;
     send_row(row);
     mail.settle();
     finish.fetch();
     uint4* const inbox = mail.inbox(mail.rank());
-    for (; row < call.rows; row += gridDim.x) {
-        if (row + gridDim.x < call.rows) send_row(row + gridDim.x);
+    for (; row < call.rows; row += step) {
+        if (row + step < call.rows) send_row(row + step);
         finish.row(row, [&](int part, Place const& place) {
             auto const own = load_at(call.x, place);
             auto const residual = finish.residual(place);
@@ -69,6 +71,7 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
             return finish.round(add_up<T>(mail, own, got), residual, place);
         });
     }
+    team.leave();
 }
 
 // Rows go in groups of one a rank, who adds it up.  An inbox holds the others' x of its rows, and
@@ -78,7 +81,7 @@ __global__ void __launch_bounds__(tuning::most_lanes(device::kMostRanks))
     two_shot_kernel(__grid_constant__ Reduction<T> const call,
                     __grid_constant__ device::Peers const peers, bool aligned) {
     device::Team team;
-    Walk<T, kItems> const walk(call, aligned);
+    Walk<T, kItems> const walk(call, aligned, team);
     Finish<T, kItems> finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
@@ -187,8 +190,8 @@ __global__ void __launch_bounds__(tuning::kGatherLanes)
 // As many blocks as can be resident at once: they wait for blocks of other ranks, which may not be
 // behind blocks that never end.
 template <class Kernel, class... Arguments>
-cudaError_t launch_resident(Kernel kernel, int64_t blocks, int lanes, cudaStream_t stream,
-                            Arguments... arguments) {
+cudaError_t launch_resident(Kernel kernel, int64_t blocks, int lanes, int cluster,
+                            cudaStream_t stream, Arguments... arguments) {
     device::Machine machine;
     cudaError_t status = device::current_machine(machine);
     int resident = 0;
@@ -196,7 +199,7 @@ cudaError_t launch_resident(Kernel kernel, int64_t blocks, int lanes, cudaStream
         status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, lanes, 0);
     if (status != cudaSuccess) return status;
     int64_t const most = std::max<int64_t>(int64_t{resident} * machine.multiprocessors, 1);
-    device::Grid const grid{std::min(blocks, most), dim3(lanes)};
+    device::Grid const grid{std::min(blocks, most), dim3(lanes), cluster};
     return device::launch(kernel, machine, grid, stream, arguments...);
 }
 
@@ -212,18 +215,31 @@ int64_t parts_of(Reduction<T> const& call) {
     return (call.cols + kVecOf<T> - 1) / kVecOf<T>;
 }
 
-// `run(std::integral_constant<int, kItems>, lanes)`.  What a block of 1024 threads does not keep as
-// one item a thread, it reads back.
+// `run(std::integral_constant<int, kItems>, lanes)`, for rows on `cluster` blocks.  What a block of
+// 1024 threads does not keep as one item a thread, it reads back.
 template <int kRanks, class Run>
-cudaError_t with_items(int64_t parts, Run run) {
+cudaError_t with_items(int64_t parts, int cluster, Run run) {
     constexpr int kMostLanes = tuning::most_lanes(kRanks);
     auto const lanes = [&](int items) {
-        return static_cast<int>((parts + 32 * items - 1) / (32 * items) * 32);
+        int const warp = 32 * items * cluster;
+        return static_cast<int>((parts + warp - 1) / warp * 32);
     };
-    if (parts <= kMostLanes) return run(std::integral_constant<int, 1>{}, lanes(1));
+    if (parts <= kMostLanes * cluster) return run(std::integral_constant<int, 1>{}, lanes(1));
     if constexpr (kMostLanes < 1024)
-        if (parts <= 2 * kMostLanes) return run(std::integral_constant<int, 2>{}, lanes(2));
+        if (parts <= 2 * kMostLanes * cluster)
+            return run(std::integral_constant<int, 2>{}, lanes(2));
     return run(std::integral_constant<int, 0>{}, kMostLanes);
+}
+
+// Blocks of a cluster on one row: several, where few rows would leave most of the GPU idle.
+template <class T>
+cudaError_t blocks_of_row(Reduction<T> const& call, int& blocks) {
+    using namespace tuning;
+    device::Machine machine;
+    cudaError_t const status = device::current_machine(machine);
+    bool const few = call.rows <= kRowsToSplit && call.norm != Norm::kNone;
+    blocks = few && machine.has_clusters() && parts_of(call) > kPartsToSplit ? kBlocksOfSplit : 1;
+    return status;
 }
 
 // Calls `run` with as many rows at once as `most` says.
@@ -245,10 +261,10 @@ template <class T>
 cudaError_t reduce_alone(Reduction<T> const& call, cudaStream_t stream) {
     if (call.rows == 0 || call.cols == 0) return cudaSuccess;
     auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
-        return launch_resident(alone_kernel<T, kItems>, call.rows, lanes, stream, call,
+        return launch_resident(alone_kernel<T, kItems>, call.rows, lanes, 1, stream, call,
                                is_aligned(call));
     };
-    return with_items<1>(parts_of(call), launch);
+    return with_items<1>(parts_of(call), 1, launch);
 }
 
 template <class T>
@@ -257,14 +273,17 @@ cudaError_t reduce_one_shot(Reduction<T> const& reduction, device::Peers const& 
     if (reduction.rows == 0 || reduction.cols == 0) return cudaSuccess;
     int64_t const parts = parts_of(reduction);
     int64_t const most = device::kInboxVectors / (peers.size - 1) / parts;
+    int cluster = 1;
+    if (cudaError_t const status = blocks_of_row(reduction, cluster); status != cudaSuccess)
+        return status;
     auto const with_ranks = [&]<int kRanks>(std::integral_constant<int, kRanks>) {
         auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
             return in_slices(reduction, most, [&](Reduction<T> const& call) {
-                return launch_resident(one_shot_kernel<T, kItems, kRanks>, call.rows, lanes, stream,
-                                       call, peers, is_aligned(call));
+                return launch_resident(one_shot_kernel<T, kItems, kRanks>, call.rows * cluster,
+                                       lanes, cluster, stream, call, peers, is_aligned(call));
             });
         };
-        return with_items<kRanks>(parts, launch);
+        return with_items<kRanks>(parts, cluster, launch);
     };
     if (peers.size == 2) return with_ranks(std::integral_constant<int, 2>{});
     return with_ranks(std::integral_constant<int, device::kMostRanks>{});
@@ -279,10 +298,10 @@ cudaError_t reduce_two_shot(Reduction<T> const& reduction, device::Peers const& 
     auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
         return in_slices(reduction, groups * ranks, [&](Reduction<T> const& call) {
             return launch_resident(two_shot_kernel<T, kItems>, (call.rows + ranks - 1) / ranks,
-                                   lanes, stream, call, peers, is_aligned(call));
+                                   lanes, 1, stream, call, peers, is_aligned(call));
         });
     };
-    return with_items<device::kMostRanks>(parts, launch);
+    return with_items<device::kMostRanks>(parts, 1, launch);
 }
 
 template <class Element>
@@ -297,7 +316,7 @@ cudaError_t gather(Element* y,        // [outer, ranks, inner]
         int64_t const blocks =
             (count + kVec * tuning::kGatherLanes - 1) / (kVec * tuning::kGatherLanes);
         cudaError_t const status =
-            launch_resident(gather_kernel<Element>, blocks, tuning::kGatherLanes, stream, y, x,
+            launch_resident(gather_kernel<Element>, blocks, tuning::kGatherLanes, 1, stream, y, x,
                             first, count, inner, peers, device::aligned(x), whole);
         if (status != cudaSuccess) return status;
     }

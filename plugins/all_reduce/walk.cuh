@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../device/team.cuh"
 #include "../device/vec.cuh"
 #include "launch.h"
 
@@ -36,14 +37,16 @@ struct Place {
     bool aligned;   // 16 bytes of every tensor
 };
 
-// The parts of rows that one thread has: every lanes-th of a row.
+// The parts of rows that one thread has: every lanes-th of a row, of those of its team.
 template <class T, int kItems>
 class Walk {
   public:
     static constexpr int kVec = kVecOf<T>;
 
-    __device__ Walk(Reduction<T> const& call, bool aligned)
-        : cols_(static_cast<int>(call.cols)),
+    __device__ Walk(Reduction<T> const& call, bool aligned, device::Team const& team)
+        : lane_(team.lane()),
+          lanes_(team.lanes()),
+          cols_(static_cast<int>(call.cols)),
           parts_(parts_of(cols_)),
           count_(call.count),
           aligned_(aligned) {}
@@ -57,11 +60,11 @@ class Walk {
         if constexpr (kItems > 0) {
 #pragma unroll
             for (int i = 0; i < kItems; ++i) {
-                int const part = threadIdx.x + i * blockDim.x;
+                int const part = lane_ + i * lanes_;
                 if (part < parts_) use(part, i);
             }
         } else {
-            for (int part = threadIdx.x; part < parts_; part += blockDim.x) use(part, 0);
+            for (int part = lane_; part < parts_; part += lanes_) use(part, 0);
         }
     }
 
@@ -74,7 +77,7 @@ class Walk {
     }
 
   private:
-    int const cols_, parts_;
+    int const lane_, lanes_, cols_, parts_;
     int64_t const count_;
     bool const aligned_;
 };
