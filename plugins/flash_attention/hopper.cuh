@@ -23,7 +23,8 @@ struct HopperRows {
 };
 
 // A consumer: warp group `group` has 64 rows of each tile.
-template <class T, class S>
+// kPlain: no mask, no softcap, and a positive scale.
+template <class T, class S, bool kPlain>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
 
@@ -87,9 +88,16 @@ struct HopperConsumer {
         device::fence_products();
         issue_results<T, S>(out, p, values + stage(step) * (S::kTileBytes / 16));
     }
+    // Where all blocks of the cluster read.
+    __device__ void release_shared(uint64_t* barrier) const {
+        if constexpr (S::kCluster == 1)
+            release(barrier);
+        else if (lane < S::kCluster)
+            device::arrive_in(barrier, lane);
+    }
     // What the scores were computed from is read.
     __device__ void release_scores(HopperRows const& tile) const {
-        release(&barriers.key_empty[stage(steps)]);
+        release_shared(&barriers.key_empty[stage(steps)]);
         if (tile.block == tile.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
@@ -97,12 +105,64 @@ struct HopperConsumer {
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
                             HopperRows const& tile) const {
         int const begin = tile.block * S::kKeys;
+        if constexpr (!kPlain) {
+            scale_scores(s, a);
+            MaskRows const masks = mask_rows<T>(a, tile.batch, tile.head, tile.row);
+            add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
+            add_slopes(s, a, masks, begin + lane % 4 * 2);
+        }
         if (begin < tile.all_see.begin || begin + S::kKeys > tile.all_see.end) {
             // Worked out where it is needed, which saves registers.
             KeyRange const seen[2] = {keys_of_row(a, tile.row), keys_of_row(a, tile.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
-        return softmax.template update<true>(s, a.scale * kLog2E);
+        return softmax.template update<kPlain>(s, kPlain ? a.scale * kLog2E : kLog2E);
+    }
+
+    // One tile after another: for one place for queries.
+    __device__ void run_apart(TileWalk<S> walk) {
+        HopperRows tile;
+        float out[S::kSize / 8][4];
+        float s[kBlocks][4];
+        uint32_t p[kBlocks / 2][4];
+        for (; next(walk, tile); ++tiles) {
+            RunningSoftmax softmax;
+            clear(out);
+            wait_for_queries();
+            wait_for(barriers.key_full, steps);
+            device::fence_products();
+            issue_scores_of(s);
+            device::wait_for_products<0>();
+            device::pin(s);
+            release_scores(tile);
+            weigh(s, softmax, tile);
+            pack_weights<T>(p, s);
+            while (tile.block-- > tile.begin) {
+                ++steps;
+                wait_for(barriers.key_full, steps);
+                device::fence_products();
+                issue_scores_of(s);
+                issue_results_of(out, p, steps - 1);
+                device::wait_for_products<1>();
+                device::pin(s);
+                release_scores(tile);
+                float2 const correction = weigh(s, softmax, tile);
+                device::wait_after(softmax.sum[0] + softmax.sum[1],
+                                   &barriers.value_full[stage(steps - 1)],
+                                   (steps - 1) / S::kStages & 1);
+                device::wait_for_products<0>();
+                device::pin(out);
+                release_shared(&barriers.value_empty[stage(steps - 1)]);
+                scale_rows(out, correction);
+                pack_weights<T>(p, s);
+            }
+            issue_results_of(out, p, steps);
+            device::wait_for_products<0>();
+            device::pin(out);
+            release_shared(&barriers.value_empty[stage(steps)]);
+            ++steps;
+            store(tile, out, softmax);
+        }
     }
 
     __device__ void run(TileWalk<S> walk) {
@@ -147,7 +207,7 @@ struct HopperConsumer {
                                (steps - 1) / S::kStages & 1);
             device::wait_for_products<0>();
             device::pin(out);
-            release(&barriers.value_empty[stage(steps - 1)]);
+            release_shared(&barriers.value_empty[stage(steps - 1)]);
             if (fresh) {
                 store(done, out, before);
                 clear(out);
@@ -163,7 +223,7 @@ struct HopperConsumer {
     }
 };
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 __global__ void __launch_bounds__(S::kThreads, 1)
     hopper_kernel(Attention const a, TileOrder const order,
                   __grid_constant__ AttentionMaps const maps) {
@@ -173,39 +233,55 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const v = k + S::kStages * S::kTileBytes;
     auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(v + S::kStages * S::kTileBytes);
     if (threadIdx.x == 0) barriers.init();
-    __syncthreads();
+    if constexpr (S::kCluster > 1) {
+        device::arrive_at_cluster();
+        device::wait_for_cluster();
+    } else {
+        __syncthreads();
+    }
+    int const rank = S::kCluster > 1 ? device::cluster_rank() : 0;
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-    TileWalk<S> const walk(a, order);
+    TileWalk<S> const walk(a, order, rank);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
-        if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
+        if (threadIdx.x == 128 * S::kGroups)
+            HopperLoader<S>{maps, barriers, q, k, v, rank}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S>(a, barriers, q, k, v, group).run(walk);
+        HopperConsumer<T, S, kPlain> consumer(a, barriers, q, k, v, group);
+        if constexpr (S::kTiles == 1)
+            consumer.run_apart(walk);
+        else
+            consumer.run(walk);
+    }
+    if constexpr (S::kCluster > 1) {  // others may still write here
+        device::arrive_at_cluster();
+        device::wait_for_cluster();
     }
 }
 
 // ---- launchers
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
-    int64_t const tiles = a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows);
-    if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
-    int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
-    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S>, device::kInOrder, grid, stream, a,
-                          order_tiles<S>(a, blocks), maps);
+    if (a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows) > INT32_MAX / 4)
+        return cudaErrorNotSupported;
+    TileOrder const order = order_tiles<S>(a, machine.multiprocessors / S::kCluster);
+    device::Grid const grid{S::kCluster * order.clusters, dim3(S::kThreads), S::kCluster,
+                            S::kSharedBytes};
+    return device::launch(hopper_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a, order,
+                          maps);
 }
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 cudaError_t launch_hopper(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
-    return launch_hopper<T, S>(a, maps, stream);
+    return launch_hopper<T, S, kPlain>(a, maps, stream);
 }
 
 }  // namespace opfuse

@@ -10,9 +10,9 @@ constexpr int kManyKeys = 1024;
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<64, 1, 4, 3>;
-    if (!only_scales(a)) return launch_short<T, Short, false>(a, stream);
-    if (a.keys <= kManyKeys) return launch_short<T, Short, true>(a, stream);
-    return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>>(a, stream);
+    if (!only_scales(a)) return launch_short<T, Short, Scores::kAny>(a, stream);
+    if (a.keys <= kManyKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
+    return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, true>(a, stream);
 }
 
 }  // namespace

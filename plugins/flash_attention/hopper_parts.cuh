@@ -1,11 +1,17 @@
 // What the Hopper kernels share: products of one warp group, masks, and results.
 #pragma once
+#include "../device/cluster.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
 #include "softmax.cuh"
 #include "tensor_map.h"
 
 namespace opfuse {
+
+// Boxes that hold a row of an instance's size.
+__device__ __host__ constexpr int boxes_of(int size) {
+    return (size + device::kBoxColumns - 1) / device::kBoxColumns;
+}
 
 // s = q k^T of 64 queries in boxes of S::kRows, and S::kKeys keys; one group of products.
 template <class T, class S>
@@ -52,11 +58,27 @@ __device__ void clear(float (&out)[kBlocks][4]) {
 template <class S>
 __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
                           int row, int head, int batch) {
-    device::arrive_expecting(full, rows * S::kSize * 2);
+    device::arrive_expecting(full, rows * boxes_of(S::kSize) * device::kBoxBytes);
 #pragma unroll
-    for (int box = 0; box < S::kSize / device::kBoxColumns; ++box)
+    for (int box = 0; box < boxes_of(S::kSize); ++box)
         device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * device::kBoxColumns,
                          row, head, batch);
+}
+
+// The same for all blocks of a cluster, of which this one, `rank`, asks for a part of the boxes.
+template <class S>
+__device__ void load_shared_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full,
+                                 int rows, int row, int head, int batch, int rank) {
+    constexpr int kBoxes = boxes_of(S::kSize);
+    if constexpr (S::kCluster == 1) return load_rows<S>(to, map, full, rows, row, head, batch);
+    static_assert(kBoxes % S::kCluster == 0);
+    device::arrive_expecting(full, rows * kBoxes * device::kBoxBytes);
+#pragma unroll
+    for (int i = 0; i < kBoxes; i += S::kCluster) {
+        int const box = i + rank;
+        device::copy_box_to((1 << S::kCluster) - 1, to + box * rows * device::kBoxBytes, map, full,
+                            box * device::kBoxColumns, row, head, batch);
+    }
 }
 
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.

@@ -44,10 +44,44 @@ __device__ inline int64_t mask_start(Attention const& a, int64_t batch, int head
     return batch * a.mask.batch + head * a.mask.head + min(query, a.queries - 1) * a.mask.query;
 }
 
-// Where the masks of two rows begin.
+template <class T>
+__device__ float slope_of(Attention const& a, int head) {
+    if (!a.slopes.data) return 0.f;
+    return a.slopes.is_float ? static_cast<float const*>(a.slopes.data)[head]
+                             : device::to_float(static_cast<T const*>(a.slopes.data)[head]);
+}
+
+// The key that a query stands at.
+__device__ inline int position_of(Attention const& a, int query) {
+    return query + a.keys - a.queries;
+}
+
+// What is added to the scores of two rows.
 struct MaskRows {
-    int64_t start[2];
+    int64_t start[2];  // of their masks
+    float slope[2];
+    int position[2];
+
+    template <class T>
+    __device__ void set(int r, Attention const& a, int64_t batch, int head, int query) {
+        start[r] = mask_start(a, batch, head, query);
+        slope[r] = slope_of<T>(a, head);
+        position[r] = position_of(a, query);
+    }
 };
+
+// Those of the queries `query` and `query` + 8.
+template <class T>
+__device__ MaskRows mask_rows(Attention const& a, int64_t batch, int head, int query) {
+    MaskRows rows;
+    rows.set<T>(0, a, batch, head, query);
+    rows.set<T>(1, a, batch, head, query + 8);
+    return rows;
+}
+
+__device__ inline float distance(int position, int key) {
+    return fabsf(static_cast<float>(position - key));
+}
 
 // cap * tanh(x / cap), off by 1e-7 of the cap at most.
 __device__ inline float capped(float x, float cap) {
@@ -114,6 +148,18 @@ __device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, MaskRows co
         return device::Vec<float, 2>{{mask_at<T>(a.mask, start, min(at, a.keys - 1)),
                                       mask_at<T>(a.mask, start, min(at + 1, a.keys - 1))}};
     });
+}
+
+// Takes away what the distance of keys costs.
+template <int kBlocks>
+__device__ void add_slopes(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row,
+                           int key) {
+    if (!a.slopes.data) return;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+            s[i][e] -= row.slope[e / 2] * distance(row.position[e / 2], key + 8 * i + e % 2);
 }
 
 template <int kBlocks>
