@@ -59,8 +59,10 @@ struct ShortTile {
     int begin, end;         // of the blocks of keys that any row sees
     float const* key_mask;  // shared; in powers of two
 
-    // Of the block that comes as number `step`.
-    __device__ int row_of(int step) const { return (end - 1 - step) * S::kKeys; }
+    // Of the block that comes as number `step`: the last one first, unless they may be cut short.
+    __device__ int row_of(int step) const {
+        return (kScores == Scores::kKeyMask ? begin + step : end - 1 - step) * S::kKeys;
+    }
 
     // The first thread asks for keys and values.
     __device__ void load(int step) const {
@@ -195,13 +197,30 @@ struct ShortTile {
     }
 };
 
-// Reads a mask that is the same for all queries: log2(e) times it, and -inf past the end.
+// Scores with such a mask lie so far below those with a higher one that they weigh nothing,
+// exactly.
+inline constexpr float kHiding = -1e37f, kSeen = -1e30f;
+
+// Reads a mask that is the same for all queries: log2(e) times it, and -inf past the end.  Gives
+// how many keys are left when those at the end that it hides from every query go; all of them
+// where it hides each key, which may mean that all weigh alike.
 template <class T, class S>
-__device__ void read_key_mask(float* to, Attention const& a, int64_t start) {
+__device__ int read_key_mask(float* to, Attention const& a, int64_t start) {
+    __shared__ int last[S::kThreads / 32];
+    int own_last = 0;
+    bool any = false;
     for (int i = threadIdx.x; i < (a.keys + S::kKeys - 1) / S::kKeys * S::kKeys; i += S::kThreads) {
-        float const own = i < a.keys ? mask_at<T>(a.mask, start, i) : -INFINITY;
-        to[i] = own == -INFINITY ? own : fmaxf(own * kLog2E, -FLT_MAX);
+        float const given = i < a.keys ? mask_at<T>(a.mask, start, i) : -INFINITY;
+        float const own = given == -INFINITY ? given : fmaxf(given * kLog2E, -FLT_MAX);
+        to[i] = own;
+        if (own > kHiding) own_last = i + 1;
+        any = any || own > kSeen;
     }
+    own_last = __reduce_max_sync(0xffffffffu, own_last);
+    if (threadIdx.x % 32 == 0) last[threadIdx.x / 32] = own_last;
+    if (!__syncthreads_or(any) || a.ahead != kUnlimited || a.behind != kUnlimited) return a.keys;
+    for (int i = 0; i < S::kThreads / 32; ++i) own_last = max(own_last, last[i]);
+    return own_last;
 }
 
 template <class T, class S, Scores kScores>
@@ -221,15 +240,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
     int const batch = head_index / a.heads, head = head_index % a.heads;
     int const kv_head = head / (a.heads / a.kv_heads);  // once: a division is slow
-    ShortTile<T, S, kScores> const tile{a,    maps,    barriers,  q,     k,   v,       batch,
-                                        head, kv_head, first_row, begin, end, key_mask};
+    ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
+                                  head, kv_head, first_row, begin, end, key_mask};
     if (threadIdx.x == 0) {
         barriers.init();
         if (begin < end) tile.load_first();
     }
-    if constexpr (kScores == Scores::kKeyMask)
-        read_key_mask<T, S>(key_mask, a, mask_start(a, batch, head, 0));
-    __syncthreads();
+    if constexpr (kScores == Scores::kKeyMask) {
+        int const keys = read_key_mask<T, S>(key_mask, a, mask_start(a, batch, head, 0));
+        // What is on its way is waited for.
+        tile.end = min(end, max((keys + S::kKeys - 1) / S::kKeys, begin + S::kStages));
+    } else {
+        __syncthreads();
+    }
     tile.run();
 }
 
