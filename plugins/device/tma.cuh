@@ -73,17 +73,6 @@ __device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barr
         : "memory");
 }
 
-// The same, to the same place in each block of `mask`, whose barriers are told.
-__device__ inline void copy_box_to(uint16_t mask, void* to, CUtensorMap const& map,
-                                   uint64_t* barrier, int col, int row, int head, int batch) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
-        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row), "r"(head), "r"(batch),
-        "h"(mask)
-        : "memory");
-}
-
 // Named barriers: `threads` of the block meet; some may arrive without waiting.
 __device__ inline void meet(int name, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

@@ -22,9 +22,8 @@ cudaError_t prefill(Attention const& a, cudaStream_t stream) {
 // Whether the Hopper kernel suits the attention and the device.
 bool suits_hopper(Attention const& a) {
     int const size = std::max(a.head_size, a.value_size);
-    bool const odd_mask = a.mask.data && !a.mask.in_pairs;
-    if (size <= 32 || size > kTensorCoreSize || !a.in_vectors || !a.y_in_vectors || odd_mask)
-        return false;
+    bool const odd_mask = a.mask.data && !a.mask.in_pairs && !(size <= 64 && has_key_mask(a));
+    if (size > kTensorCoreSize || !a.in_vectors || !a.y_in_vectors || odd_mask) return false;
     return device::is_hopper();
 }
 

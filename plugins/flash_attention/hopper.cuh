@@ -88,16 +88,9 @@ struct HopperConsumer {
         device::fence_products();
         issue_results<T, S>(out, p, values + stage(step) * (S::kTileBytes / 16));
     }
-    // Where all blocks of the cluster read.
-    __device__ void release_shared(uint64_t* barrier) const {
-        if constexpr (S::kCluster == 1)
-            release(barrier);
-        else if (lane < S::kCluster)
-            device::arrive_in(barrier, lane);
-    }
     // What the scores were computed from is read.
     __device__ void release_scores(HopperRows const& tile) const {
-        release_shared(&barriers.key_empty[stage(steps)]);
+        release(&barriers.key_empty[stage(steps)]);
         if (tile.block == tile.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
@@ -152,14 +145,14 @@ struct HopperConsumer {
                                    (steps - 1) / S::kStages & 1);
                 device::wait_for_products<0>();
                 device::pin(out);
-                release_shared(&barriers.value_empty[stage(steps - 1)]);
+                release(&barriers.value_empty[stage(steps - 1)]);
                 scale_rows(out, correction);
                 pack_weights<T>(p, s);
             }
             issue_results_of(out, p, steps);
             device::wait_for_products<0>();
             device::pin(out);
-            release_shared(&barriers.value_empty[stage(steps)]);
+            release(&barriers.value_empty[stage(steps)]);
             ++steps;
             store(tile, out, softmax);
         }
@@ -207,7 +200,7 @@ struct HopperConsumer {
                                (steps - 1) / S::kStages & 1);
             device::wait_for_products<0>();
             device::pin(out);
-            release_shared(&barriers.value_empty[stage(steps - 1)]);
+            release(&barriers.value_empty[stage(steps - 1)]);
             if (fresh) {
                 store(done, out, before);
                 clear(out);
@@ -233,31 +226,20 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const v = k + S::kStages * S::kTileBytes;
     auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(v + S::kStages * S::kTileBytes);
     if (threadIdx.x == 0) barriers.init();
-    if constexpr (S::kCluster > 1) {
-        device::arrive_at_cluster();
-        device::wait_for_cluster();
-    } else {
-        __syncthreads();
-    }
-    int const rank = S::kCluster > 1 ? device::cluster_rank() : 0;
+    __syncthreads();
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-    TileWalk<S> const walk(a, order, rank);
+    TileWalk<S> const walk(a, order);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
-        if (threadIdx.x == 128 * S::kGroups)
-            HopperLoader<S>{maps, barriers, q, k, v, rank}.run(walk);
+        if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
         HopperConsumer<T, S, kPlain> consumer(a, barriers, q, k, v, group);
-        if constexpr (S::kTiles == 1)
+        if constexpr (S::kApart)
             consumer.run_apart(walk);
         else
             consumer.run(walk);
-    }
-    if constexpr (S::kCluster > 1) {  // others may still write here
-        device::arrive_at_cluster();
-        device::wait_for_cluster();
     }
 }
 
@@ -267,13 +249,12 @@ template <class T, class S, bool kPlain>
 cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
-    if (a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows) > INT32_MAX / 4)
-        return cudaErrorNotSupported;
-    TileOrder const order = order_tiles<S>(a, machine.multiprocessors / S::kCluster);
-    device::Grid const grid{S::kCluster * order.clusters, dim3(S::kThreads), S::kCluster,
-                            S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a, order,
-                          maps);
+    int64_t const tiles = a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows);
+    if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
+    int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
+    return device::launch(hopper_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a,
+                          order_tiles<S>(a, blocks), maps);
 }
 
 template <class T, class S, bool kPlain>

@@ -5,7 +5,7 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    using Shape = HopperShape<192, 2, 112, 2, 1>;
+    using Shape = HopperShape<192, 2, 96, 2, 1>;
     return only_scales(a) ? launch_hopper<T, Shape, true>(a, stream)
                           : launch_hopper<T, Shape, false>(a, stream);
 }

@@ -5,9 +5,8 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    using Shape = HopperShape<256, 2, 80, 2, 1>;
-    return only_scales(a) ? launch_hopper<T, Shape, true>(a, stream)
-                          : launch_hopper<T, Shape, false>(a, stream);
+    return only_scales(a) ? launch_hopper<T, HopperShape<256, 2, 80, 2, 1>, true>(a, stream)
+                          : launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, false>(a, stream);
 }
 
 }  // namespace

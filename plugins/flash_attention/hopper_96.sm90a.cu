@@ -1,5 +1,6 @@
 #include "hopper.cuh"
 #include "hopper_short.cuh"
+
 namespace opfuse {
 namespace {
 
@@ -11,7 +12,7 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<96, 1, 2, 2>;
     if (!only_scales(a)) return launch_short<T, Short, Scores::kAny>(a, stream);
     if (a.keys <= kManyKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
-    return launch_hopper<T, HopperShape<96, 2, 128, 2, 2>, true>(a, stream);
+    return launch_hopper<T, HopperShape<96, 2, 128, 2, 2, false>, true>(a, stream);
 }
 
 }  // namespace

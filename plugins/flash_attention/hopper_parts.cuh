@@ -1,6 +1,5 @@
 // What the Hopper kernels share: products of one warp group, masks, and results.
 #pragma once
-#include "../device/cluster.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
 #include "softmax.cuh"
@@ -13,9 +12,10 @@ __device__ __host__ constexpr int boxes_of(int size) {
     return (size + device::kBoxColumns - 1) / device::kBoxColumns;
 }
 
-// s = q k^T of 64 queries in boxes of S::kRows, and S::kKeys keys; one group of products.
-template <class T, class S>
-__device__ void issue_scores(float (&s)[S::kKeys / 8][4], uint64_t q, uint64_t k) {
+// s = q k^T of 64 queries in boxes of S::kRows, and keys in boxes of S::kKeys; one group of
+// products.
+template <class T, class S, int kBlocks>
+__device__ void issue_scores(float (&s)[kBlocks][4], uint64_t q, uint64_t k) {
 #pragma unroll
     for (int step = 0; step < S::kSize / 16; ++step) {
         int const box = step / 4, inside = step % 4 * 32 / 16;  // of 32 bytes, in units of 16
@@ -26,11 +26,11 @@ __device__ void issue_scores(float (&s)[S::kKeys / 8][4], uint64_t q, uint64_t k
 }
 
 // out += p v; one group of products.
-template <class T, class S>
-__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[S::kKeys / 16][4],
+template <class T, class S, int kSteps>
+__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
                               uint64_t v) {
 #pragma unroll
-    for (int step = 0; step < S::kKeys / 16; ++step)
+    for (int step = 0; step < kSteps; ++step)
         device::multiply_registers<T>(out, p[step], v + step * 16 * device::kBoxBytes / 16);
     device::commit_products();
 }
@@ -54,31 +54,22 @@ __device__ void clear(float (&out)[kBlocks][4]) {
         for (int e = 0; e < 4; ++e) out[i][e] = 0.f;
 }
 
-// Has the copy engine load the rows from `row` on, S::kSize columns of them, in boxes of `rows`.
+// Has the copy engine copy the rows from `row` on, S::kSize columns of them, in boxes of `rows`.
 template <class S>
-__device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
-                          int row, int head, int batch) {
-    device::arrive_expecting(full, rows * boxes_of(S::kSize) * device::kBoxBytes);
+__device__ void copy_rows_of(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
+                             int row, int head, int batch) {
 #pragma unroll
     for (int box = 0; box < boxes_of(S::kSize); ++box)
         device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * device::kBoxColumns,
                          row, head, batch);
 }
 
-// The same for all blocks of a cluster, of which this one, `rank`, asks for a part of the boxes.
+// The same, announced.
 template <class S>
-__device__ void load_shared_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full,
-                                 int rows, int row, int head, int batch, int rank) {
-    constexpr int kBoxes = boxes_of(S::kSize);
-    if constexpr (S::kCluster == 1) return load_rows<S>(to, map, full, rows, row, head, batch);
-    static_assert(kBoxes % S::kCluster == 0);
-    device::arrive_expecting(full, rows * kBoxes * device::kBoxBytes);
-#pragma unroll
-    for (int i = 0; i < kBoxes; i += S::kCluster) {
-        int const box = i + rank;
-        device::copy_box_to((1 << S::kCluster) - 1, to + box * rows * device::kBoxBytes, map, full,
-                            box * device::kBoxColumns, row, head, batch);
-    }
+__device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
+                          int row, int head, int batch) {
+    device::arrive_expecting(full, rows * boxes_of(S::kSize) * device::kBoxBytes);
+    copy_rows_of<S>(to, map, full, rows, row, head, batch);
 }
 
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.

@@ -1,7 +1,7 @@
 // The Hopper kernel's tiles: their size, their order, and the warp that has them loaded.
 #pragma once
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 #include "hopper_parts.cuh"
 
@@ -10,10 +10,12 @@ namespace opfuse {
 // How a block works.  kSize: the head sizes rounded up to an instance; kGroups: of 128 threads,
 // each of which multiplies 64 queries; kKeys: of one step; kStages: of keys, and of values, in
 // shared memory; kTiles: of queries, there; kCluster: blocks that share keys and values.
-template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_, int kCluster_ = 1>
+template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_,
+          bool kApart_ = kTiles_ == 1, int kCluster_ = 1>
 struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
     static constexpr int kStages = kStages_, kTiles = kTiles_, kCluster = kCluster_;
+    static constexpr bool kApart = kApart_;
     // One more group, of which one warp loads, gives registers to the others.
     static constexpr int kThreads = 128 * (kGroups + 1);
     // Together no more than a block has when it starts: the compiler rounds down to 168 of 384
@@ -57,18 +59,12 @@ struct HopperBarriers {
 // Tiles in the order in which they are taken: all tiles of a set of heads, whose keys stay in the
 // L2 cache, then those of the next set.  A set begins at a multiple of `set_slots`, and has those
 // with the most causal keys first.
-//
-// Blocks of a cluster have neighbouring tiles of a head, which count as one here, or, `of_heads`,
-// the same tile of neighbouring heads, which count as one head.
 struct TileOrder {
-    int clusters;                 // that work
-    int heads_apart, rows_apart;  // of neighbouring blocks of a cluster; one is 0
-    int group;                    // heads that share keys and values
-    int heads;                    // batch * heads
-    int tiles;                    // of a head
-    int set_heads;                // heads of a set
-    int set_slots;                // at least set_heads * tiles
-    int slots;                    // of all sets
+    int heads;      // batch * heads
+    int tiles;      // of a head
+    int set_heads;  // heads of a set
+    int set_slots;  // at least set_heads * tiles
+    int slots;      // of all sets
 };
 
 struct HopperTile {
@@ -82,21 +78,19 @@ struct HopperTile {
 template <class S>
 class TileWalk {
   public:
-    __device__ TileWalk(Attention const& a, TileOrder const& order, int rank)
-        : a_(a), order_(order), rank_(rank) {}
+    __device__ TileWalk(Attention const& a, TileOrder const& order) : a_(a), order_(order) {}
 
     // False when there is none left.
     __device__ bool next(HopperTile& tile) {
-        int const clusters = gridDim.x / S::kCluster, own = blockIdx.x / S::kCluster;
-        for (; first_ < order_.slots; first_ += clusters) {
-            int const place = backwards_ ? clusters - 1 - own : own;
+        for (; first_ < order_.slots; first_ += gridDim.x) {
+            int const place = backwards_ ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
             int const slot = first_ + place;
             backwards_ = !backwards_;
             int const set = slot / order_.set_slots, inside = slot % order_.set_slots;
             int const heads = min(order_.set_heads, order_.heads - set * order_.set_heads);
             if (slot >= order_.slots || inside >= heads * order_.tiles) continue;
             fill(tile, set * order_.set_heads + inside % heads, inside / heads);
-            first_ += clusters;
+            first_ += gridDim.x;
             return true;
         }
         return false;
@@ -104,22 +98,18 @@ class TileWalk {
 
   private:
     __device__ void fill(HopperTile& tile, int head_index, int from_last) const {
-        if constexpr (S::kCluster > 1)
-            head_index = order_.heads_apart ? head_index * S::kCluster + rank_ : head_index;
         tile.batch = head_index / a_.heads;
         tile.head = head_index % a_.heads;
-        tile.kv_head = tile.head / order_.group;
-        int const rows = S::kRows + (S::kCluster - 1) * order_.rows_apart;
-        int const first = (order_.tiles - 1 - from_last) * rows;
-        tile.first_row = first + rank_ * order_.rows_apart;
-        KeyRange const keys = keys_of_any(a_, first, min(first + rows, a_.queries) - 1);
+        tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
+        tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
+        KeyRange const keys =
+            keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;
         tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
     }
 
     Attention const& a_;
     TileOrder const& order_;
-    int rank_;
     int first_ = 0;
     bool backwards_ = false;
 };
@@ -131,7 +121,6 @@ struct HopperLoader {
     AttentionMaps const& maps;
     HopperBarriers<S>& barriers;
     unsigned char *q, *k, *v;
-    int rank;
     uint32_t tiles = 0, steps = 0;
 
     __device__ void load_queries(HopperTile const& tile) {
@@ -146,12 +135,12 @@ struct HopperLoader {
         uint32_t const stage = steps % S::kStages, parity = ~(steps++ / S::kStages) & 1;
         int const first = block * S::kKeys;
         device::wait(&barriers.key_empty[stage], parity);
-        load_shared_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys,
-                            first, tile.kv_head, tile.batch, rank);
+        load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
+                     tile.kv_head, tile.batch);
         before_values();
         device::wait(&barriers.value_empty[stage], parity);
-        load_shared_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage],
-                            S::kKeys, first, tile.kv_head, tile.batch, rank);
+        load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage], S::kKeys,
+                     first, tile.kv_head, tile.batch);
     }
     __device__ void run(TileWalk<S> walk) {
         auto const next = [&](HopperTile& tile) {  // that has keys
@@ -183,36 +172,32 @@ struct HopperLoader {
     }
 };
 
-inline constexpr int64_t kSetBytes = 24 << 20;  // of keys and values, at home in the L2 cache
+// Of keys and values that stay in the L2 cache, whose halves keep copies; and of all of them.
+inline constexpr int64_t kSetBytes = 24 << 20, kAllBytes = 36 << 20;
 
 // How many heads form a set.  A set of causal tiles is dealt out in rounds of its own, of which
 // each block has as many forwards as backwards: best where they are full.
 template <class S>
-TileOrder order_tiles(Attention const& a, int most_clusters) {
-    int group = a.heads / a.kv_heads;
-    bool const of_heads = S::kCluster > 1 && group % S::kCluster == 0;
-    int const rows = of_heads ? S::kRows : S::kCluster * S::kRows;
-    int heads = static_cast<int>(a.batch * a.heads);
-    if (of_heads) group /= S::kCluster, heads /= S::kCluster;
+TileOrder order_tiles(Attention const& a, int blocks) {
+    int const group = a.heads / a.kv_heads;
     int64_t const head_bytes = int64_t{4} * a.keys * S::kSize;
-    int const tiles = (a.queries + rows - 1) / rows;
-    int const clusters = static_cast<int>(std::min<int64_t>(most_clusters, int64_t{heads} * tiles));
-    TileOrder order{clusters, of_heads, of_heads ? 0 : S::kRows, a.heads / a.kv_heads,
-                    heads,    tiles};
-    int const most =
-        static_cast<int>(std::clamp<int64_t>(kSetBytes / head_bytes * group, group, order.heads));
+    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    bool const all_stay = order.heads / group * head_bytes <= kAllBytes;
+    int const most = static_cast<int>(std::clamp<int64_t>(
+        all_stay ? order.heads : kSetBytes / head_bytes * group, group, order.heads));
     order.set_heads = most;
     order.set_slots = most * order.tiles;
     if (a.ahead != kUnlimited) {
-        int const round_pair = 2 * clusters;
-        double best = 0;
-        for (int set = group; set <= most; set += group) {
-            double const pairs = static_cast<double>(set) * order.tiles / round_pair;
-            double const filled = pairs / std::ceil(pairs);
-            if (filled >= best) best = filled, order.set_heads = set;
+        int64_t const round_pair = 2 * blocks;
+        auto const slots = [&](int64_t heads) {
+            return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+        };
+        int64_t fewest = std::numeric_limits<int64_t>::max();
+        for (int heads = group; heads <= most; heads += group) {
+            int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
+            if (all <= fewest) fewest = all, order.set_heads = heads;
         }
-        order.set_slots =
-            (order.set_heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+        order.set_slots = static_cast<int>(slots(order.set_heads));
     }
     order.slots = (order.heads + order.set_heads - 1) / order.set_heads * order.set_slots;
     return order;

@@ -53,6 +53,14 @@ inline bool only_scales(Attention const& a) {
     return !a.mask.data && !a.slopes.data && !(a.softcap > 0.f) && a.scale > 0.f;
 }
 
+inline constexpr int kMaskKeys = 2048;  // that shared memory has room for beside tiles
+
+// Scores have a mask that is the same for all queries, and are else no more than scaled.
+inline bool has_key_mask(Attention const& a) {
+    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.slopes.data &&
+           !(a.softcap > 0.f);
+}
+
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
 
 inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
