@@ -4,8 +4,7 @@
 // Blocks stay on their multiprocessor and take one tile of queries after another.  One warp asks
 // the copy engine for queries, keys, and values; warp groups have 64 queries each.  A group issues
 // the product for the next scores before that of the present weights with their values, so that it
-// computes a softmax while the tensor cores multiply; the next scores may be the next tile's, so
-// that short rows leave no gaps.
+// computes a softmax while the tensor cores multiply.
 #pragma once
 #include "../device/launch.cuh"
 #include "hopper_tiles.cuh"
@@ -112,8 +111,7 @@ struct HopperConsumer {
         return softmax.template update<kPlain>(s, kPlain ? a.scale * kLog2E : kLog2E);
     }
 
-    // One tile after another: for one place for queries.
-    __device__ void run_apart(TileWalk<S> walk) {
+    __device__ void run(TileWalk<S> walk) {
         HopperRows tile;
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
@@ -140,6 +138,7 @@ struct HopperConsumer {
                 device::pin(s);
                 release_scores(tile);
                 float2 const correction = weigh(s, softmax, tile);
+                // The softmax comes before the wait for the products, which ptxas would move up.
                 device::wait_after(softmax.sum[0] + softmax.sum[1],
                                    &barriers.value_full[stage(steps - 1)],
                                    (steps - 1) / S::kStages & 1);
@@ -156,63 +155,6 @@ struct HopperConsumer {
             ++steps;
             store(tile, out, softmax);
         }
-    }
-
-    __device__ void run(TileWalk<S> walk) {
-        HopperRows tile, done;
-        if (!next(walk, tile)) return;
-        float out[S::kSize / 8][4];
-        clear(out);
-        float s[kBlocks][4];
-        uint32_t p[kBlocks / 2][4];
-        RunningSoftmax softmax;
-        wait_for_queries();
-        wait_for(barriers.key_full, steps);
-        device::fence_products();
-        issue_scores_of(s);
-        device::wait_for_products<0>();
-        device::pin(s);
-        release_scores(tile);
-        weigh(s, softmax, tile);
-        pack_weights<T>(p, s);
-        for (;;) {
-            bool const fresh = tile.block-- == tile.begin;  // the next scores are another tile's
-            if (fresh) {
-                done = tile;
-                if (!next(walk, tile)) break;
-                ++tiles;
-                wait_for_queries();
-            }
-            ++steps;
-            wait_for(barriers.key_full, steps);
-            device::fence_products();
-            issue_scores_of(s);
-            issue_results_of(out, p, steps - 1);
-            device::wait_for_products<1>();
-            device::pin(s);
-            release_scores(tile);
-            RunningSoftmax const before = softmax;
-            if (fresh) softmax = RunningSoftmax{};
-            float2 const correction = weigh(s, softmax, tile);
-            // The softmax comes before the wait for the products, which ptxas would move up.
-            device::wait_after(softmax.sum[0] + softmax.sum[1],
-                               &barriers.value_full[stage(steps - 1)],
-                               (steps - 1) / S::kStages & 1);
-            device::wait_for_products<0>();
-            device::pin(out);
-            release(&barriers.value_empty[stage(steps - 1)]);
-            if (fresh) {
-                store(done, out, before);
-                clear(out);
-            } else {
-                scale_rows(out, correction);
-            }
-            pack_weights<T>(p, s);
-        }
-        issue_results_of(out, p, steps);
-        device::wait_for_products<0>();
-        device::pin(out);
-        store(done, out, softmax);
     }
 };
 
@@ -235,11 +177,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S, kPlain> consumer(a, barriers, q, k, v, group);
-        if constexpr (S::kApart)
-            consumer.run_apart(walk);
-        else
-            consumer.run(walk);
+        HopperConsumer<T, S, kPlain>(a, barriers, q, k, v, group).run(walk);
     }
 }
 

@@ -142,6 +142,7 @@ struct HeadsConsumer {
         all = keys_of_all(a, row, row + 15);
     }
     __device__ void store(HeadUnit const& unit, int tile) const {
+        if (tile >= unit.tiles) return;  // there are rows, but another unit's
         store_results<T, S::kSize>(a, head_of<T>(a.y, unit.batch, unit.head),
                                    row_of(unit, tile) + lane / 4, out, softmax);
     }
@@ -169,7 +170,7 @@ struct HeadsConsumer {
 #pragma unroll
             for (int turn = 0; turn < 2; ++turn) {
                 int const tile = own + turn * S::kGroups;
-                bool const any = row_of(unit, tile) < a.queries;
+                bool const any = tile < unit.tiles && row_of(unit, tile) < a.queries;
                 KeyRange seen[2], all_see;
                 see(unit, tile, seen, all_see);
                 float top[2] = {-INFINITY, -INFINITY}, shift[2], sum[2] = {0.f, 0.f};

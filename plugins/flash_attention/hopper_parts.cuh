@@ -72,6 +72,13 @@ __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* f
     copy_rows_of<S>(to, map, full, rows, row, head, batch);
 }
 
+// Lets as many blocks share a multiprocessor as its shared memory holds.
+template <class Kernel>
+cudaError_t prefer_shared(Kernel kernel) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                cudaSharedmemCarveoutMaxShared);
+}
+
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.
 __device__ inline void swap_columns(uint32_t (&w)[4]) {
     bool const odd = threadIdx.x & 1, high = threadIdx.x & 2;

@@ -149,6 +149,7 @@ struct ShortTile {
         if constexpr (!S::kAhead) {
             if (blocks > 0) device::wait(&barriers.queries, 0);
             for (int step = 0; step < blocks; ++step) {
+                mask.fetch(a, masks, first_key(step));  // travels while the tensor cores multiply
                 wait_for(barriers.keys, step);
                 device::fence_products();
                 issue_scores<T, S>(s, queries, at_stage(keys, step));
@@ -269,6 +270,9 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     size_t const bytes =
         S::kSharedBytes + (kScores == Scores::kKeyMask ? sizeof(float) * (a.keys + S::kKeys) : 0);
     device::Grid const grid{blocks, dim3(S::kThreads), 1, bytes};
+#ifndef NO_CARVE
+    if (cudaError_t const status = prefer_shared(short_kernel<T, S, kScores>)) return status;
+#endif
     return device::launch(short_kernel<T, S, kScores>, device::kInOrder, grid, stream, a, tiles,
                           maps);
 }

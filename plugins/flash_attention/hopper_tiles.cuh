@@ -9,19 +9,17 @@ namespace opfuse {
 
 // How a block works.  kSize: the head sizes rounded up to an instance; kGroups: of 128 threads,
 // each of which multiplies 64 queries; kKeys: of one step; kStages: of keys, and of values, in
-// shared memory; kTiles: of queries, there; kCluster: blocks that share keys and values.
-template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_,
-          bool kApart_ = kTiles_ == 1, int kCluster_ = 1>
+// shared memory; kTiles: of queries, there.
+template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_>
 struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
-    static constexpr int kStages = kStages_, kTiles = kTiles_, kCluster = kCluster_;
-    static constexpr bool kApart = kApart_;
+    static constexpr int kStages = kStages_, kTiles = kTiles_;
     // One more group, of which one warp loads, gives registers to the others.
     static constexpr int kThreads = 128 * (kGroups + 1);
     // Together no more than a block has when it starts: the compiler rounds down to 168 of 384
     // threads each, and to 128 of 512.
-    static constexpr int kLoaderRegisters = kGroups > 2 ? 32 : kCluster > 1 ? 40 : 24;
-    static constexpr int kRegisters = kGroups == 3 ? 160 : kCluster > 1 ? 232 : 240;
+    static constexpr int kLoaderRegisters = kGroups == 2 ? 24 : 32;
+    static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
     static_assert(kGroups == 2 || kGroups == 3);
     static_assert(kGroups * kRegisters + kLoaderRegisters <= (kGroups == 2 ? 504 : 512));
     static constexpr int kRows = 64 * kGroups;
@@ -48,9 +46,9 @@ struct HopperBarriers {
         }
         for (int i = 0; i < S::kStages; ++i) {
             device::init_barrier(&key_full[i], 1);
-            device::init_barrier(&key_empty[i], S::kCluster * kReaders);
+            device::init_barrier(&key_empty[i], kReaders);
             device::init_barrier(&value_full[i], 1);
-            device::init_barrier(&value_empty[i], S::kCluster * kReaders);
+            device::init_barrier(&value_empty[i], kReaders);
         }
         device::publish_barriers();
     }

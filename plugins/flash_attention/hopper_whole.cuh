@@ -136,6 +136,9 @@ cudaError_t launch_whole(Attention const& a, cudaStream_t stream) {
     int const parts = static_cast<int>(std::clamp<int64_t>(slots / heads, 1, tiles));
     if (heads * parts > INT32_MAX) return cudaErrorNotSupported;
     device::Grid const grid{heads * parts, dim3(S::kThreads), 1, S::kSharedBytes};
+#ifndef NO_CARVE
+    if (cudaError_t const status = prefer_shared(whole_kernel<T, S, kPlain>)) return status;
+#endif
     return device::launch(whole_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a, tiles,
                           parts, maps);
 }

@@ -25,6 +25,7 @@ class Case:
     layout: str = "BHSD"
     mask: str = ""
     float_mask: bool = False
+    padding: float = 0.0  # what a mask of padding, "bk", is filled with; 0: it is random
     softcap: float = 0.0
     nan_guard: bool = False
     slopes: bool = False
@@ -56,8 +57,19 @@ def turned(tensor: torch.Tensor, axes: str) -> torch.Tensor:
     return tensor if axes == "BHSD" else tensor.transpose(1, 2)
 
 
+def padding_of(case: Case, dtype: torch.dtype) -> torch.Tensor:
+    """Hides more keys of each sequence than of the one before, and all of the last one's."""
+    lengths = torch.linspace(case.keys, 0, case.batch, device="cuda").long()
+    hidden = torch.arange(case.keys, device="cuda") >= lengths[:, None]
+    mask = torch.zeros(case.batch, 1, 1, case.keys, device="cuda")
+    mask.masked_fill_(hidden[:, None, None], case.padding)
+    return mask if case.float_mask else mask.to(dtype)
+
+
 def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """Random numbers, a quarter of them as low as masks are, and one query that sees nothing."""
+    if case.padding:
+        return padding_of(case, dtype)
     full = {"b": case.batch, "h": case.heads, "q": case.queries, "k": case.keys}
     shape = [size if axis in case.mask else 1 for axis, size in full.items()]
     mask = torch.randn(shape, generator=generator, device="cuda")

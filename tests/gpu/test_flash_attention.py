@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.gpu.attention_cases import Case, check, check_packed, reference
+from tests.gpu.attention_cases import FLOAT32_LOWEST, Case, check, check_packed, reference
 from tests.gpu.harness import Runner, torch
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -130,6 +130,18 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
     for size, window in itertools.product((64, 128), (100, 1000)):
         case = Case(2000, 2100, size, batch=1, heads=12, kv_heads=4, causal=True, window=window)
         check(runner, generator, case, torch.float16, "many")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Blocks of keys that a mask hides from all queries may be left out, with no other result."""
+    fills = ((-torch.inf, False), (-torch.inf, True), (FLOAT32_LOWEST, True))
+    variants = ({}, {"causal": True}, {"window": 40}, {"nan_guard": True}, {"scale": -0.3})
+    for size, (queries, keys) in itertools.product((64, 128), ((100, 384), (70, 65), (300, 1030))):
+        for (fill, wide), variant in itertools.product(fills, variants):
+            case = Case(queries, keys, size, batch=9, mask="bk", padding=fill, float_mask=wide)
+            case = dataclasses.replace(case, heads=2, kv_heads=1, **variant)
+            check(runner, generator, case, dtype, "padding")
 
 
 def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> None:
