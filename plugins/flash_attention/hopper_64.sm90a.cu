@@ -13,7 +13,7 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<64, 1, 2, 4, false>;
     using Heads = HeadsShape<64, 112, 96>;
     if (has_key_mask(a)) return launch_short<T, Short, Scores::kKeyMask>(a, stream);
-    if (!only_scales(a)) return launch_short<T, Short, Scores::kAny>(a, stream);
+    if (!only_scales(a)) return launch_short<T, ShortShape<64, 1, 4, 3>, Scores::kAny>(a, stream);
     if (a.keys > 128 && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
     bool const causal = a.ahead != kUnlimited;
     if (a.keys < (causal ? kManyCausalKeys : kManyKeys))

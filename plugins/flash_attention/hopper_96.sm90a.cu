@@ -10,12 +10,11 @@ constexpr int kManyKeys = 512;
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<96, 1, 2, 2>;
-    using Large = HopperShape<96, 2, 128, 2, 2>;
     if (a.keys < kManyKeys)
         return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
                               : launch_short<T, Short, Scores::kAny>(a, stream);
-    return only_scales(a) ? launch_hopper<T, Large, true>(a, stream)
-                          : launch_hopper<T, Large, false>(a, stream);
+    return only_scales(a) ? launch_hopper<T, HopperShape<96, 2, 128, 2, 2>, true>(a, stream)
+                          : launch_hopper<T, HopperShape<96, 2, 128, 2, 1>, false>(a, stream);
 }
 
 }  // namespace

@@ -103,21 +103,6 @@ __device__ void weigh_part(float (&sum)[2], float (&s)[kBlocks][4], float const 
         }
 }
 
-// Hides what is not seen in those blocks of scores that not all rows of the warp see whole.
-template <int kBlocks>
-__device__ void hide_in_blocks(float (&s)[kBlocks][4], KeyRange const (&seen)[2],
-                               KeyRange const& all_see, int first, int key) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i)
-        if (first + 8 * i < all_see.begin || first + 8 * i + 8 > all_see.end) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                int const own = first + key + 8 * i + e % 2;
-                if (own < seen[e / 2].begin || own >= seen[e / 2].end) s[i][e] = -INFINITY;
-            }
-        }
-}
-
 // A warp group: 64 queries at a time, two tiles of each unit.
 template <class T, class S>
 struct HeadsConsumer {
@@ -136,13 +121,10 @@ struct HeadsConsumer {
     __device__ int row_of(HeadUnit const& unit, int tile) const {
         return unit.first_row + 64 * tile + threadIdx.x / 32 % 4 * 16;  // the warp's first
     }
-    __device__ void see(HeadUnit const& unit, int tile, KeyRange (&seen)[2], KeyRange& all) const {
-        int const row = row_of(unit, tile);
-        seen[0] = keys_of_row(a, row + lane / 4), seen[1] = keys_of_row(a, row + lane / 4 + 8);
-        all = keys_of_all(a, row, row + 15);
+    __device__ void release(uint32_t stage) const {
+        if (lane == 0) device::arrive(&barriers.empty[stage]);
     }
     __device__ void store(HeadUnit const& unit, int tile) const {
-        if (tile >= unit.tiles) return;  // there are rows, but another unit's
         store_results<T, S::kSize>(a, head_of<T>(a.y, unit.batch, unit.head),
                                    row_of(unit, tile) + lane / 4, out, softmax);
     }
@@ -155,7 +137,11 @@ struct HeadsConsumer {
             uint32_t const k = base + stage * S::kStageBytes, v = k + S::kTileBytes;
             uint32_t const q = v + S::kTileBytes;
             // The last tile, which has the fewest queries, is another group's in the next unit.
-            int const own = (group + step) % S::kGroups;
+            int const own = (group + step) % S::kGroups, next = own + S::kGroups;
+            if (own >= unit.tiles) {
+                release(stage);
+                continue;
+            }
             uint64_t const keys = boxes(k, S::kKeys), values = boxes(v, S::kKeys);
             constexpr int kSkip = S::kFirst * device::kBoxBytes / 16;
             auto const queries = [&](int tile) {
@@ -169,10 +155,9 @@ struct HeadsConsumer {
             issue_scores<T, S>(second, queries(own), keys + kSkip);
 #pragma unroll
             for (int turn = 0; turn < 2; ++turn) {
-                int const tile = own + turn * S::kGroups;
-                bool const any = tile < unit.tiles && row_of(unit, tile) < a.queries;
-                KeyRange seen[2], all_see;
-                see(unit, tile, seen, all_see);
+                int const row = row_of(unit, turn == 0 ? own : next);
+                bool const any = row < a.queries && (turn == 0 || next < unit.tiles);
+                KeyRange const all_see = keys_of_all(a, row, row + 15);
                 float top[2] = {-INFINITY, -INFINITY}, shift[2], sum[2] = {0.f, 0.f};
                 if (turn == 0)
                     device::wait_for_products<1>();
@@ -180,7 +165,7 @@ struct HeadsConsumer {
                     device::wait_for_products<2>();  // first, and its results of before
                 device::pin(first);
                 if (any) {
-                    hide_in_blocks(first, seen, all_see, 0, lane % 4 * 2);
+                    hide_ends(first, a, row + lane / 4, all_see, 0, lane % 4 * 2);
                     raise(top, first);
                 }
                 if (turn == 1) {
@@ -192,7 +177,7 @@ struct HeadsConsumer {
                 device::pin(second);
                 float const log2_scale = a.scale * kLog2E;
                 if (any) {
-                    hide_in_blocks(second, seen, all_see, S::kFirst, lane % 4 * 2);
+                    hide_ends(second, a, row + lane / 4, all_see, S::kFirst, lane % 4 * 2);
                     raise(top, second);
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
@@ -207,19 +192,19 @@ struct HeadsConsumer {
                 if (turn == 0) device::wait(&barriers.values_full[stage], parity);
                 device::fence_products();
                 issue_results<T, S>(out, p, values);
-                if (turn == 0) issue_scores<T, S>(first, queries(own + S::kGroups), keys);
+                if (turn == 0) issue_scores<T, S>(first, queries(next), keys);
                 if (any) weigh_part(sum, second, shift, log2_scale);
                 pack_weights<T>(p2, second);
                 device::fence_products();
                 issue_results<T, S>(out, p2, values + kSkip);
-                if (turn == 0) issue_scores<T, S>(second, queries(own + S::kGroups), keys + kSkip);
+                if (turn == 0) issue_scores<T, S>(second, queries(next), keys + kSkip);
                 softmax.max[0] = top[0], softmax.max[1] = top[1];
                 softmax.sum[0] = sum[0], softmax.sum[1] = sum[1];
             }
             device::wait_for_products<0>();
             device::pin(out);
-            if (lane == 0) device::arrive(&barriers.empty[stage]);
-            store(unit, own + S::kGroups);
+            release(stage);
+            if (next < unit.tiles) store(unit, next);
         }
     }
 };

@@ -72,11 +72,19 @@ __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* f
     copy_rows_of<S>(to, map, full, rows, row, head, batch);
 }
 
-// Lets as many blocks share a multiprocessor as its shared memory holds.
-template <class Kernel>
-cudaError_t prefer_shared(Kernel kernel) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                cudaSharedmemCarveoutMaxShared);
+// Hides those of the keys from `first` on that the queries `row` and `row` + 8 do not see: mostly
+// the end of the last blocks.  This lane's columns begin at `key`, which counts from `first`.
+template <int kBlocks>
+__device__ void hide_ends(float (&s)[kBlocks][4], Attention const& a, int row,
+                          KeyRange const& all_see, int first, int key) {
+    constexpr int kLast = 2;  // blocks
+    int const end = first + 8 * kBlocks;
+    if (all_see.begin <= first && all_see.end >= end) return;
+    KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+    if (all_see.begin > first || all_see.end < end - 8 * kLast)
+        hide_scores(s, seen, first + key);
+    else
+        hide_scores<kBlocks - kLast>(s, seen, first + key);
 }
 
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.
@@ -100,15 +108,14 @@ __device__ void store_results(Attention const& a, T* y, int row, float const (&o
     int const part = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r, row += 8) {
-        float const sum = softmax.sum[r];
+        RowScale const scale = row_scale(softmax.sum[r], a.nan_guard);
         T* const y_row = y + row * a.y.row;
 #pragma unroll
         for (int i = 0; i < kSize / 8; i += 4) {
             uint32_t w[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                w[j] = device::pack<T>(normalised(out[i + j][2 * r], sum, a.nan_guard),
-                                       normalised(out[i + j][2 * r + 1], sum, a.nan_guard));
+                w[j] = device::pack<T>(scale(out[i + j][2 * r]), scale(out[i + j][2 * r + 1]));
             swap_columns(w);
             int const col = 8 * (i + part);
             if (row < a.queries && col < a.value_size)

@@ -270,9 +270,6 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     size_t const bytes =
         S::kSharedBytes + (kScores == Scores::kKeyMask ? sizeof(float) * (a.keys + S::kKeys) : 0);
     device::Grid const grid{blocks, dim3(S::kThreads), 1, bytes};
-#ifndef NO_CARVE
-    if (cudaError_t const status = prefer_shared(short_kernel<T, S, kScores>)) return status;
-#endif
     return device::launch(short_kernel<T, S, kScores>, device::kInOrder, grid, stream, a, tiles,
                           maps);
 }

@@ -176,12 +176,11 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         for (int r = 0; r < 2; ++r) {
             int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
             if (row >= a.queries) continue;
-            float const sum = softmax[m].sum[r];
+            RowScale const scale = row_scale(softmax[m].sum[r], a.nan_guard);
 #pragma unroll
             for (int i = 0; i < kSize / 8; ++i)
                 store_pair(y + row * a.y.row, 8 * i + lane % 4 * 2, a.value_size, a.y_in_pairs,
-                           normalised(out[m][i][2 * r], sum, a.nan_guard),
-                           normalised(out[m][i][2 * r + 1], sum, a.nan_guard));
+                           scale(out[m][i][2 * r]), scale(out[m][i][2 * r + 1]));
         }
     }
 }

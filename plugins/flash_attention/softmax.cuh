@@ -162,10 +162,11 @@ __device__ void add_slopes(float (&s)[kBlocks][4], Attention const& a, MaskRows 
             s[i][e] -= row.slope[e / 2] * distance(row.position[e / 2], key + 8 * i + e % 2);
 }
 
-template <int kBlocks>
+// Hides what is not seen of the blocks from kFrom on.
+template <int kFrom = 0, int kBlocks>
 __device__ void hide_scores(float (&s)[kBlocks][4], KeyRange const (&seen)[2], int key) {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i)
+    for (int i = kFrom; i < kBlocks; ++i)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             int const own = key + 8 * i + e % 2;
@@ -236,11 +237,22 @@ __device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {
     }
 }
 
-// result / sum; a row that sees no key has sum 0 and gives NaN, or 0 with the guard.  The division
-// is a product with the reciprocal: an exact one is a function call, before which ptxas would wait
-// for all tensor-core products under way.
+// Divides the results of a row by the sum of its weights: by 0 for a row that sees no key, which
+// gives NaN, or 0 with the guard.  It multiplies by the reciprocal: an exact division is a function
+// call, before which ptxas would wait for all tensor-core products under way.
+struct RowScale {
+    float factor;
+    bool nothing;
+
+    __device__ float operator()(float result) const { return nothing ? 0.f : result * factor; }
+};
+
+__device__ inline RowScale row_scale(float sum, bool nan_guard) {
+    return {__fdividef(1.f, sum), nan_guard && !(sum > 0.f)};
+}
+
 __device__ inline float normalised(float result, float sum, bool nan_guard) {
-    return nan_guard && !(sum > 0.f) ? 0.f : __fdividef(result, sum);
+    return row_scale(sum, nan_guard)(result);
 }
 
 // Rows [first, first + kRows) of [rows, cols], `stride` elements apart, to shared memory in rows of
