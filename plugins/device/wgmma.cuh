@@ -51,18 +51,46 @@ __device__ void wait_for_products() {
 
 // The sums of 8 columns after another as operands, and their names in the instruction.
 #define OPFUSE_SUMS_8(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define OPFUSE_SUMS_32(d, i)                                                   \
-    OPFUSE_SUMS_8(d, i), OPFUSE_SUMS_8(d, (i) + 1), OPFUSE_SUMS_8(d, (i) + 2), \
-        OPFUSE_SUMS_8(d, (i) + 3)
+#define OPFUSE_SUMS_16(d, i) OPFUSE_SUMS_8(d, i), OPFUSE_SUMS_8(d, (i) + 1)
+#define OPFUSE_SUMS_32(d, i) OPFUSE_SUMS_16(d, i), OPFUSE_SUMS_16(d, (i) + 2)
 #define OPFUSE_SUMS_64(d) OPFUSE_SUMS_32(d, 0), OPFUSE_SUMS_32(d, 4)
-#define OPFUSE_SUMS_128(d) OPFUSE_SUMS_64(d), OPFUSE_SUMS_32(d, 8), OPFUSE_SUMS_32(d, 12)
-#define OPFUSE_NAMES_64                                                                \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
-    "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define OPFUSE_NAMES_128                                                                 \
-    OPFUSE_NAMES_64                                                                      \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define OPFUSE_SUMS_80(d) OPFUSE_SUMS_64(d), OPFUSE_SUMS_16(d, 8)
+#define OPFUSE_SUMS_96(d) OPFUSE_SUMS_64(d), OPFUSE_SUMS_32(d, 8)
+#define OPFUSE_SUMS_112(d) OPFUSE_SUMS_96(d), OPFUSE_SUMS_16(d, 12)
+#define OPFUSE_SUMS_128(d) OPFUSE_SUMS_96(d), OPFUSE_SUMS_32(d, 12)
+#define OPFUSE_SUMS_176(d) OPFUSE_SUMS_128(d), OPFUSE_SUMS_32(d, 16), OPFUSE_SUMS_16(d, 20)
+#define OPFUSE_SUMS_192(d) OPFUSE_SUMS_128(d), OPFUSE_SUMS_32(d, 16), OPFUSE_SUMS_32(d, 20)
+#define OPFUSE_SUMS_208(d) OPFUSE_SUMS_192(d), OPFUSE_SUMS_16(d, 24)
+#define OPFUSE_SUMS_256(d) OPFUSE_SUMS_192(d), OPFUSE_SUMS_32(d, 24), OPFUSE_SUMS_32(d, 28)
+#define OPFUSE_NAMES_64                                                           \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+    "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define OPFUSE_NAMES_80 \
+    OPFUSE_NAMES_64     \
+    ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define OPFUSE_NAMES_96 \
+    OPFUSE_NAMES_80     \
+    ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define OPFUSE_NAMES_112 \
+    OPFUSE_NAMES_96      \
+    ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define OPFUSE_NAMES_128 \
+    OPFUSE_NAMES_112     \
+    ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define OPFUSE_NAMES_176                                                            \
+    OPFUSE_NAMES_128                                                                \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, " \
+    "%79, %80, %81, %82, %83, %84, %85, %86, %87"
+#define OPFUSE_NAMES_192 \
+    OPFUSE_NAMES_176     \
+    ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define OPFUSE_NAMES_208 \
+    OPFUSE_NAMES_192     \
+    ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define OPFUSE_NAMES_256                                                         \
+    OPFUSE_NAMES_208                                                             \
+    ", %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, " \
+    "%116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // One step of 16 along k: the first operand after the sums is `a`, the last says whether to add.
 #define OPFUSE_MULTIPLY(COLUMNS, KIND, ADD, OPERANDS, ...)                                  \
@@ -75,18 +103,23 @@ __device__ void wait_for_products() {
 // d [64, 8 kBlocks] = a b^T (+ d), both in shared memory with k innermost.
 template <class T, int kBlocks>
 __device__ void multiply_shared(float (&d)[kBlocks][4], uint64_t a, uint64_t b, bool add) {
-    static_assert(kBlocks == 8 || kBlocks == 16);
 #define OPFUSE_SHARED(COLUMNS, KIND, A, B, ADD)                                       \
     OPFUSE_MULTIPLY(COLUMNS, KIND, ADD, A ", " B ", add, 1, 1, 0, 0", "l"(a), "l"(b), \
                     "r"(static_cast<int>(add)))
-    if constexpr (kBlocks == 8 && std::is_same_v<T, __half>)
-        OPFUSE_SHARED(64, "f16", "%32", "%33", "%34");
-    else if constexpr (kBlocks == 8)
-        OPFUSE_SHARED(64, "bf16", "%32", "%33", "%34");
-    else if constexpr (std::is_same_v<T, __half>)
-        OPFUSE_SHARED(128, "f16", "%64", "%65", "%66");
-    else
-        OPFUSE_SHARED(128, "bf16", "%64", "%65", "%66");
+#define OPFUSE_SHARED_CASE(COLUMNS, ...)                               \
+    if constexpr (8 * kBlocks == COLUMNS && std::is_same_v<T, __half>) \
+        OPFUSE_SHARED(COLUMNS, "f16", __VA_ARGS__);                    \
+    else if constexpr (8 * kBlocks == COLUMNS)                         \
+    OPFUSE_SHARED(COLUMNS, "bf16", __VA_ARGS__)
+    OPFUSE_SHARED_CASE(64, "%32", "%33", "%34");
+    OPFUSE_SHARED_CASE(80, "%40", "%41", "%42");
+    OPFUSE_SHARED_CASE(96, "%48", "%49", "%50");
+    OPFUSE_SHARED_CASE(112, "%56", "%57", "%58");
+    OPFUSE_SHARED_CASE(128, "%64", "%65", "%66");
+    OPFUSE_SHARED_CASE(176, "%88", "%89", "%90");
+    OPFUSE_SHARED_CASE(192, "%96", "%97", "%98");
+    OPFUSE_SHARED_CASE(208, "%104", "%105", "%106");
+#undef OPFUSE_SHARED_CASE
 #undef OPFUSE_SHARED
 }
 
@@ -94,27 +127,44 @@ __device__ void multiply_shared(float (&d)[kBlocks][4], uint64_t a, uint64_t b, 
 // fragment A.
 template <class T, int kBlocks>
 __device__ void multiply_registers(float (&d)[kBlocks][4], uint32_t const (&a)[4], uint64_t b) {
-    static_assert(kBlocks == 8 || kBlocks == 16);
 #define OPFUSE_REGISTERS(COLUMNS, KIND, A, B, ADD)                                            \
     OPFUSE_MULTIPLY(COLUMNS, KIND, ADD, "{" A "}, " B ", add, 1, 1, 1", "r"(a[0]), "r"(a[1]), \
                     "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
-    if constexpr (kBlocks == 8 && std::is_same_v<T, __half>)
-        OPFUSE_REGISTERS(64, "f16", "%32, %33, %34, %35", "%36", "%37");
-    else if constexpr (kBlocks == 8)
-        OPFUSE_REGISTERS(64, "bf16", "%32, %33, %34, %35", "%36", "%37");
-    else if constexpr (std::is_same_v<T, __half>)
-        OPFUSE_REGISTERS(128, "f16", "%64, %65, %66, %67", "%68", "%69");
-    else
-        OPFUSE_REGISTERS(128, "bf16", "%64, %65, %66, %67", "%68", "%69");
+#define OPFUSE_REGISTERS_CASE(COLUMNS, ...)                            \
+    if constexpr (8 * kBlocks == COLUMNS && std::is_same_v<T, __half>) \
+        OPFUSE_REGISTERS(COLUMNS, "f16", __VA_ARGS__);                 \
+    else if constexpr (8 * kBlocks == COLUMNS)                         \
+    OPFUSE_REGISTERS(COLUMNS, "bf16", __VA_ARGS__)
+    OPFUSE_REGISTERS_CASE(64, "%32, %33, %34, %35", "%36", "%37");
+    OPFUSE_REGISTERS_CASE(96, "%48, %49, %50, %51", "%52", "%53");
+    OPFUSE_REGISTERS_CASE(128, "%64, %65, %66, %67", "%68", "%69");
+    OPFUSE_REGISTERS_CASE(192, "%96, %97, %98, %99", "%100", "%101");
+    OPFUSE_REGISTERS_CASE(256, "%128, %129, %130, %131", "%132", "%133");
+#undef OPFUSE_REGISTERS_CASE
 #undef OPFUSE_REGISTERS
 }
 
 #undef OPFUSE_MULTIPLY
+#undef OPFUSE_NAMES_256
+#undef OPFUSE_NAMES_208
+#undef OPFUSE_NAMES_192
+#undef OPFUSE_NAMES_176
 #undef OPFUSE_NAMES_128
+#undef OPFUSE_NAMES_112
+#undef OPFUSE_NAMES_96
+#undef OPFUSE_NAMES_80
 #undef OPFUSE_NAMES_64
+#undef OPFUSE_SUMS_256
+#undef OPFUSE_SUMS_208
+#undef OPFUSE_SUMS_192
+#undef OPFUSE_SUMS_176
 #undef OPFUSE_SUMS_128
+#undef OPFUSE_SUMS_112
+#undef OPFUSE_SUMS_96
+#undef OPFUSE_SUMS_80
 #undef OPFUSE_SUMS_64
 #undef OPFUSE_SUMS_32
+#undef OPFUSE_SUMS_16
 #undef OPFUSE_SUMS_8
 
 }  // namespace opfuse::device

@@ -22,15 +22,19 @@ cudaError_t prefill(Attention const& a, cudaStream_t stream) {
 // Whether the Hopper kernel suits the attention and the device.
 bool suits_hopper(Attention const& a) {
     int const size = std::max(a.head_size, a.value_size);
-    bool const odd_mask = a.mask.data && !a.mask.in_pairs;
-    if (size <= 32 || size > 128 || !a.in_vectors || !a.y_in_vectors || odd_mask) return false;
+    bool const odd_mask = a.mask.data && !a.mask.in_pairs && !(size <= 64 && has_key_mask(a));
+    if (size > kTensorCoreSize || !a.in_vectors || !a.y_in_vectors || odd_mask) return false;
     return device::is_hopper();
 }
 
 template <class T>
 cudaError_t hopper(Attention const& a, cudaStream_t stream) {
-    return std::max(a.head_size, a.value_size) <= 64 ? hopper_attention<64>(a, T{}, stream)
-                                                     : hopper_attention<128>(a, T{}, stream);
+    int const size = std::max(a.head_size, a.value_size);
+    if (size <= 64) return hopper_attention<64>(a, T{}, stream);
+    if (size <= 96) return hopper_attention<96>(a, T{}, stream);
+    if (size <= 128) return hopper_attention<128>(a, T{}, stream);
+    if (size <= 192) return hopper_attention<192>(a, T{}, stream);
+    return hopper_attention<256>(a, T{}, stream);
 }
 #else
 bool suits_hopper(Attention const&) { return false; }

@@ -56,6 +56,7 @@ struct AttentionAttributes {
     int64_t window = 0;
     float softcap = 0.f;
     int64_t nan_guard = 0;
+    int64_t slopes = 0;  // the last input has them
 
     template <class Self>
     static auto common_fields() {
@@ -64,7 +65,7 @@ struct AttentionAttributes {
             Int{"num_heads", &Self::num_heads}, Int{"kv_num_heads", &Self::kv_num_heads},
             Field<Self, float>{"scale", &Self::scale}, Int{"causal", &Self::causal},
             Int{"window", &Self::window}, Field<Self, float>{"softcap", &Self::softcap},
-            Int{"nan_guard", &Self::nan_guard});
+            Int{"nan_guard", &Self::nan_guard}, Int{"slopes", &Self::slopes});
     }
     void check() const {
         need(kv_num_heads > 0 && num_heads > 0 && num_heads % kv_num_heads == 0 &&
@@ -77,6 +78,24 @@ struct AttentionAttributes {
         need(std::isfinite(softcap) && softcap >= 0.f, "attribute 'softcap' is " +
                                                            std::to_string(softcap) +
                                                            ", need a finite number of at least 0");
+    }
+
+    // Of the inputs, those of the mask and the slopes are optional, and come last.
+    template <class Input>
+    std::span<Input const> mask_in(std::span<Input const> inputs, size_t mask) const {
+        size_t const end = inputs.size() - (slopes ? 1 : 0);
+        return end > mask ? inputs.subspan(mask, 1) : std::span<Input const>{};
+    }
+    void need_slopes(std::span<Shape const> inputs, size_t mask) const {
+        if (!slopes) return;
+        need(inputs.size() > mask, "slopes are missing");
+        need(inputs.back().rank == 1, "slopes has not one axis");
+        need_equal(inputs.back().dims[0], {num_heads}, "slopes has not num_heads elements");
+    }
+
+    void fill_optional(Attention& a, std::span<Tensor const> inputs, size_t mask) const {
+        for (Tensor const& tensor : mask_in(inputs, mask)) a.mask = mask_of(tensor);
+        if (slopes) a.slopes = {inputs.back().data, inputs.back().type == DataType::kFloat};
     }
 
     // What is left to be filled in: y, q, k, v, mask, batch, queries, and keys.

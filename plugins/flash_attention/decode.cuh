@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
         PackedRow const row(a, kv_head, first_row + 8 * r + lane / 4);
         seen[r] = keys_of_row(a, row.query);
         seen[r].end = min(seen[r].end, end);
-        masks.start[r] = mask_start(a, batch, row.head, row.query);
+        masks.set<T>(r, a, batch, row.head, row.query);
     }
     KeyRange all_see = keys_of_all(a, 0, a.queries - 1);
     all_see.end = min(all_see.end, end);
@@ -137,7 +137,11 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
         float s[1][S::kKeys / 8][4] = {};
         multiply_keys<T, kSize>(s, q, stage, lane);
         int const key = start + lane % 4 * 2;
-        if constexpr (!kPlain) scale_scores(s[0], a), add_mask<T, false>(s[0], a, masks, key);
+        if constexpr (!kPlain) {
+            scale_scores(s[0], a);
+            add_mask<T, false>(s[0], a, masks, key);
+            add_slopes(s[0], a, masks, key);
+        }
         if (start < all_see.begin || start + S::kKeys > all_see.end) hide_scores(s[0], seen, key);
         scale_rows(out[0], softmax.template update<kPlain>(s[0], log2_scale));
         multiply_values<T, kSize>(out, s, stage + S::kKeys * S::kStride, lane);

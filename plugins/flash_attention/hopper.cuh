@@ -4,8 +4,7 @@
 // Blocks stay on their multiprocessor and take one tile of queries after another.  One warp asks
 // the copy engine for queries, keys, and values; warp groups have 64 queries each.  A group issues
 // the product for the next scores before that of the present weights with their values, so that it
-// computes a softmax while the tensor cores multiply; the next scores may be the next tile's, so
-// that short rows leave no gaps.
+// computes a softmax while the tensor cores multiply.
 #pragma once
 #include "../device/launch.cuh"
 #include "hopper_tiles.cuh"
@@ -23,7 +22,8 @@ struct HopperRows {
 };
 
 // A consumer: warp group `group` has 64 rows of each tile.
-template <class T, class S>
+// kPlain: no mask, no softcap, and a positive scale.
+template <class T, class S, bool kPlain>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
 
@@ -97,73 +97,68 @@ struct HopperConsumer {
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
                             HopperRows const& tile) const {
         int const begin = tile.block * S::kKeys;
+        if constexpr (!kPlain) {
+            scale_scores(s, a);
+            MaskRows const masks = mask_rows<T>(a, tile.batch, tile.head, tile.row);
+            add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
+            add_slopes(s, a, masks, begin + lane % 4 * 2);
+        }
         if (begin < tile.all_see.begin || begin + S::kKeys > tile.all_see.end) {
             // Worked out where it is needed, which saves registers.
             KeyRange const seen[2] = {keys_of_row(a, tile.row), keys_of_row(a, tile.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
-        return softmax.template update<true>(s, a.scale * kLog2E);
+        return softmax.template update<kPlain>(s, kPlain ? a.scale * kLog2E : kLog2E);
     }
 
     __device__ void run(TileWalk<S> walk) {
-        HopperRows tile, done;
-        if (!next(walk, tile)) return;
+        HopperRows tile;
         float out[S::kSize / 8][4];
-        clear(out);
         float s[kBlocks][4];
         uint32_t p[kBlocks / 2][4];
-        RunningSoftmax softmax;
-        wait_for_queries();
-        wait_for(barriers.key_full, steps);
-        device::fence_products();
-        issue_scores_of(s);
-        device::wait_for_products<0>();
-        device::pin(s);
-        release_scores(tile);
-        weigh(s, softmax, tile);
-        pack_weights<T>(p, s);
-        for (;;) {
-            bool const fresh = tile.block-- == tile.begin;  // the next scores are another tile's
-            if (fresh) {
-                done = tile;
-                if (!next(walk, tile)) break;
-                ++tiles;
-                wait_for_queries();
-            }
-            ++steps;
+        for (; next(walk, tile); ++tiles) {
+            RunningSoftmax softmax;
+            clear(out);
+            wait_for_queries();
             wait_for(barriers.key_full, steps);
             device::fence_products();
             issue_scores_of(s);
-            issue_results_of(out, p, steps - 1);
-            device::wait_for_products<1>();
+            device::wait_for_products<0>();
             device::pin(s);
             release_scores(tile);
-            RunningSoftmax const before = softmax;
-            if (fresh) softmax = RunningSoftmax{};
-            float2 const correction = weigh(s, softmax, tile);
-            // The softmax comes before the wait for the products, which ptxas would move up.
-            device::wait_after(softmax.sum[0] + softmax.sum[1],
-                               &barriers.value_full[stage(steps - 1)],
-                               (steps - 1) / S::kStages & 1);
+            weigh(s, softmax, tile);
+            pack_weights<T>(p, s);
+            while (tile.block-- > tile.begin) {
+                ++steps;
+                wait_for(barriers.key_full, steps);
+                device::fence_products();
+                issue_scores_of(s);
+                issue_results_of(out, p, steps - 1);
+                device::wait_for_products<1>();
+                device::pin(s);
+                release_scores(tile);
+                float2 const correction = weigh(s, softmax, tile);
+                // The softmax comes before the wait for the products, which ptxas would move up.
+                device::wait_after(softmax.sum[0] + softmax.sum[1],
+                                   &barriers.value_full[stage(steps - 1)],
+                                   (steps - 1) / S::kStages & 1);
+                device::wait_for_products<0>();
+                device::pin(out);
+                release(&barriers.value_empty[stage(steps - 1)]);
+                scale_rows(out, correction);
+                pack_weights<T>(p, s);
+            }
+            issue_results_of(out, p, steps);
             device::wait_for_products<0>();
             device::pin(out);
-            release(&barriers.value_empty[stage(steps - 1)]);
-            if (fresh) {
-                store(done, out, before);
-                clear(out);
-            } else {
-                scale_rows(out, correction);
-            }
-            pack_weights<T>(p, s);
+            release(&barriers.value_empty[stage(steps)]);
+            ++steps;
+            store(tile, out, softmax);
         }
-        issue_results_of(out, p, steps);
-        device::wait_for_products<0>();
-        device::pin(out);
-        store(done, out, softmax);
     }
 };
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 __global__ void __launch_bounds__(S::kThreads, 1)
     hopper_kernel(Attention const a, TileOrder const order,
                   __grid_constant__ AttentionMaps const maps) {
@@ -182,13 +177,13 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S>(a, barriers, q, k, v, group).run(walk);
+        HopperConsumer<T, S, kPlain>(a, barriers, q, k, v, group).run(walk);
     }
 }
 
 // ---- launchers
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
@@ -196,16 +191,16 @@ cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStr
     if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
     int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S>, device::kInOrder, grid, stream, a,
+    return device::launch(hopper_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a,
                           order_tiles<S>(a, blocks), maps);
 }
 
-template <class T, class S>
+template <class T, class S, bool kPlain>
 cudaError_t launch_hopper(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
-    return launch_hopper<T, S>(a, maps, stream);
+    return launch_hopper<T, S, kPlain>(a, maps, stream);
 }
 
 }  // namespace opfuse

@@ -10,9 +10,14 @@ constexpr int kManyKeys = 512;
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<128, 1, 2, 2>;
-    if (!only_scales(a)) return launch_short<T, Short, false>(a, stream);
-    if (a.keys <= kManyKeys) return launch_short<T, Short, true>(a, stream);
-    return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>>(a, stream);
+    if (a.keys < kManyKeys)
+        return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
+                              : launch_short<T, Short, Scores::kAny>(a, stream);
+    if (!only_scales(a)) return launch_hopper<T, HopperShape<128, 2, 128, 2, 1>, false>(a, stream);
+    // Tiles of more queries read less; of fewer, they waste less where not all keys are seen.
+    if (a.ahead == kUnlimited)
+        return launch_hopper<T, HopperShape<128, 3, 80, 4, 1>, true>(a, stream);
+    return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>, true>(a, stream);
 }
 
 }  // namespace

@@ -7,9 +7,15 @@
 
 namespace opfuse {
 
-// s = q k^T of 64 queries in boxes of S::kRows, and S::kKeys keys; one group of products.
-template <class T, class S>
-__device__ void issue_scores(float (&s)[S::kKeys / 8][4], uint64_t q, uint64_t k) {
+// Boxes that hold a row of an instance's size.
+__device__ __host__ constexpr int boxes_of(int size) {
+    return (size + device::kBoxColumns - 1) / device::kBoxColumns;
+}
+
+// s = q k^T of 64 queries in boxes of S::kRows, and keys in boxes of S::kKeys; one group of
+// products.
+template <class T, class S, int kBlocks>
+__device__ void issue_scores(float (&s)[kBlocks][4], uint64_t q, uint64_t k) {
 #pragma unroll
     for (int step = 0; step < S::kSize / 16; ++step) {
         int const box = step / 4, inside = step % 4 * 32 / 16;  // of 32 bytes, in units of 16
@@ -20,11 +26,11 @@ __device__ void issue_scores(float (&s)[S::kKeys / 8][4], uint64_t q, uint64_t k
 }
 
 // out += p v; one group of products.
-template <class T, class S>
-__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[S::kKeys / 16][4],
+template <class T, class S, int kSteps>
+__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
                               uint64_t v) {
 #pragma unroll
-    for (int step = 0; step < S::kKeys / 16; ++step)
+    for (int step = 0; step < kSteps; ++step)
         device::multiply_registers<T>(out, p[step], v + step * 16 * device::kBoxBytes / 16);
     device::commit_products();
 }
@@ -48,15 +54,37 @@ __device__ void clear(float (&out)[kBlocks][4]) {
         for (int e = 0; e < 4; ++e) out[i][e] = 0.f;
 }
 
-// Has the copy engine load the rows from `row` on, S::kSize columns of them, in boxes of `rows`.
+// Has the copy engine copy the rows from `row` on, S::kSize columns of them, in boxes of `rows`.
+template <class S>
+__device__ void copy_rows_of(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
+                             int row, int head, int batch) {
+#pragma unroll
+    for (int box = 0; box < boxes_of(S::kSize); ++box)
+        device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * device::kBoxColumns,
+                         row, head, batch);
+}
+
+// The same, announced.
 template <class S>
 __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* full, int rows,
                           int row, int head, int batch) {
-    device::arrive_expecting(full, rows * S::kSize * 2);
-#pragma unroll
-    for (int box = 0; box < S::kSize / device::kBoxColumns; ++box)
-        device::copy_box(to + box * rows * device::kBoxBytes, map, full, box * device::kBoxColumns,
-                         row, head, batch);
+    device::arrive_expecting(full, rows * boxes_of(S::kSize) * device::kBoxBytes);
+    copy_rows_of<S>(to, map, full, rows, row, head, batch);
+}
+
+// Hides those of the keys from `first` on that the queries `row` and `row` + 8 do not see: mostly
+// the end of the last blocks.  This lane's columns begin at `key`, which counts from `first`.
+template <int kBlocks>
+__device__ void hide_ends(float (&s)[kBlocks][4], Attention const& a, int row,
+                          KeyRange const& all_see, int first, int key) {
+    constexpr int kLast = 2;  // blocks
+    int const end = first + 8 * kBlocks;
+    if (all_see.begin <= first && all_see.end >= end) return;
+    KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+    if (all_see.begin > first || all_see.end < end - 8 * kLast)
+        hide_scores(s, seen, first + key);
+    else
+        hide_scores<kBlocks - kLast>(s, seen, first + key);
 }
 
 // Each of a row's four lanes has two columns of each of four blocks, and gets one block.
@@ -80,15 +108,14 @@ __device__ void store_results(Attention const& a, T* y, int row, float const (&o
     int const part = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r, row += 8) {
-        float const sum = softmax.sum[r];
+        RowScale const scale = row_scale(softmax.sum[r], a.nan_guard);
         T* const y_row = y + row * a.y.row;
 #pragma unroll
         for (int i = 0; i < kSize / 8; i += 4) {
             uint32_t w[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                w[j] = device::pack<T>(normalised(out[i + j][2 * r], sum, a.nan_guard),
-                                       normalised(out[i + j][2 * r + 1], sum, a.nan_guard));
+                w[j] = device::pack<T>(scale(out[i + j][2 * r]), scale(out[i + j][2 * r + 1]));
             swap_columns(w);
             int const col = 8 * (i + part);
             if (row < a.queries && col < a.value_size)

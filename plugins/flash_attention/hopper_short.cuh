@@ -1,6 +1,8 @@
 // The same on Hopper for few keys, and for scores that are more than scaled: small tiles of which a
 // multiprocessor has several, so that one's softmax falls into another's products and copies.
 #pragma once
+#include <cfloat>
+
 #include "../device/launch.cuh"
 #include "hopper_parts.cuh"
 
@@ -8,16 +10,22 @@ namespace opfuse {
 
 // ---- kernels
 
+// What the scores are: no more than scaled; also with a mask that is the same for all queries and
+// in `shared`; or anything else.
+enum class Scores { kScaled, kKeyMask, kAny };
+
 // kSize: the head sizes rounded up to an instance; kGroups: of 128 threads, each of which has 64
 // queries; kStages: of keys, and of values, in shared memory; kResident: blocks that share a
 // multiprocessor.
-template <int kSize_, int kGroups_, int kStages_, int kResident_>
+template <int kSize_, int kGroups_, int kStages_, int kResident_, bool kAhead_ = true>
 struct ShortShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = 64;
     static constexpr int kStages = kStages_, kResident = kResident_;
+    static constexpr bool kAhead = kAhead_;
     static constexpr int kThreads = 128 * kGroups, kRows = 64 * kGroups;
-    static constexpr int kTileBytes = kKeys * kSize * 2;  // of keys or values
-    static constexpr int kQueryBytes = kRows * kSize * 2;
+    static constexpr int kTileBytes =
+        kKeys * boxes_of(kSize) * device::kBoxBytes;  // of keys or values
+    static constexpr int kQueryBytes = kRows * boxes_of(kSize) * device::kBoxBytes;
     // 1024 more to align the tiles, and the barriers.
     static constexpr int kSharedBytes = kQueryBytes + 2 * kStages * kTileBytes + 1024 + 128;
 };
@@ -37,20 +45,24 @@ struct ShortBarriers {
 };
 
 // One tile of queries, whose keys pass by from the last block to the first.
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores>
 struct ShortTile {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
-    using Mask = std::conditional_t<kPlain, NoMask<kBlocks>, EarlyMask<T, kBlocks>>;
+    using Mask =
+        std::conditional_t<kScores == Scores::kAny, EarlyMask<T, kBlocks>, NoMask<kBlocks>>;
 
     Attention const& a;
     AttentionMaps const& maps;
     ShortBarriers<S>& barriers;
     unsigned char *q, *k, *v;
     int batch, head, kv_head, first_row;
-    int begin, end;  // of the blocks of keys that any row sees
+    int begin, end;         // of the blocks of keys that any row sees
+    float const* key_mask;  // shared; in powers of two
 
-    // Of the block that comes as number `step`.
-    __device__ int row_of(int step) const { return (end - 1 - step) * S::kKeys; }
+    // Of the block that comes as number `step`: the last one first, unless they may be cut short.
+    __device__ int row_of(int step) const {
+        return (kScores == Scores::kKeyMask ? begin + step : end - 1 - step) * S::kKeys;
+    }
 
     // The first thread asks for keys and values.
     __device__ void load(int step) const {
@@ -81,9 +93,7 @@ struct ShortTile {
         uint64_t const values =
             device::describe_box(device::shared_address(v), S::kKeys * device::kBoxBytes);
         KeyRange const all_see = keys_of_all(a, warp_row, warp_row + 15);
-        KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
-        MaskRows const masks = {
-            {mask_start(a, batch, head, row), mask_start(a, batch, head, row + 8)}};
+        MaskRows const masks = mask_rows<T>(a, batch, head, row);
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
         uint32_t p[kBlocks / 2][4];
@@ -95,22 +105,64 @@ struct ShortTile {
             return boxes + step % S::kStages * (S::kTileBytes / 16);
         };
         auto const first_key = [&](int step) { return row_of(step) + lane % 4 * 2; };
-        float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
-        auto const prepare = [&](int step) {
-            if constexpr (!kPlain) {
+        float const log2_scale = a.scale * kLog2E;
+        auto const weigh = [&](int step) {
+            if constexpr (kScores == Scores::kKeyMask) {
+#pragma unroll
+                for (int i = 0; i < kBlocks; ++i) {
+                    float2 const own =
+                        *reinterpret_cast<float2 const*>(key_mask + first_key(step) + 8 * i);
+                    s[i][0] = fmaf(s[i][0], log2_scale, own.x);
+                    s[i][1] = fmaf(s[i][1], log2_scale, own.y);
+                    s[i][2] = fmaf(s[i][2], log2_scale, own.x);
+                    s[i][3] = fmaf(s[i][3], log2_scale, own.y);
+                }
+            }
+            if constexpr (kScores == Scores::kAny) {
                 scale_scores(s, a);
                 mask.add(s, a, masks, first_key(step));
+                add_slopes(s, a, masks, first_key(step));
             }
             int const first = row_of(step);
-            if (first < all_see.begin || first + S::kKeys > all_see.end)
+            if (first < all_see.begin || first + S::kKeys > all_see.end) {
+                // Worked out where it is needed, which saves registers.
+                KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
                 hide_scores(s, seen, first_key(step));
+            }
+            if constexpr (kScores == Scores::kScaled)
+                return softmax.template update<true>(s, log2_scale);
+            else
+                return softmax.template update<false>(s, kScores == Scores::kAny ? kLog2E : 1.f);
         };
         auto const issue_results_of = [&](int step) {
             wait_for(barriers.values, step);
             device::fence_products();
             issue_results<T, S>(out, p, at_stage(values, step));
         };
-        if (blocks > 0) {
+        auto const make_room = [&](int step) {
+            if (blocks > S::kStages) {
+                __syncthreads();  // all groups have read the stage of this block
+                int const next = step + S::kStages;
+                if (threadIdx.x == 0 && next < blocks) load(next);
+            }
+        };
+        if constexpr (!S::kAhead) {
+            if (blocks > 0) device::wait(&barriers.queries, 0);
+            for (int step = 0; step < blocks; ++step) {
+                mask.fetch(a, masks, first_key(step));  // travels while the tensor cores multiply
+                wait_for(barriers.keys, step);
+                device::fence_products();
+                issue_scores<T, S>(s, queries, at_stage(keys, step));
+                device::wait_for_products<0>();
+                device::pin(s);
+                scale_rows(out, weigh(step));
+                pack_weights<T>(p, s);
+                issue_results_of(step);
+                device::wait_for_products<0>();
+                device::pin(out);
+                make_room(step);
+            }
+        } else if (blocks > 0) {
             mask.fetch(a, masks, first_key(0));
             device::wait(&barriers.queries, 0);
             wait_for(barriers.keys, 0);
@@ -118,8 +170,7 @@ struct ShortTile {
             issue_scores<T, S>(s, queries, keys);
             device::wait_for_products<0>();
             device::pin(s);
-            prepare(0);
-            softmax.template update<kPlain>(s, log2_scale);
+            weigh(0);
             pack_weights<T>(p, s);
             for (int step = 1; step < blocks; ++step) {
                 mask.fetch(a, masks, first_key(step));  // travels while the tensor cores multiply
@@ -129,18 +180,13 @@ struct ShortTile {
                 issue_results_of(step - 1);
                 device::wait_for_products<1>();
                 device::pin(s);
-                prepare(step);
-                float2 const correction = softmax.template update<kPlain>(s, log2_scale);
+                float2 const correction = weigh(step);
                 device::pin(s);  // the softmax comes before the wait
                 // Long over: but ptxas moves no wait for products across its loop.
                 wait_for(barriers.values, step - 1);
                 device::wait_for_products<0>();
                 device::pin(out);
-                if (blocks > S::kStages) {
-                    __syncthreads();  // all groups have read the stage of the last block
-                    int const next = step - 1 + S::kStages;
-                    if (threadIdx.x == 0 && next < blocks) load(next);
-                }
+                make_room(step - 1);
                 scale_rows(out, correction);
                 pack_weights<T>(p, s);
             }
@@ -152,7 +198,33 @@ struct ShortTile {
     }
 };
 
-template <class T, class S, bool kPlain>
+// Scores with such a mask lie so far below those with a higher one that they weigh nothing,
+// exactly.
+inline constexpr float kHiding = -1e37f, kSeen = -1e30f;
+
+// Reads a mask that is the same for all queries: log2(e) times it, and -inf past the end.  Gives
+// how many keys are left when those at the end that it hides from every query go; all of them
+// where it hides each key, which may mean that all weigh alike.
+template <class T, class S>
+__device__ int read_key_mask(float* to, Attention const& a, int64_t start) {
+    __shared__ int last[S::kThreads / 32];
+    int own_last = 0;
+    bool any = false;
+    for (int i = threadIdx.x; i < (a.keys + S::kKeys - 1) / S::kKeys * S::kKeys; i += S::kThreads) {
+        float const given = i < a.keys ? mask_at<T>(a.mask, start, i) : -INFINITY;
+        float const own = given == -INFINITY ? given : fmaxf(given * kLog2E, -FLT_MAX);
+        to[i] = own;
+        if (own > kHiding) own_last = i + 1;
+        any = any || own > kSeen;
+    }
+    own_last = __reduce_max_sync(0xffffffffu, own_last);
+    if (threadIdx.x % 32 == 0) last[threadIdx.x / 32] = own_last;
+    if (!__syncthreads_or(any) || a.ahead != kUnlimited || a.behind != kUnlimited) return a.keys;
+    for (int i = 0; i < S::kThreads / 32; ++i) own_last = max(own_last, last[i]);
+    return own_last;
+}
+
+template <class T, class S, Scores kScores>
 __global__ void __launch_bounds__(S::kThreads, S::kResident)
     short_kernel(Attention const a, int tiles, __grid_constant__ AttentionMaps const maps) {
     extern __shared__ __align__(16) unsigned char shared[];
@@ -160,6 +232,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     unsigned char* const k = q + S::kQueryBytes;
     unsigned char* const v = k + S::kStages * S::kTileBytes;
     auto& barriers = *reinterpret_cast<ShortBarriers<S>*>(v + S::kStages * S::kTileBytes);
+    float* const key_mask = reinterpret_cast<float*>(&barriers + 1);
     int const head_index = blockIdx.x / tiles;
     // Of causal tiles, those with the most keys go first.
     int const first_row = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * S::kRows;
@@ -168,19 +241,25 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
     int const batch = head_index / a.heads, head = head_index % a.heads;
     int const kv_head = head / (a.heads / a.kv_heads);  // once: a division is slow
-    ShortTile<T, S, kPlain> const tile{a,     maps, barriers, q,         k,     v,
-                                       batch, head, kv_head,  first_row, begin, end};
+    ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
+                                  head, kv_head, first_row, begin, end, key_mask};
     if (threadIdx.x == 0) {
         barriers.init();
         if (begin < end) tile.load_first();
     }
-    __syncthreads();
+    if constexpr (kScores == Scores::kKeyMask) {
+        int const keys = read_key_mask<T, S>(key_mask, a, mask_start(a, batch, head, 0));
+        // What is on its way is waited for.
+        tile.end = min(end, max((keys + S::kKeys - 1) / S::kKeys, begin + S::kStages));
+    } else {
+        __syncthreads();
+    }
     tile.run();
 }
 
 // ---- launchers
 
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores>
 cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
@@ -188,8 +267,10 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     int const tiles = (a.queries + S::kRows - 1) / S::kRows;
     int64_t const blocks = a.batch * a.heads * tiles;
     if (blocks > INT32_MAX) return cudaErrorNotSupported;
-    device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(short_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a, tiles,
+    size_t const bytes =
+        S::kSharedBytes + (kScores == Scores::kKeyMask ? sizeof(float) * (a.keys + S::kKeys) : 0);
+    device::Grid const grid{blocks, dim3(S::kThreads), 1, bytes};
+    return device::launch(short_kernel<T, S, kScores>, device::kInOrder, grid, stream, a, tiles,
                           maps);
 }
 

@@ -1,7 +1,7 @@
 // The Hopper kernel's tiles: their size, their order, and the warp that has them loaded.
 #pragma once
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 #include "hopper_parts.cuh"
 
@@ -16,11 +16,16 @@ struct HopperShape {
     static constexpr int kStages = kStages_, kTiles = kTiles_;
     // One more group, of which one warp loads, gives registers to the others.
     static constexpr int kThreads = 128 * (kGroups + 1);
-    static constexpr int kRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
-    static constexpr int kLoaderRegisters = kGroups == 2 ? 40 : 32;
+    // Together no more than a block has when it starts: the compiler rounds down to 168 of 384
+    // threads each, and to 128 of 512.
+    static constexpr int kLoaderRegisters = kGroups == 2 ? 24 : 32;
+    static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
+    static_assert(kGroups == 2 || kGroups == 3);
+    static_assert(kGroups * kRegisters + kLoaderRegisters <= (kGroups == 2 ? 504 : 512));
     static constexpr int kRows = 64 * kGroups;
-    static constexpr int kTileBytes = kKeys * kSize * 2;  // of keys or values
-    static constexpr int kQueryBytes = kRows * kSize * 2;
+    static constexpr int kTileBytes =
+        kKeys * boxes_of(kSize) * device::kBoxBytes;  // of keys or values
+    static constexpr int kQueryBytes = kRows * boxes_of(kSize) * device::kBoxBytes;
     // 1024 more to align the tiles, and the barriers.
     static constexpr int kSharedBytes =
         kTiles * kQueryBytes + 2 * kStages * kTileBytes + 1024 + 256;
@@ -122,12 +127,15 @@ struct HopperLoader {
         load_rows<S>(q + place * S::kQueryBytes, maps.q, &barriers.query_full[place], S::kRows,
                      tile.first_row, tile.head, tile.batch);
     }
-    __device__ void load_block(HopperTile const& tile, int block) {
+    // `before_values` runs when the keys are asked for.
+    template <class Work>
+    __device__ void load_block(HopperTile const& tile, int block, Work before_values) {
         uint32_t const stage = steps % S::kStages, parity = ~(steps++ / S::kStages) & 1;
         int const first = block * S::kKeys;
         device::wait(&barriers.key_empty[stage], parity);
         load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
                      tile.kv_head, tile.batch);
+        before_values();
         device::wait(&barriers.value_empty[stage], parity);
         load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage], S::kKeys,
                      first, tile.kv_head, tile.batch);
@@ -139,18 +147,31 @@ struct HopperLoader {
             return found;
         };
         HopperTile tile, later;
+        auto const nothing = [] {};
+        if constexpr (S::kTiles == 1) {
+            while (next(tile)) {
+                load_block(tile, tile.end - 1, [&] { load_queries(tile); });
+#pragma unroll 1  // registers
+                for (int block = tile.end - 2; block >= tile.begin; --block)
+                    load_block(tile, block, nothing);
+            }
+            return;
+        }
         if (!next(tile)) return;
         load_queries(tile);
         for (bool more = true; more; tile = later) {
-            load_block(tile, tile.end - 1);
+            load_block(tile, tile.end - 1, nothing);
             more = next(later);
             if (more) load_queries(later);
-            for (int block = tile.end - 2; block >= tile.begin; --block) load_block(tile, block);
+#pragma unroll 1
+            for (int block = tile.end - 2; block >= tile.begin; --block)
+                load_block(tile, block, nothing);
         }
     }
 };
 
-inline constexpr int64_t kSetBytes = 24 << 20;  // of keys and values, at home in the L2 cache
+// Of keys and values that stay in the L2 cache, whose halves keep copies; and of all of them.
+inline constexpr int64_t kSetBytes = 24 << 20, kAllBytes = 36 << 20;
 
 // How many heads form a set.  A set of causal tiles is dealt out in rounds of its own, of which
 // each block has as many forwards as backwards: best where they are full.
@@ -159,20 +180,22 @@ TileOrder order_tiles(Attention const& a, int blocks) {
     int const group = a.heads / a.kv_heads;
     int64_t const head_bytes = int64_t{4} * a.keys * S::kSize;
     TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
-    int const most =
-        static_cast<int>(std::clamp<int64_t>(kSetBytes / head_bytes * group, group, order.heads));
+    bool const all_stay = order.heads / group * head_bytes <= kAllBytes;
+    int const most = static_cast<int>(std::clamp<int64_t>(
+        all_stay ? order.heads : kSetBytes / head_bytes * group, group, order.heads));
     order.set_heads = most;
     order.set_slots = most * order.tiles;
     if (a.ahead != kUnlimited) {
-        int const round_pair = 2 * blocks;
-        double best = 0;
+        int64_t const round_pair = 2 * blocks;
+        auto const slots = [&](int64_t heads) {
+            return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+        };
+        int64_t fewest = std::numeric_limits<int64_t>::max();
         for (int heads = group; heads <= most; heads += group) {
-            double const pairs = static_cast<double>(heads) * order.tiles / round_pair;
-            double const filled = pairs / std::ceil(pairs);
-            if (filled >= best) best = filled, order.set_heads = heads;
+            int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
+            if (all <= fewest) fewest = all, order.set_heads = heads;
         }
-        order.set_slots =
-            (order.set_heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+        order.set_slots = static_cast<int>(slots(order.set_heads));
     }
     order.slots = (order.heads + order.set_heads - 1) / order.set_heads * order.set_slots;
     return order;

@@ -16,6 +16,12 @@ struct AttentionMask {
     int64_t batch = 0, head = 0, query = 0, key = 0;
 };
 
+// What a score loses for each key of distance, of each head (ALiBi, Press et al. 2022).
+struct AttentionSlopes {
+    void const* data = nullptr;  // null where there are none
+    bool is_float = false;       // else of the type of q
+};
+
 // [batch, heads, rows, size]: strides in elements, of which the last axis has 1.
 struct Heads {
     void* data;
@@ -32,8 +38,9 @@ struct Attention {
     int heads, kv_heads;  // query head h reads key/value head h / (heads / kv_heads)
     int queries, keys;
     int head_size, value_size;
-    float scale;        // of q k^T
-    float softcap;      // x -> softcap * tanh(x / softcap), where positive
+    float scale;             // of q k^T
+    float softcap;           // x -> softcap * tanh(x / softcap), where positive
+    AttentionSlopes slopes;  // [heads]
     int behind, ahead;  // query i sees keys from i + keys - queries - behind to the same + ahead
     bool nan_guard;     // a row whose weights are NaN gives 0
     bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
@@ -43,7 +50,15 @@ struct Attention {
 
 // Scores are no more than scaled, by a positive number.
 inline bool only_scales(Attention const& a) {
-    return !a.mask.data && !(a.softcap > 0.f) && a.scale > 0.f;
+    return !a.mask.data && !a.slopes.data && !(a.softcap > 0.f) && a.scale > 0.f;
+}
+
+inline constexpr int kMaskKeys = 2048;  // that shared memory has room for beside tiles
+
+// Scores have a mask that is the same for all queries, and are else no more than scaled.
+inline bool has_key_mask(Attention const& a) {
+    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.slopes.data &&
+           !(a.softcap > 0.f);
 }
 
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead

@@ -6,8 +6,8 @@
 namespace opfuse {
 
 struct FlashAttention : AttentionAttributes {
-    // q, k, v, mask? -> y; see fusions/attention.py
-    static constexpr OpTraits kTraits{"FlashAttention", "1", 3, 4, 1};
+    // q, k, v, mask?, slopes? -> y; see fusions/attention.py
+    static constexpr OpTraits kTraits{"FlashAttention", "1", 3, 5, 1};
 
     std::string layout = "BHSD";
 
@@ -30,7 +30,7 @@ struct FlashAttention : AttentionAttributes {
 
     bool accepts(size_t input, std::span<DataType const> types) const {
         if (input == 0) return is_floating(types[0]);
-        return input == kMask ? is_parameter_of(types[0], types[input]) : types[input] == types[0];
+        return input >= kMask ? is_parameter_of(types[0], types[input]) : types[input] == types[0];
     }
     void types(std::span<DataType const> in, std::span<DataType> out) const { out[0] = in[0]; }
     void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath&) const {
@@ -44,7 +44,9 @@ struct FlashAttention : AttentionAttributes {
         need_equal(v.dims[0], q.dims[0], "v has not the batch of q");
         need_equal(k.dims[3], q.dims[3], "k has not the head size of q");
         need_equal(v.dims[rows_axis(kV)], keys, "v has not the keys of k");
-        if (in.size() > kMask) need_mask(in[kMask], {q.dims[0], {num_heads}, queries, keys});
+        for (Shape const& mask : mask_in(in, kMask))
+            need_mask(mask, {q.dims[0], {num_heads}, queries, keys});
+        need_slopes(in, kMask);
         out[0] = q;
         out[0].dims[rows_axis(kY)] = queries;
         out[0].dims[3 - rows_axis(kY)] = q.dims[3 - rows_axis(kQ)];
@@ -94,7 +96,7 @@ struct FlashAttention : AttentionAttributes {
         a.batch = q.dims[0];
         a.queries = static_cast<int>(q.dims[rows_axis(kQ)]);
         a.keys = static_cast<int>(k.dims[rows_axis(kK)]);
-        if (call.inputs.size() > kMask) a.mask = mask_of(call.inputs[kMask]);
+        fill_optional(a, call.inputs, kMask);
         find_widths(a);
         return a;
     }

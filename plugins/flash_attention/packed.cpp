@@ -4,8 +4,8 @@
 namespace opfuse {
 
 struct PackedAttention : AttentionAttributes {
-    // qkv, mask? -> y; see fusions/packed_attention.py
-    static constexpr OpTraits kTraits{"PackedAttention", "1", 1, 2, 1};
+    // qkv, mask?, slopes? -> y; see fusions/packed_attention.py
+    static constexpr OpTraits kTraits{"PackedAttention", "1", 1, 3, 1};
 
     static auto fields() { return common_fields<PackedAttention>(); }
     void check() const { AttentionAttributes::check(); }
@@ -19,7 +19,9 @@ struct PackedAttention : AttentionAttributes {
         need(qkv.rank == 3 && (!qkv.dims[2].known() || qkv.dims[2].value % all_heads() == 0),
              "qkv is not [batch, seq, " + std::to_string(all_heads()) + " heads]");
         Dim const seq = qkv.dims[1];
-        if (in.size() > 1) need_mask(in[1], {qkv.dims[0], {num_heads}, seq, seq});
+        for (Shape const& mask : mask_in(in, 1))
+            need_mask(mask, {qkv.dims[0], {num_heads}, seq, seq});
+        need_slopes(in, 1);
         Dim const size = math.apply(DimOp::kFloorDiv, qkv.dims[2], math.constant(all_heads()));
         out[0] = Shape{4, {qkv.dims[0], seq, math.constant(num_heads), size}};
     }
@@ -54,7 +56,7 @@ struct PackedAttention : AttentionAttributes {
         a.y = {call.outputs[0].data, seq * num_heads * size, size, num_heads * size};
         a.batch = qkv.dims[0];
         a.queries = a.keys = static_cast<int>(seq);
-        if (call.inputs.size() > 1) a.mask = mask_of(call.inputs[1]);
+        fill_optional(a, call.inputs, 1);
         find_widths(a);
         return a;
     }

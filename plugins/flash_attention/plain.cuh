@@ -15,13 +15,14 @@ inline constexpr int kPlainColumns = 256;
 
 template <class T>
 __device__ float plain_score(Attention const& a, T const* q, T const* key, int64_t mask,
-                             int index) {
+                             float slope, int position, int index) {
     float score = 0.f;
     for (int d = 0; d < a.head_size; ++d)
         score = fmaf(device::to_float(q[d]), device::to_float(key[d]), score);
     score *= a.scale;
     if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
-    return a.mask.data ? score + mask_at<T>(a.mask, mask, index) : score;
+    if (a.mask.data) score += mask_at<T>(a.mask, mask, index);
+    return a.slopes.data ? score - slope * distance(position, index) : score;
 }
 
 template <class T>
@@ -37,6 +38,8 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
     int const kv_head = head / (a.heads / a.kv_heads);
     KeyRange const seen = keys_of_row(a, query);
     int64_t const mask = mask_start(a, batch, head, query);
+    float const slope = slope_of<T>(a, head);
+    int const position = position_of(a, query);
     T const* const q = head_of<T>(a.q, batch, head) + query * a.q.row;
     T const* const keys = head_of<T>(a.k, batch, kv_head);
     int const first_col = blockIdx.y * kPlainColumns + lane;
@@ -47,7 +50,8 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
     for (int start = seen.begin; start < seen.end; start += 32) {
         int const key = start + lane;
         float const score =
-            key < seen.end ? plain_score(a, q, keys + key * a.k.row, mask, key) : -INFINITY;
+            key < seen.end ? plain_score(a, q, keys + key * a.k.row, mask, slope, position, key)
+                           : -INFINITY;
         float const new_top = fmaxf(top, device::warp_max(score));
         float const origin = new_top == -INFINITY ? 0.f : new_top;
         float const correction = expf(top - origin);

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         for (int r = 0; r < 2; ++r) {
             int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
             seen[m][r] = keys_of_row(a, row);
-            masks[m].start[r] = mask_start(a, batch, head, row);
+            masks[m].template set<T>(r, a, batch, head, row);
         }
     int const warp_first = first_row + warp_row;
     KeyRange const all_see = keys_of_all(a, warp_first, warp_first + 16 * S::kTiles - 1);
@@ -155,8 +155,11 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         int const key = start + lane % 4 * 2;  // of this lane's first column
 #pragma unroll
         for (int m = 0; m < S::kTiles; ++m) {
-            if constexpr (!kPlain)
-                scale_scores(s[m], a), add_mask<T, false>(s[m], a, masks[m], key);
+            if constexpr (!kPlain) {
+                scale_scores(s[m], a);
+                add_mask<T, false>(s[m], a, masks[m], key);
+                add_slopes(s[m], a, masks[m], key);
+            }
             if (start < all_see.begin || start + S::kKeys > all_see.end)
                 hide_scores(s[m], seen[m], key);
             scale_rows(out[m], softmax[m].template update<kPlain>(s[m], log2_scale));
@@ -173,12 +176,11 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         for (int r = 0; r < 2; ++r) {
             int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
             if (row >= a.queries) continue;
-            float const sum = softmax[m].sum[r];
+            RowScale const scale = row_scale(softmax[m].sum[r], a.nan_guard);
 #pragma unroll
             for (int i = 0; i < kSize / 8; ++i)
                 store_pair(y + row * a.y.row, 8 * i + lane % 4 * 2, a.value_size, a.y_in_pairs,
-                           normalised(out[m][i][2 * r], sum, a.nan_guard),
-                           normalised(out[m][i][2 * r + 1], sum, a.nan_guard));
+                           scale(out[m][i][2 * r]), scale(out[m][i][2 * r + 1]));
         }
     }
 }

@@ -44,10 +44,44 @@ __device__ inline int64_t mask_start(Attention const& a, int64_t batch, int head
     return batch * a.mask.batch + head * a.mask.head + min(query, a.queries - 1) * a.mask.query;
 }
 
-// Where the masks of two rows begin.
+template <class T>
+__device__ float slope_of(Attention const& a, int head) {
+    if (!a.slopes.data) return 0.f;
+    return a.slopes.is_float ? static_cast<float const*>(a.slopes.data)[head]
+                             : device::to_float(static_cast<T const*>(a.slopes.data)[head]);
+}
+
+// The key that a query stands at.
+__device__ inline int position_of(Attention const& a, int query) {
+    return query + a.keys - a.queries;
+}
+
+// What is added to the scores of two rows.
 struct MaskRows {
-    int64_t start[2];
+    int64_t start[2];  // of their masks
+    float slope[2];
+    int position[2];
+
+    template <class T>
+    __device__ void set(int r, Attention const& a, int64_t batch, int head, int query) {
+        start[r] = mask_start(a, batch, head, query);
+        slope[r] = slope_of<T>(a, head);
+        position[r] = position_of(a, query);
+    }
 };
+
+// Those of the queries `query` and `query` + 8.
+template <class T>
+__device__ MaskRows mask_rows(Attention const& a, int64_t batch, int head, int query) {
+    MaskRows rows;
+    rows.set<T>(0, a, batch, head, query);
+    rows.set<T>(1, a, batch, head, query + 8);
+    return rows;
+}
+
+__device__ inline float distance(int position, int key) {
+    return fabsf(static_cast<float>(position - key));
+}
 
 // cap * tanh(x / cap), off by 1e-7 of the cap at most.
 __device__ inline float capped(float x, float cap) {
@@ -116,10 +150,23 @@ __device__ void add_mask(float (&s)[kBlocks][4], Attention const& a, MaskRows co
     });
 }
 
+// Takes away what the distance of keys costs.
 template <int kBlocks>
-__device__ void hide_scores(float (&s)[kBlocks][4], KeyRange const (&seen)[2], int key) {
+__device__ void add_slopes(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row,
+                           int key) {
+    if (!a.slopes.data) return;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+            s[i][e] -= row.slope[e / 2] * distance(row.position[e / 2], key + 8 * i + e % 2);
+}
+
+// Hides what is not seen of the blocks from kFrom on.
+template <int kFrom = 0, int kBlocks>
+__device__ void hide_scores(float (&s)[kBlocks][4], KeyRange const (&seen)[2], int key) {
+#pragma unroll
+    for (int i = kFrom; i < kBlocks; ++i)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             int const own = key + 8 * i + e % 2;
@@ -190,11 +237,22 @@ __device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {
     }
 }
 
-// result / sum; a row that sees no key has sum 0 and gives NaN, or 0 with the guard.  The division
-// is a product with the reciprocal: an exact one is a function call, before which ptxas would wait
-// for all tensor-core products under way.
+// Divides the results of a row by the sum of its weights: by 0 for a row that sees no key, which
+// gives NaN, or 0 with the guard.  It multiplies by the reciprocal: an exact division is a function
+// call, before which ptxas would wait for all tensor-core products under way.
+struct RowScale {
+    float factor;
+    bool nothing;
+
+    __device__ float operator()(float result) const { return nothing ? 0.f : result * factor; }
+};
+
+__device__ inline RowScale row_scale(float sum, bool nan_guard) {
+    return {__fdividef(1.f, sum), nan_guard && !(sum > 0.f)};
+}
+
 __device__ inline float normalised(float result, float sum, bool nan_guard) {
-    return nan_guard && !(sum > 0.f) ? 0.f : __fdividef(result, sum);
+    return row_scale(sum, nan_guard)(result);
 }
 
 // Rows [first, first + kRows) of [rows, cols], `stride` elements apart, to shared memory in rows of

@@ -25,8 +25,10 @@ class Case:
     layout: str = "BHSD"
     mask: str = ""
     float_mask: bool = False
+    padding: float = 0.0  # what a mask of padding, "bk", is filled with; 0: it is random
     softcap: float = 0.0
     nan_guard: bool = False
+    slopes: bool = False
     scale: float = 0.0  # 0: 1 / sqrt(size)
     offset: int = 0  # elements off alignment
 
@@ -45,6 +47,7 @@ class Case:
             "window": self.window,
             "softcap": self.softcap,
             "nan_guard": int(self.nan_guard),
+            "slopes": int(self.slopes),
             "layout": self.layout,
         }
 
@@ -54,8 +57,19 @@ def turned(tensor: torch.Tensor, axes: str) -> torch.Tensor:
     return tensor if axes == "BHSD" else tensor.transpose(1, 2)
 
 
+def padding_of(case: Case, dtype: torch.dtype) -> torch.Tensor:
+    """Hides more keys of each sequence than of the one before, and all of the last one's."""
+    lengths = torch.linspace(case.keys, 0, case.batch, device="cuda").long()
+    hidden = torch.arange(case.keys, device="cuda") >= lengths[:, None]
+    mask = torch.zeros(case.batch, 1, 1, case.keys, device="cuda")
+    mask.masked_fill_(hidden[:, None, None], case.padding)
+    return mask if case.float_mask else mask.to(dtype)
+
+
 def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """Random numbers, a quarter of them as low as masks are, and one query that sees nothing."""
+    if case.padding:
+        return padding_of(case, dtype)
     full = {"b": case.batch, "h": case.heads, "q": case.queries, "k": case.keys}
     shape = [size if axis in case.mask else 1 for axis, size in full.items()]
     mask = torch.randn(shape, generator=generator, device="cuda")
@@ -69,8 +83,24 @@ def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch
     return mask if case.float_mask else mask.to(dtype)
 
 
+def optional_inputs(
+    case: Case, dtype: torch.dtype, generator: torch.Generator, buffers: Buffers
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The mask and the slopes; the latter in fp32 beside an fp32 mask, or alone."""
+    mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
+    if not case.slopes:
+        return mask, None
+    slopes = torch.rand(case.heads, generator=generator, device="cuda")
+    return mask, buffers.place(slopes if case.float_mask or mask is None else slopes.to(dtype))
+
+
 def reference(
-    case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    case: Case,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    slopes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns y and the same with |v| for v, which bounds the rounding error; both float64."""
     group = case.heads // case.kv_heads
@@ -82,6 +112,8 @@ def reference(
         scores = (scores.float() + mask.float()).double()
     rows = torch.arange(case.queries, device="cuda")[:, None] + case.keys - case.queries
     ahead = torch.arange(case.keys, device="cuda") - rows
+    if slopes is not None:
+        scores -= slopes.double()[:, None, None] * ahead.abs()
     if case.causal:
         scores.masked_fill_(ahead > 0, -torch.inf)
     if case.window:
@@ -111,13 +143,14 @@ def check(
         (case.kv_heads, case.keys, value_size),
     )
     tensors = [place(axes, *shape) for axes, shape in zip(of_inputs, sizes, strict=True)]
-    mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
+    mask, slopes = optional_inputs(case, dtype, generator, buffers)
     empty = torch.empty(case.batch, case.heads, case.queries, value_size, device="meta")
     y = buffers.empty(tuple(turned(empty, of_y).shape), dtype)
-    inputs = tensors if mask is None else [*tensors, mask]
+    inputs = [*tensors, *(given for given in (mask, slopes) if given is not None)]
     runner("FlashAttention", case.attributes(), inputs, [y])
     q, k, v = (turned(*pair) for pair in zip(tensors, of_inputs, strict=True))
-    expected, size = (turned(tensor, of_y) for tensor in reference(case, q, k, v, mask))
+    wanted = reference(case, q, k, v, mask, slopes)
+    expected, size = (turned(tensor, of_y) for tensor in wanted)
     buffers.check_guards()
     compare(runner, case, y, expected, size, label)
 
@@ -131,13 +164,14 @@ def check_packed(
     shape = (case.batch, case.queries, heads, case.size)
     values = torch.randn(shape, generator=generator, device="cuda").to(dtype)
     qkv = buffers.place(values.flatten(2))
-    mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
+    mask, slopes = optional_inputs(case, dtype, generator, buffers)
     y = buffers.empty((*shape[:2], case.heads, case.size), dtype)
     attributes = {name: v for name, v in case.attributes().items() if name != "layout"}
-    runner("PackedAttention", attributes, [qkv] if mask is None else [qkv, mask], [y])
+    given = [qkv, *(tensor for tensor in (mask, slopes) if tensor is not None)]
+    runner("PackedAttention", attributes, given, [y])
     buffers.check_guards()
     parts = values.split((case.heads, case.kv_heads, case.kv_heads), 2)
-    expected, size = reference(case, *(part.transpose(1, 2) for part in parts), mask)
+    expected, size = reference(case, *(part.transpose(1, 2) for part in parts), mask, slopes)
     compare(runner, case, y, expected.transpose(1, 2), size.transpose(1, 2), "packed")
 
 

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.gpu.attention_cases import Case, check, check_packed, reference
+from tests.gpu.attention_cases import FLOAT32_LOWEST, Case, check, check_packed, reference
 from tests.gpu.harness import Runner, torch
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -34,6 +34,10 @@ VARIANTS = [
     {"window": 7},
     {"window": 70, "causal": True, "kv_heads": 2, "nan_guard": True},
     {"window": 100, "mask": "bqk", "nan_guard": True},
+    {"slopes": True},
+    {"slopes": True, "causal": True, "kv_heads": 2},
+    {"slopes": True, "mask": "bk", "softcap": 9.0},
+    {"slopes": True, "mask": "qk", "float_mask": True, "nan_guard": True, "window": 90},
     {"layout": "BSHD", "causal": True},
     {"layout": "BSHD,BHSD,BSHD,BSHD", "kv_heads": 1, "mask": "bk"},
     {"layout": "BHSD,BHSD,BSHD,BSHD", "window": 33, "causal": True, "nan_guard": True},
@@ -77,6 +81,12 @@ def test_values_of_another_size_and_unaligned_tensors(
         Case(33, 65600, 256, batch=1, heads=1, kv_heads=1),
         Case(2048, 2048, 128, batch=1, heads=4, kv_heads=2, causal=True),
         Case(1025, 4096, 64, batch=1, heads=4, kv_heads=1, causal=True),
+        Case(1025, 4096, 64, batch=1, heads=4, kv_heads=1, causal=True, slopes=True),
+        Case(1100, 1100, 96, batch=3, heads=4, kv_heads=4),
+        Case(1100, 1100, 192, batch=3, heads=8, kv_heads=2, causal=True),
+        Case(1100, 1100, 256, batch=3, heads=8, kv_heads=2),
+        Case(2048, 2048, 256, batch=2, heads=8, kv_heads=1, causal=True, softcap=50.0, window=600),
+        Case(2048, 2048, 256, batch=1, heads=8, kv_heads=8, mask="bqk", nan_guard=True),
         Case(4096, 1025, 64, batch=1, heads=4, kv_heads=4, mask="bk"),
     ],
     ids=str,
@@ -122,6 +132,18 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
         check(runner, generator, case, torch.float16, "many")
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Blocks of keys that a mask hides from all queries may be left out, with no other result."""
+    fills = ((-torch.inf, False), (-torch.inf, True), (FLOAT32_LOWEST, True))
+    variants = ({}, {"causal": True}, {"window": 40}, {"nan_guard": True}, {"scale": -0.3})
+    for size, (queries, keys) in itertools.product((64, 128), ((100, 384), (70, 65), (300, 1030))):
+        for (fill, wide), variant in itertools.product(fills, variants):
+            case = Case(queries, keys, size, batch=9, mask="bk", padding=fill, float_mask=wide)
+            case = dataclasses.replace(case, heads=2, kv_heads=1, **variant)
+            check(runner, generator, case, dtype, "padding")
+
+
 def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> None:
     for (queries, keys), variant in itertools.product(((1, 300), (37, 75)), VARIANTS):
         check(runner, generator, Case(queries, keys, 40, **variant), torch.float32, "plain")
@@ -146,7 +168,7 @@ def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> N
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_packed(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """PackedAttention is FlashAttention of the parts."""
-    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"mask": "bqk"})
+    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"slopes": True, "mask": "k"})
     for size, length, kv_heads in itertools.product((64, 128, 40, 20), (1, 5, 197, 1200), (4, 2)):
         for variant in variants:
             case = Case(length, length, size, kv_heads=kv_heads, **variant)
@@ -183,8 +205,10 @@ def test_capture_and_replay(runner: Runner, generator: torch.Generator, queries:
 
 def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -> None:
     """Small cases of every kernel, for compute-sanitizer."""
-    for size, (queries, keys) in itertools.product((64, 80, 128, 256), ((1, 300), (70, 130))):
-        for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": True}):
+    for size, (queries, keys) in itertools.product(
+        (32, 64, 80, 128, 192, 256), ((1, 300), (70, 130))
+    ):
+        for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": True, "slopes": True}):
             case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
             check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")

@@ -36,7 +36,7 @@ EXPECTED = {
     "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),
     "MaskedSoftmax": ((1, 2), 1, {"scale": "FLOAT", "causal": "INT"}),
     "FlashAttention": (
-        (3, 4),
+        (3, 5),
         1,
         {
             "num_heads": "INT",
@@ -46,11 +46,12 @@ EXPECTED = {
             "window": "INT",
             "softcap": "FLOAT",
             "nan_guard": "INT",
+            "slopes": "INT",
             "layout": "STRING",
         },
     ),
     "PackedAttention": (
-        (1, 2),
+        (1, 3),
         1,
         {
             "num_heads": "INT",
@@ -60,6 +61,7 @@ EXPECTED = {
             "window": "INT",
             "softcap": "FLOAT",
             "nan_guard": "INT",
+            "slopes": "INT",
         },
     ),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
@@ -235,3 +237,25 @@ def test_an_integer_serves_as_epsilon(handle: ctypes.CDLL) -> None:
 def test_infer_refuses(handle: ctypes.CDLL, inputs: list[Tensor], message: str) -> None:
     with Plugin(handle, "RmsNorm", {}) as plugin, pytest.raises(PluginError, match=message):
         plugin.infer(inputs, 1)
+
+
+def test_slopes_come_last(handle: ctypes.CDLL) -> None:
+    """With or without a mask before them; one for each head."""
+    q, mask, slopes = Tensor(HALF, (2, 4, 5, 8)), Tensor(HALF, (5, 5)), Tensor(FLOAT, (4,))
+    few, flat = Tensor(FLOAT, (2,)), Tensor(FLOAT, (1, 4))
+    heads = {"num_heads": 4, "kv_num_heads": 4, "slopes": 1}
+    with Plugin(handle, "FlashAttention", heads) as plugin:
+        for inputs in ([q, q, q, slopes], [q, q, q, mask, slopes]):
+            assert plugin.infer(inputs, 1) == (q,)
+        for inputs, message in (
+            ([q, q, q], "slopes are missing"),
+            ([q, q, q, few], "slopes has not num_heads elements"),
+            ([q, q, q, mask, flat], "slopes has not one axis"),
+        ):
+            with pytest.raises(PluginError, match=message):
+                plugin.infer(inputs, 1)
+    qkv = Tensor(HALF, (2, 5, 96))
+    with Plugin(handle, "PackedAttention", heads) as plugin:
+        assert plugin.infer([qkv, slopes], 1) == (Tensor(HALF, (2, 5, 4, 8)),)
+        with pytest.raises(PluginError, match="slopes are missing"):
+            plugin.infer([qkv], 1)

@@ -16,6 +16,7 @@ from opfuse.fusions import (
     attention_layout,
     attention_op,
     attention_positions,
+    attention_slopes,
     gate_up_merge,
     gated_act,
     gated_gemm,
@@ -66,6 +67,7 @@ FUSIONS = (
 # so the fused graph and its counts stay what the model is made of.
 WIDENINGS = (
     attention_positions.FUSION,
+    attention_slopes.FUSION,
     qk_norm_rope.FUSION,
     packed_attention.FUSION,
     attention_layout.FUSION,

@@ -30,19 +30,25 @@ def _body(uses: Uses) -> str:
     names = [f"{name}_heads" if turn else name for name, turn in zip("qkvy", turned, strict=True)]
     *of_inputs, y = names
     parts = [_TURN.format(out=f"{x}_heads", tensor=x) for x in "qkv" if f"{x}_heads" in names]
-    parts.append(attention(uses, of_inputs, y, uses.inputs > MASK))
+    parts.append(attention(uses, of_inputs, y, MASK))
     if y != "y":
         parts.append(_TURN.format(out="y", tensor=y))
     return "\n".join(parts)
 
 
-def attention(uses: Uses, inputs: Sequence[str], y: str, with_mask: bool) -> str:
-    """Return what makes ``y`` of q, k, and v, all of them [batch, heads, positions, size]."""
+def attention(uses: Uses, inputs: Sequence[str], y: str, mask: int) -> str:
+    """Return what makes ``y`` of q, k, and v, all of them [batch, heads, positions, size].
+
+    Input ``mask`` is the mask, where there is one; the slopes come last.
+    """
     q, k, v = inputs
+    sloped = uses.any("slopes")
+    with_mask = uses.inputs - sloped > mask
     parts = [_repeat(uses, k, v), _scores(q)]
     if uses.any("softcap"):
         parts.append(_softcap())
-    parts.append(add_mask("capped") if with_mask else "masked = Identity(capped)")
+    level = add_mask("capped") if with_mask else "masked = Identity(capped)"
+    parts.append(level.replace("masked", "level") + _SLOPES if sloped else level)
     seen = uses.any("causal") or uses.any("window")
     parts.append(causal(uses.any("window")) if seen else "logits = Identity(masked)")
     # Between this cast and the product TensorRT for RTX 1.7 fuses a guard, before it no longer.
@@ -173,17 +179,45 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
+_SLOPES = """
+        from0 = Constant<value_int: int = 0>()
+        by1 = Constant<value_int: int = 1>()
+        column1 = Constant<value_ints: ints = [1]>()
+        by_head = Constant<value_ints: ints = [1, -1, 1, 1]>()
+        rows1 = Shape<start: int = -2, end: int = -1>(level)
+        columns1 = Shape<start: int = -1>(level)
+        row_count = Squeeze(rows1)
+        column_count = Squeeze(columns1)
+        row_steps = Range(from0, row_count, by1)
+        column_steps = Range(from0, column_count, by1)
+        behind = Sub(column_count, row_count)
+        stands = Add(row_steps, behind)
+        stands_at = Unsqueeze(stands, column1)
+        away = Sub(stands_at, column_steps)
+        away_abs = Abs(away)
+        away32 = Cast<to: int = 1>(away_abs)
+        slopes32 = Cast<to: int = 1>(slopes)
+        slopes4 = Reshape(slopes32, by_head)
+        cost = Mul(away32, slopes4)
+        masked = Sub(level, cost)"""
+
+
 def unify_masks(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts, index: int) -> None:
-    """Give a neutral mask, input ``index``, to the nodes without one, where others have one."""
-    if len({len(node.inputs) for node in nodes}) < 2:
-        return
+    """Give neutral slopes and a neutral mask, input ``index``, where others have such."""
     taken = edit.names(graph)
+    sloped = any(node.attrs.get("slopes") for node in nodes)
     for node in nodes:
-        if len(node.inputs) == index:
+        if sloped and not node.attrs.get("slopes"):
+            zeros = np.zeros(int(node.attrs["num_heads"]), np.float32)
+            node.inputs.append(gs.Constant(_free(f"{node.name}/no_slopes", taken), zeros))
+            node.attrs["slopes"] = 1
+    most = max(len(node.inputs) for node in nodes)
+    for node in nodes:
+        if len(node.inputs) < most:
             name = _free(f"{node.name}/no_mask", taken)
             dtype = numpy_dtype(facts.dtype(node.inputs[0]))
             rank = len(facts.shape(node.inputs[0]) or ())
-            node.inputs.append(gs.Constant(name, np.zeros((1,) * rank, dtype)))
+            node.inputs.insert(index, gs.Constant(name, np.zeros((1,) * rank, dtype)))
 
 
 def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
@@ -197,12 +231,24 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
+def names(uses: Uses, first: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the inputs: ``first``, the mask, and the slopes."""
+    sloped = uses.any("slopes")
+    mask = ("mask",) if uses.inputs - sloped > len(first) else ()
+    return (*first, *mask, *(("slopes",) if sloped else ()))
+
+
+ATTRIBUTES = (
+    *("num_heads", "kv_num_heads", "scale", "causal", "window", "softcap", "nan_guard"),
+    "slopes",
+)
+
 DEFINITION = Definition(
     "FlashAttention",
-    ("q", "k", "v", "mask"),
+    lambda uses: names(uses, ("q", "k", "v")),
     ("y",),
-    ("num_heads", "kv_num_heads", "scale", "causal", "window", "softcap", "nan_guard", "layout"),
+    (*ATTRIBUTES, "layout"),
     _body,
     _unify,
-    in_fp32=("mask",),
+    in_fp32=("mask", "slopes"),
 )

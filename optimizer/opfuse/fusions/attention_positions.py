@@ -21,7 +21,7 @@ from opfuse.graph.fusion import Miss, NewNode, Work
 
 _MASK = 3  # the input's index
 # What may stand between a mask and the shapes that it comes from.
-_OPS = frozenset(
+OPS = frozenset(
     (
         *("Add", "And", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Equal", "Expand"),
         *("Gather", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual"),
@@ -66,7 +66,7 @@ class _Positions:
         made: list[NewNode] = []
         left = _rest(work, node, mask, made)
         before = nodes_behind(node.inputs[_MASK:], [*mask.keep.rest, *mask.beside])
-        strange = next((other for other in before if other.op not in _OPS), None)
+        strange = next((other for other in before if other.op not in OPS), None)
         if strange is not None:
             raise Miss(f"computes its mask with {strange.op}", strange)
         attrs = {**node.attrs, "causal": causal, "window": window}
@@ -92,7 +92,7 @@ def _limits(lines: tuple[Line, ...], queries: Dim, keys: Dim, node: gs.Node) -> 
         if queries == 1:  # its index is 0
             steps, sizes = (-steps[1], steps[1]), (1, sizes[1])
         flat = not any(line.steps[:-2])
-        fit = all(_fits(*pair) for pair in zip(steps, sizes, (queries, keys), strict=True))
+        fit = all(fits(*pair) for pair in zip(steps, sizes, (queries, keys), strict=True))
         known = line.offset - offset if steps == (1, -1) else line.offset + offset
         if not flat or not fit or steps not in ((1, -1), (-1, 1)) or not isinstance(known, int):
             raise Miss("its mask depends on more than the distance of a key", node)
@@ -107,7 +107,7 @@ def _limits(lines: tuple[Line, ...], queries: Dim, keys: Dim, node: gs.Node) -> 
     raise Miss(f"sees keys from {left} behind to {right} ahead of a query", node)
 
 
-def _fits(step: int, size: Dim, want: Dim) -> bool:
+def fits(step: int, size: Dim, want: Dim) -> bool:
     """Tell whether the axis along which a line grows is that of the scores."""
     return size == want or (step == 0 and want == 1) or (step == 0 and may_equal(size, want))
 

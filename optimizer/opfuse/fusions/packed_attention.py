@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.attention_body import attention, unify_masks
+from opfuse.fusions.attention_body import ATTRIBUTES, attention, names, unify_masks
 from opfuse.fusions.guards import text
 from opfuse.graph.definition import Definition, Uses
 from opfuse.graph.edit import producer
@@ -119,7 +119,7 @@ _UNPACKED = """
 
 def _body(uses: Uses) -> str:
     turn = "\ny = Transpose<perm: ints = [0, 2, 1, 3]>(y_heads)"
-    inner = attention(uses, ("q", "k", "v"), "y_heads", uses.inputs > _MASK)
+    inner = attention(uses, ("q", "k", "v"), "y_heads", _MASK)
     return _UNPACKED + inner + turn
 
 
@@ -129,12 +129,12 @@ def _unify(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts) -> None:
 
 DEFINITION = Definition(
     "PackedAttention",
-    ("qkv", "mask"),
+    lambda uses: names(uses, ("qkv",)),
     ("y",),
-    ("num_heads", "kv_num_heads", "scale", "causal", "window", "softcap", "nan_guard"),
+    ATTRIBUTES,
     _body,
     _unify,
-    in_fp32=("mask",),
+    in_fp32=("mask", "slopes"),
 )
 
 FUSION = _PackedAttention()

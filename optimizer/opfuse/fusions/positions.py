@@ -56,6 +56,11 @@ class Line:
             sizes.append(one if a else two)
         return Line.of(steps, tuple(sizes), self.offset + other.offset)
 
+    def aligned(self, rank: int) -> Line:
+        """Return it over ``rank`` axes, which are no fewer."""
+        steps, sizes = zip(*self._axes(rank), strict=True) if rank else ((), ())
+        return Line(steps, sizes, self.offset)
+
     def shifted(self, number: int) -> Line:
         """Return it plus a number."""
         return Line(self.steps, self.sizes, self.offset + number)
@@ -182,11 +187,15 @@ class Lines:
         return total
 
     def _sliced(self, node: gs.Node) -> Line | None:
-        """Read a part along one axis, whose start counts from the front, in steps of 1."""
-        inner, shape = self.line(node.inputs[0]), self._work.shape(node.outputs[0])
+        inner = self.line(node.inputs[0])
+        return None if inner is None else self.part(node, inner)
+
+    def part(self, node: gs.Node, inner: Line) -> Line | None:
+        """Return a part along one axis, whose start counts from the front, in steps of 1."""
+        shape = self._work.shape(node.outputs[0])
         known = [self._work.facts.value(tensor) for tensor in node.inputs[1:]]
         numbers = [value.flat[0] for value in known if value is not None and value.size == 1]
-        if inner is None or shape is None or not len(numbers) == len(known) in (3, 4):
+        if shape is None or not len(numbers) == len(known) in (3, 4):
             return None
         start, axis, step = numbers[0], numbers[2], numbers[3] if len(numbers) > 3 else 1
         if not isinstance(start, int) or not isinstance(axis, int) or start < 0 or step != 1:

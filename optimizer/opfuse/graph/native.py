@@ -132,7 +132,7 @@ def _flash_attention(node: NodeProto, facts: Facts) -> list[NodeProto]:
     causal = bool(_attribute(node, "causal", 0))
     if dtype not in _HALVES:
         raise Unable(f"TensorRT's Attention takes no {type_name(dtype)}")
-    for name, plain in (("softcap", 0.0), ("window", 0), ("layout", "BHSD")):
+    for name, plain in (("softcap", 0.0), ("window", 0), ("slopes", 0), ("layout", "BHSD")):
         if (value := _attribute(node, name, plain)) not in (plain, str(plain).encode()):
             raise Unable(f"TensorRT's Attention has no {name} {value}")
     if causal and mask:

@@ -19,6 +19,8 @@ def _flash_attention(view: View, wanted: Sequence[Shard | None]) -> Local:
     layout = view.node.attrs.get("layout", "BHSD")
     if shard.axis != _HEADS or len(view.result()) != 4 or layout != "BHSD":
         raise Stays("it can be split by heads only")
+    if view.node.attrs.get("slopes"):
+        raise Stays("its slopes are one number of each head")
     if view.shape(0)[_HEADS] != heads or view.shape(1)[_HEADS] != few or heads % few:
         raise Stays(f"its {heads} heads and {few} key/value heads are not those of its operands")
     keys = Shard(_HEADS, _key_heads(shard.parts, heads // few))

@@ -1,0 +1,25 @@
+#include "hopper.cuh"
+
+namespace opfuse {
+namespace {
+
+template <class T>
+cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    using Shape = HopperShape<192, 2, 96, 2, 1>;
+    return only_scales(a) ? launch_hopper<T, Shape, true>(a, stream)
+                          : launch_hopper<T, Shape, false>(a, stream);
+}
+
+}  // namespace
+
+template <>
+cudaError_t hopper_attention<192>(Attention const& a, __half, cudaStream_t stream) {
+    return launch<__half>(a, stream);
+}
+
+template <>
+cudaError_t hopper_attention<192>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+    return launch<__nv_bfloat16>(a, stream);
+}
+
+}  // namespace opfuse

@@ -1,0 +1,24 @@
+#include "hopper.cuh"
+
+namespace opfuse {
+namespace {
+
+template <class T>
+cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    return only_scales(a) ? launch_hopper<T, HopperShape<256, 2, 80, 2, 1>, true>(a, stream)
+                          : launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, false>(a, stream);
+}
+
+}  // namespace
+
+template <>
+cudaError_t hopper_attention<256>(Attention const& a, __half, cudaStream_t stream) {
+    return launch<__half>(a, stream);
+}
+
+template <>
+cudaError_t hopper_attention<256>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+    return launch<__nv_bfloat16>(a, stream);
+}
+
+}  // namespace opfuse
