@@ -90,3 +90,18 @@ def test_shipped_tables_are_well_formed():
 def test_targets():
     assert target_of("9.0", "segmented tensorrt-rtx 1.4") == "sm_90 segmented tensorrt-rtx 1.4"
     assert Verdict("A+B", ("A", "B")).form_of("B") == "plugin"
+
+
+def test_a_plugin_has_a_tactic():
+    found = {"opt": times(**{"GemmAct": shifted(-1.0), "GemmAct@3": shifted(-9.0)})}
+    verdict = decide(found, ("GemmAct",), "")
+    assert (verdict.choice, verdict.form_of("GemmAct")) == ("GemmAct@3", "plugin")
+    assert (verdict.tactic_of("GemmAct"), verdict.tactic_of("Rope")) == (3, 0)
+    tie = decide({"opt": times(**{"GemmAct@3": shifted(0.0)})}, ("GemmAct",), "")
+    assert tie.choice == "GemmAct@3"
+
+
+def test_a_lock_with_an_odd_tactic_says_nothing():
+    torn = {"choice": "GemmAct@", "ops": ["GemmAct"], "us": {}}
+    section = {"t": {"a": torn, "b": {**torn, "choice": "GemmAct@x"}}}
+    assert [item.tactic_of("GemmAct") for item in read(section, "t").values()] == [0]

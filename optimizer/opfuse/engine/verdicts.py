@@ -27,10 +27,11 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which variant of a region is built: "leave", "native", or the plugins, joined by "+".
+    """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
-    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, and
-    ``source`` says where the verdict is from.
+    The number is the tactic of a plugin.
+    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, ``work``
+    the elements that each of them writes, and ``source`` says where the verdict is from.
     """
 
     choice: str
@@ -38,12 +39,17 @@ class Verdict:
     us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     library: str = ""
     source: str = ""
+    work: Mapping[str, int] = field(default_factory=dict)
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
         if self.choice == NATIVE:
             return NATIVE
-        return PLUGIN if op in self.choice.split("+") else LEAVE
+        return PLUGIN if op in plugins_of(self.choice) else LEAVE
+
+    def tactic_of(self, op: str) -> int:
+        """Which of its ways a plugin takes; 0 where it chooses itself."""
+        return plugins_of(self.choice).get(op, 0)
 
     def reason(self) -> str:
         """The figures in words."""
@@ -64,14 +70,30 @@ class Verdict:
         """Read what `as_dict` wrote.
 
         Raises:
-            KeyError, TypeError, AttributeError: It is something else.
+            KeyError, TypeError, AttributeError, ValueError: It is something else.
         """
+        plugins_of(facts["choice"])
         us = {point: dict(times) for point, times in facts["us"].items()}
         ops = tuple(facts["ops"])
-        return Verdict(str(facts["choice"]), ops, us, str(facts.get("library", "")), source)
+        library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
+        return Verdict(str(facts["choice"]), ops, us, library, source, work)
 
 
-def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
+def plugins_of(choice: str) -> dict[str, int]:
+    """The plugins of a variant with their tactics.
+
+    Raises:
+        ValueError: A tactic is no number.
+    """
+    if choice in (LEAVE, NATIVE):
+        return {}
+    parts = (part.partition("@") for part in choice.split("+"))
+    return {op: int(tactic or 0) for op, _, tactic in parts}
+
+
+def decide(
+    times: Times, ops: Sequence[str], library: str, work: Mapping[str, int] | None = None
+) -> Verdict:
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
     A gain counts where it is more than the noise and more than three thousandths of the time. To
@@ -83,7 +105,7 @@ def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
     better: dict[str, float] = {}
     for name in candidates:
         gains = [_gain(times[point], name) for point in points]
-        exact = EXACT.issuperset(name.split("+"))
+        exact = name != NATIVE and EXACT.issuperset(plugins_of(name))
         known = [gain for gain in gains if gain is not None]
         if len(known) == len(gains) and _wins(known, exact=exact):
             better[name] = median(times[points[0]][name])
@@ -92,7 +114,7 @@ def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
         point: {name: round(median(values), 2) for name, values in found.items() if values}
         for point, found in times.items()
     }
-    return Verdict(choice, tuple(ops), us, library, "measured here")
+    return Verdict(choice, tuple(ops), us, library, "measured here", work or {})
 
 
 def _gain(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float] | None:
@@ -126,7 +148,7 @@ def read(section: Any, target: str) -> dict[str, Verdict]:
     for key, facts in stored.items() if isinstance(stored, dict) else ():
         try:
             found[key] = Verdict.from_dict(facts, "from the lock")
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             continue
     return found
 
