@@ -1,9 +1,9 @@
 // y = activation(x w + bias) + residual of so few rows that reading w is all of the work: sm_90.
 //
-// A cluster of eight blocks has a tile of 128 columns (gated, 64 of the gate and the 64 of what it
-// lets through), each block an eighth of the depth; the sums meet in shared memory.  A thread reads
-// 8 columns of every 16th row of its part, sixteen reads at once, which brings what the memory
-// gives. Ahead of the wait for the previous kernel the part is asked into L2.
+// A cluster of up to eight blocks has a tile of 64 columns (gated, 64 of the gate and the 64 of
+// what it lets through), each block its part of the depth; the sums meet in shared memory.  A
+// thread has 8 columns, and reads ahead of what it multiplies.  Ahead of the wait for the previous
+// kernel the part is asked into L2.
 #pragma once
 #include "../device/launch.cuh"
 #include "cluster.cuh"
@@ -14,16 +14,24 @@ namespace opfuse {
 
 // ---- kernels
 
+template <bool kGated>
 struct FewRows {
     static constexpr int kMost = 4;  // rows
-    static constexpr int kThreads = 256, kWarps = kThreads / 32;
-    static constexpr int kTile = 128, kVec = 8;
+    static constexpr int kThreads = 256, kWarps = kThreads / 32,
+                         kBlocks = 3;  // of a multiprocessor
+    static constexpr int kVec = 8, kCols = 64, kTile = kGated ? 2 * kCols : kCols;
     static constexpr int kLanes = kTile / kVec, kGroups = kThreads / kLanes;
-    static constexpr int kParts = 8;  // of the depth: the blocks of a cluster
-    template <int kRows>              // reads of a thread at once
-    static constexpr int kAtOnce = kRows == 1 ? 16 : 8;
-    static constexpr int kEarly = 128;  // rows of the part that are asked into L2
-    static constexpr int kMostShared = 96 << 10;
+    static constexpr int kMostParts = 8;  // of the depth: the blocks of a cluster
+    static constexpr int kAtOnce = 4;     // reads of a thread, of which two such lots are under way
+    static constexpr int kStep = kGroups * kAtOnce;  // rows of w
+    static constexpr int kEarly = 128;               // rows of the part that are asked into L2
+    static constexpr int kMostShared = 48 << 10;
+};
+
+// How the depth is shared out: the blocks of a cluster, the rows of each, and of those that it
+// keeps of x, a multiple of kStep.
+struct DepthParts {
+    int parts, rows, kept;
 };
 
 __device__ inline void meet_in_cluster() {  // with what ordinary stores wrote
@@ -40,15 +48,13 @@ __device__ inline float load_from(float const* here, int rank) {
     return value;
 }
 
-// The sum of all parts for one column of the tile and one row, always in the same order.
-template <int kRows>
-__device__ float whole_sum(float const (&part)[kRows][FewRows::kTile], int row, int at) {
-    float found[FewRows::kParts], sum = 0.f;
+// The sum of all parts of what lies at `here`, always in the same order.
+__device__ inline float whole_sum(float const* here, int parts) {
+    float found[8], sum = 0.f;
 #pragma unroll
-    for (int rank = 0; rank < FewRows::kParts; ++rank)
-        found[rank] = load_from(&part[row][at], rank);
+    for (int rank = 0; rank < 8; ++rank) found[rank] = rank < parts ? load_from(here, rank) : 0.f;
 #pragma unroll
-    for (int rank = 0; rank < FewRows::kParts; ++rank) sum += found[rank];
+    for (int rank = 0; rank < 8; ++rank) sum += found[rank];
     return sum;
 }
 
@@ -63,89 +69,100 @@ __device__ void store_result(Gemm const& g, float value, float up, int64_t row, 
     static_cast<T*>(g.y)[row * g.cols + col] = device::from_float<T>(value);
 }
 
-// sums += x w of the rows of w from `weight` on that this thread's group has.  x is 0 from `count`
-// on.
-template <class T, int kRows>
-__device__ void multiply_part(float (&sums)[kRows][8], float const* x, int x_stride,
-                              T const* weight, int64_t stride, int count, int group) {
-    using S = FewRows;
-    int constexpr kAtOnce = S::kAtOnce<kRows>;
-    for (int first = group; first < count; first += S::kGroups * kAtOnce) {
-        uint4 read[kAtOnce];
+// kAtOnce vectors of w, kGroups rows apart, the first at row k; 0 from `count` on.
+template <class S, class T>
+__device__ void read_lot(uint4 (&lot)[S::kAtOnce], T const* weight, int64_t stride, int k,
+                         int count) {
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-            int const k = first + i * S::kGroups;
-            T const* const from = weight + k * stride;
-            read[i] = k < count ? __ldcs(reinterpret_cast<uint4 const*>(from)) : uint4{};
-        }
+    for (int i = 0; i < S::kAtOnce; ++i) {
+        int const row = k + i * S::kGroups;
+        T const* const from = weight + row * stride;
+        lot[i] = row < count ? __ldcs(reinterpret_cast<uint4 const*>(from)) : uint4{};
+    }
+}
+
+template <class S, class T, int kRows>
+__device__ void multiply_lot(float (&sums)[kRows][8], uint4 const (&lot)[S::kAtOnce],
+                             float const* x, int x_stride) {
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-            uint32_t const pairs[4] = {read[i].x, read[i].y, read[i].z, read[i].w};
+    for (int i = 0; i < S::kAtOnce; ++i) {
+        uint32_t const pairs[4] = {lot[i].x, lot[i].y, lot[i].z, lot[i].w};
 #pragma unroll
-            for (int row = 0; row < kRows; ++row) {
-                float const factor = x[row * x_stride + first + i * S::kGroups];
+        for (int row = 0; row < kRows; ++row) {
+            float const factor = x[row * x_stride + i * S::kGroups];
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    float2 const two = device::unpack<T>(pairs[c]);
-                    sums[row][2 * c] = fmaf(factor, two.x, sums[row][2 * c]);
-                    sums[row][2 * c + 1] = fmaf(factor, two.y, sums[row][2 * c + 1]);
-                }
+            for (int c = 0; c < 4; ++c) {
+                float2 const two = device::unpack<T>(pairs[c]);
+                sums[row][2 * c] = fmaf(factor, two.x, sums[row][2 * c]);
+                sums[row][2 * c + 1] = fmaf(factor, two.y, sums[row][2 * c + 1]);
             }
         }
     }
 }
 
 template <class T, int kRows, bool kGated>
-__global__ void __launch_bounds__(FewRows::kThreads, 2)
-    few_rows_gemm_kernel(Gemm const g, int const slice, int const x_stride) {
-    using S = FewRows;
-    extern __shared__ float x_part[];  // [kRows, x_stride]
-    __shared__ float of_warp[S::kWarps][kRows][S::kTile], of_block[kRows][S::kTile];
-    int constexpr kCols = kGated ? S::kTile / 2 : S::kTile;
-    int const rank = device::cluster_rank(), tile_col = blockIdx.x / S::kParts * kCols;
+__global__ void __launch_bounds__(FewRows<kGated>::kThreads, FewRows<kGated>::kBlocks)
+    few_rows_gemm_kernel(Gemm const g, DepthParts const depth) {
+    using S = FewRows<kGated>;
+    extern __shared__ float x_part[];  // [kRows, depth.kept]
+    __shared__ float of_warp[S::kWarps][kRows * S::kTile], of_block[kRows * S::kTile];
+    int const rank = blockIdx.x % depth.parts, tile_col = blockIdx.x / depth.parts * S::kCols;
     int const lane = threadIdx.x % S::kLanes, group = threadIdx.x / S::kLanes;
-    int const inside = lane * S::kVec % kCols;
+    int const inside = lane * S::kVec % S::kCols;
     int64_t const stride = kGated ? 2 * int64_t{g.cols} : g.cols;
-    int const first = min(rank * slice, g.depth), count = min(slice, g.depth - first);
+    int const first = min(rank * depth.rows, g.depth);
+    int const there = min(depth.rows, g.depth - first);
     bool const has_col = tile_col + inside < g.cols;
+    int const count = has_col ? there : 0;
     T const* const weight = static_cast<T const*>(g.weight) + first * stride + tile_col + inside +
-                            (lane * S::kVec >= kCols ? g.cols : 0);
-    if (has_col && lane % 8 == 0)
+                            (lane * S::kVec >= S::kCols ? g.cols : 0);
+    if (lane % 8 == 0)
         for (int k = group; k < min(count, S::kEarly); k += S::kGroups)
             device::prefetch(weight + k * stride);
     device::let_next_start();
     device::wait_for_previous();
+    uint4 lot[S::kAtOnce], next[S::kAtOnce];
+    read_lot<S>(lot, weight, stride, group, count);
     T const* const x = static_cast<T const*>(g.x) + first;
-    for (int i = threadIdx.x; i < kRows * x_stride; i += S::kThreads) {
-        int const row = i / x_stride, k = i % x_stride;
-        bool const there = row < g.rows && k < count;
-        x_part[i] = there ? device::to_float(x[row * int64_t{g.depth} + k]) : 0.f;
+    for (int i = threadIdx.x; i < kRows * depth.kept; i += S::kThreads) {
+        int const row = i / depth.kept, k = i % depth.kept;
+        bool const is_there = row < g.rows && k < there;
+        x_part[i] = is_there ? device::to_float(x[row * int64_t{g.depth} + k]) : 0.f;
     }
     __syncthreads();
     float sums[kRows][8] = {};
-    multiply_part<T, kRows>(sums, x_part, x_stride, weight, stride, has_col ? count : 0, group);
-    int const warp = threadIdx.x / 32;
+    for (int k = group; k < count; k += S::kStep) {
+        read_lot<S>(next, weight, stride, k + S::kStep, count);
+        multiply_lot<S, T, kRows>(sums, lot, x_part + k, depth.kept);
+#pragma unroll
+        for (int i = 0; i < S::kAtOnce; ++i) lot[i] = next[i];
+    }
 #pragma unroll
     for (int row = 0; row < kRows; ++row)
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
-            float const sum = sums[row][c] + __shfl_xor_sync(0xffffffff, sums[row][c], S::kLanes);
-            if (threadIdx.x % 32 < S::kLanes) of_warp[warp][row][lane * S::kVec + c] = sum;
+            float sum = sums[row][c];
+#pragma unroll
+            for (int apart = S::kLanes; apart < 32; apart *= 2)
+                sum += __shfl_xor_sync(0xffffffff, sum, apart);
+            if (threadIdx.x % 32 < S::kLanes)
+                of_warp[threadIdx.x / 32][row * S::kTile + lane * S::kVec + c] = sum;
         }
     __syncthreads();
     for (int i = threadIdx.x; i < kRows * S::kTile; i += S::kThreads) {
         float sum = 0.f;
 #pragma unroll
-        for (int w = 0; w < S::kWarps; ++w) sum += of_warp[w][i / S::kTile][i % S::kTile];
-        of_block[i / S::kTile][i % S::kTile] = sum;
+        for (int warp = 0; warp < S::kWarps; ++warp) sum += of_warp[warp][i];
+        of_block[i] = sum;
     }
     meet_in_cluster();
-    int constexpr kOwn = kCols / S::kParts;
-    int const row = threadIdx.x / kOwn, at = rank * kOwn + threadIdx.x % kOwn;
-    if (row < kRows && row < g.rows && tile_col + at < g.cols) {
-        float const value = whole_sum<kRows>(of_block, row, at);
-        float const up = kGated ? whole_sum<kRows>(of_block, row, at + S::kTile / 2) : 0.f;
-        store_result<T>(g, value, up, row, tile_col + at);
+    int const own = S::kCols / depth.parts;
+    for (int i = threadIdx.x; i < kRows * own; i += S::kThreads) {
+        int const row = i / own, at = rank * own + i % own;
+        if (row >= g.rows || tile_col + at >= g.cols) continue;
+        float const* const here = of_block + row * S::kTile + at;
+        float const up = kGated ? whole_sum(here + S::kCols, depth.parts) : 0.f;
+        store_result<T>(g, whole_sum(here, depth.parts), up, row, tile_col + at);
     }
     meet_in_cluster();  // no block ends while others read its sums
 }
@@ -154,21 +171,21 @@ __global__ void __launch_bounds__(FewRows::kThreads, 2)
 
 template <class T, int kRows, bool kGated>
 cudaError_t launch_few_rows(Gemm const& g, cudaStream_t stream) {
-    using S = FewRows;
+    using S = FewRows<kGated>;
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
-    int constexpr kCols = kGated ? S::kTile / 2 : S::kTile;
-    int const slice = (g.depth + S::kParts - 1) / S::kParts;
-    int constexpr kStep = S::kGroups * S::kAtOnce<kRows>;
-    int const x_stride = (slice + kStep - 1) / kStep * kStep;
+    int64_t const tiles = (int64_t{g.cols} + S::kCols - 1) / S::kCols;
+    int parts = S::kMostParts;
+    while (parts > 1 && tiles * parts > S::kBlocks * machine.multiprocessors) parts /= 2;
+    int const rows = (g.depth + parts - 1) / parts;
+    DepthParts const depth{parts, rows, (rows + S::kStep - 1) / S::kStep * S::kStep};
     device::Grid grid;
-    grid.cluster = S::kParts;
-    grid.blocks = (int64_t{g.cols} + kCols - 1) / kCols * S::kParts;
+    grid.cluster = parts;
+    grid.blocks = tiles * parts;
     grid.threads = dim3(S::kThreads);
-    grid.shared_bytes = sizeof(float) * kRows * x_stride;
+    grid.shared_bytes = sizeof(float) * kRows * depth.kept;
     if (grid.shared_bytes > S::kMostShared) return cudaErrorNotSupported;
-    return device::launch(few_rows_gemm_kernel<T, kRows, kGated>, machine, grid, stream, g, slice,
-                          x_stride);
+    return device::launch(few_rows_gemm_kernel<T, kRows, kGated>, machine, grid, stream, g, depth);
 }
 
 template <class T, bool kGated>
@@ -180,7 +197,7 @@ cudaError_t launch_few_rows(Gemm const& g, cudaStream_t stream) {
 
 template <class T>
 cudaError_t launch_few_rows(Gemm const& g, cudaStream_t stream) {
-    if (g.rows > FewRows::kMost || g.transposed) return cudaErrorNotSupported;
+    if (g.rows > FewRows<true>::kMost || g.transposed) return cudaErrorNotSupported;
     return g.gated ? launch_few_rows<T, true>(g, stream) : launch_few_rows<T, false>(g, stream);
 }
 

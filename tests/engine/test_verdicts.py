@@ -30,8 +30,8 @@ def test_less_than_three_thousandths_are_no_gain(gain):
     assert decide({"opt": times(A=shifted(-gain))}, ("A",), "").choice == LEAVE
 
 
-@pytest.mark.parametrize(("gain", "choice"), [(-0.2, "GemmAct"), (0.0, "GemmAct"), (-1.0, LEAVE)])
-def test_a_tie_is_for_the_plugin_that_is_more_exact(gain, choice):
+@pytest.mark.parametrize(("gain", "choice"), [(-4.0, "GemmAct"), (0.0, "GemmAct"), (-6.0, LEAVE)])
+def test_a_plugin_that_is_more_exact_may_lose_a_twentieth(gain, choice):
     found = {"opt": times(GemmAct=shifted(-gain)), "max": times(GemmAct=shifted(-gain))}
     assert decide(found, ("GemmAct",), "").choice == choice
     assert decide({"opt": times(**{"GemmAct+A": shifted(0.0)})}, ("A",), "").choice == LEAVE
@@ -72,7 +72,7 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("B",), {}).choice == LEAVE
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
     assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
-    table["ops"] = {op: [[1000, 1.005]] for op in ("A", "GatedGemm")}
+    table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
     assert by_table(table, ("A", "GatedGemm"), {}).choice == "GatedGemm"
 
 
