@@ -18,8 +18,8 @@ _OF_TABLE = 0.01  # the same where others measured, in other surroundings
 _NOISE = 3.0  # median absolute deviations of the differences that a gain has to exceed
 EXACT = frozenset({"GemmAct", "GatedGemm"})
 """Plugins that add up in fp32 what TensorRT's fp16 products add up in part in fp16. On an H100 with
-TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with its products by TensorRT
-and of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
+TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
+of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
