@@ -83,9 +83,9 @@ class Export:
         )
 
     def _variants(self, wanted: Sequence[str]) -> list[str]:
-        """Those that are for every network, and those for this one."""
+        """Those that are for every network, for this one, or for this export of it."""
         split = [text.rpartition("/") for text in wanted]
-        return [what for name, _, what in split if name in ("", self.name)]
+        return [what for name, _, what in split if name in ("", self.name, self.folder.name)]
 
     def _build(self, variant: str, lock: Path) -> None:
         try:
@@ -130,6 +130,7 @@ def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list
         variants |= {name: item for name, item in failed if name not in variants}
         for variant, peer in export.memory.items():
             variants.setdefault(variant, {})["peak_bytes"] = peer.ask("memory")
+            peer.end()  # what it held is free before the next one looks
         rows.append(
             {
                 "network": export.name,
@@ -192,7 +193,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--variants",
         nargs="+",
         default=["alone", "auto", "tune", "plugin"],
-        help="of engine_build; as NETWORK/VARIANT for one network",
+        help="of engine_build; as NETWORK/VARIANT or NETWORK-EXPORT/VARIANT for one alone",
     )
     parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)

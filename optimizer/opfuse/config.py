@@ -47,6 +47,7 @@ class Config:
         plugin_library: The plugin library to load instead of the one in the package.
         embed_plugins: Put the plugin library into the engine file.
         layers: Compare what every step of a bundle writes, too.
+        bisect: Where an engine is wrong, find the first operator at which it is.
         rtol: Largest relative error that passes; None takes the default of the data type.
         seed: Seed of the random inputs of the proof.
         iterations: How many runs `bench` times.
@@ -86,6 +87,7 @@ class Config:
     plugin_library: Path | None = None
     embed_plugins: bool = True
     layers: bool = False
+    bisect: bool = False
     rtol: float | None = None
     seed: int = 0
     iterations: int = 100

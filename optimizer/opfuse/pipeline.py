@@ -102,6 +102,10 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
     check_reports(config, COMPARISON_SUFFIXES)
     with (progress or Progress()).stage("verify"):
         comparison = compare(a, b, config)
+    if config.bisect and not comparison.passed and not comparison.refused:
+        from opfuse.bisecting import bisected
+
+        comparison = bisected(a, b, comparison, config, progress)
     for path in config.reports:
         write_comparison(comparison, path)
     return comparison

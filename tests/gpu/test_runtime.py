@@ -200,6 +200,17 @@ def test_every_step_is_right(bundle: Path) -> None:
     assert comparison.first_apart is None
 
 
+def test_the_first_operator_that_differs_is_found(bundle: Path) -> None:
+    """With a tolerance that rounding breaks; an early operator breaks it first."""
+    shapes = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (1, 16))
+    found = opfuse.verify(MODEL, bundle, bisect=True, rtol=1e-7, opt_shapes=shapes)
+    assert not found.passed
+    nodes = [node.name for node in onnx.load(MODEL).graph.node]
+    assert found.first_wrong
+    print(found.first_wrong)
+    assert nodes.index(found.first_wrong.split("'")[1]) < len(nodes) // 2
+
+
 def test_the_profile_has_the_layers_of_every_engine(bundle: Path) -> None:
     (measured,) = opfuse.bench(bundle, iterations=5, warm_up=2).engines
     engines = [step for step in measured.steps if not step.plugin]

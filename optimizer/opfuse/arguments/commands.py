@@ -129,6 +129,12 @@ def verify(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_true",
         help="compare what every step of a bundle writes, and name the first that differs",
     )
+    command.add_argument(
+        "--bisect",
+        action="store_true",
+        help="where an engine differs, build the model again with outputs in its middle until the "
+        "first operator that differs is found",
+    )
     shapes(command, RUN_SHAPES)
     library(command, ("--plugins",))
     tolerance(command)

@@ -161,6 +161,15 @@ def leave(model: ModelProto, node: NodeProto) -> bool:
     return bool(name)
 
 
+def choose_tactic(node: NodeProto, tactic: int) -> None:
+    """Let a plugin node take one of its ways; with 0 it chooses itself."""
+    kept = [item for item in node.attribute if item.name != "tactic"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    if tactic:
+        node.attribute.append(helper.make_attribute("tactic", tactic))
+
+
 def _leave_product(model: ModelProto, node: NodeProto) -> bool:
     product = helper.make_node("MatMul", ["x", "weight"], ["y"])
     nodes = [product]

@@ -22,16 +22,17 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import assemble
 from opfuse.engine.backend import Backend, Request
-from opfuse.engine.cut import is_plugin, leave
+from opfuse.engine.cut import choose_tactic, is_plugin, leave
 from opfuse.engine.natives import substitute
 from opfuse.engine.parts import extract, functions_of
 from opfuse.engine.profile import LEVELS, Profile
 from opfuse.engine.regions import Region
 from opfuse.engine.tensors import Typed, range_of
-from opfuse.engine.verdicts import LEAVE, NATIVE, Times
+from opfuse.engine.verdicts import LEAVE, NATIVE, Times, plugins_of
 from opfuse.errors import EngineError
 from opfuse.files import scratch, write_atomically
 from opfuse.progress import Progress
+from opfuse.runtime import abi
 
 _ROUNDS = 9
 _AT_ONCE = 8  # regions whose engines lie on the disk at a time, with the weights of each
@@ -124,7 +125,7 @@ class Trials:
         if len(ranges) < len(region.inputs) or any(name not in self._types for name in names):
             return
         profile = replace(self._profile, ranges=ranges)
-        for number, (name, taken) in enumerate(variants(self._ops(region))):
+        for number, (name, taken) in enumerate(variants(self._ops(region), self._tactics(region))):
             part = self._part(region, name, taken)
             if part is None:
                 continue
@@ -139,6 +140,25 @@ class Trials:
     def _ops(self, region: Region) -> tuple[str, ...]:
         nodes = self._model.graph.node
         return tuple(dict.fromkeys(nodes[index].op_type for index in region.group))
+
+    def _tactics(self, region: Region) -> list[int]:
+        """The ways of a plugin that is a group by itself, at the usual sizes."""
+        if len(region.group) > 1:
+            return []
+        node = self._model.graph.node[region.group[0]]
+        tensors = []
+        for name in node.input:
+            levels = self._range(name)
+            if levels is None:
+                return []
+            tensors.append(abi.Tensor(self._types[name].element, levels.opt))
+        library = abi.load(self._library)
+        try:
+            with abi.Plugin(library, node.op_type, assemble.attributes(node)) as plugin:
+                tactics = getattr(plugin, "tactics", None)
+                return [] if tactics is None else list(tactics(tensors))
+        except abi.PluginError:
+            return []
 
     def _part(self, region: Region, name: str, taken: Sequence[str]) -> ModelProto | None:
         """The region as a model with these plugins of its group, and all around the group.
@@ -160,6 +180,8 @@ class Trials:
         for node in part.graph.node:
             if node.name in stayed and node.op_type not in taken:
                 leave(part, node)
+            elif node.name in stayed:
+                choose_tactic(node, plugins_of(name).get(node.op_type, 0))
         used = functions_of(part, part.graph.node)
         del part.functions[:]
         part.functions.extend(used)
@@ -267,10 +289,13 @@ def _finish(item: _Variant, built: Any) -> None:
         item.finish(built)
 
 
-def variants(ops: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-    """What is tried of a region: bodies, layers of TensorRT, all plugins, and each alone."""
+def variants(
+    ops: tuple[str, ...], tactics: Sequence[int] = ()
+) -> list[tuple[str, tuple[str, ...]]]:
+    """What is tried of a region: bodies, layers of TensorRT, all plugins, each alone, its ways."""
     found: list[tuple[str, tuple[str, ...]]] = [(LEAVE, ()), (NATIVE, ()), ("+".join(ops), ops)]
-    return found + [(op, (op,)) for op in ops if len(ops) > 1]
+    found += [(op, (op,)) for op in ops if len(ops) > 1]
+    return found + [(f"{op}@{tactic}", (op,)) for op in ops for tactic in tactics]
 
 
 def _points(ranges: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:

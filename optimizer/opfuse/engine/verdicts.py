@@ -17,9 +17,10 @@ _LEAST_GAIN = 0.003  # of TensorRT's time: less is not worth a plugin
 _OF_TABLE = 0.01  # the same where others measured, in other surroundings
 _NOISE = 3.0  # median absolute deviations of the differences that a gain has to exceed
 EXACT = frozenset({"GemmAct", "GatedGemm"})
-"""Plugins that a tie is for: they add up in fp32 what TensorRT's fp16 products add up in part in
-fp16. On an H100 with TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with
-its products by TensorRT and of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
+"""Plugins that add up in fp32 what TensorRT's fp16 products add up in part in fp16. On an H100 with
+TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
+of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
+_WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 """Microseconds by the name of the point and of the variant, one of each round."""
@@ -27,10 +28,11 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which variant of a region is built: "leave", "native", or the plugins, joined by "+".
+    """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
-    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, and
-    ``source`` says where the verdict is from.
+    The number is the tactic of a plugin.
+    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, ``work``
+    the elements that each of them writes, and ``source`` says where the verdict is from.
     """
 
     choice: str
@@ -38,12 +40,17 @@ class Verdict:
     us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     library: str = ""
     source: str = ""
+    work: Mapping[str, int] = field(default_factory=dict)
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
         if self.choice == NATIVE:
             return NATIVE
-        return PLUGIN if op in self.choice.split("+") else LEAVE
+        return PLUGIN if op in plugins_of(self.choice) else LEAVE
+
+    def tactic_of(self, op: str) -> int:
+        """Which of its ways a plugin takes; 0 where it chooses itself."""
+        return plugins_of(self.choice).get(op, 0)
 
     def reason(self) -> str:
         """The figures in words."""
@@ -64,26 +71,42 @@ class Verdict:
         """Read what `as_dict` wrote.
 
         Raises:
-            KeyError, TypeError, AttributeError: It is something else.
+            KeyError, TypeError, AttributeError, ValueError: It is something else.
         """
+        plugins_of(facts["choice"])
         us = {point: dict(times) for point, times in facts["us"].items()}
         ops = tuple(facts["ops"])
-        return Verdict(str(facts["choice"]), ops, us, str(facts.get("library", "")), source)
+        library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
+        return Verdict(str(facts["choice"]), ops, us, library, source, work)
 
 
-def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
+def plugins_of(choice: str) -> dict[str, int]:
+    """The plugins of a variant with their tactics.
+
+    Raises:
+        ValueError: A tactic is no number.
+    """
+    if choice in (LEAVE, NATIVE):
+        return {}
+    parts = (part.partition("@") for part in choice.split("+"))
+    return {op: int(tactic or 0) for op, _, tactic in parts}
+
+
+def decide(
+    times: Times, ops: Sequence[str], library: str, work: Mapping[str, int] | None = None
+) -> Verdict:
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
-    A gain counts where it is more than the noise and more than three thousandths of the time. To
-    plugins that are more exact a tie is enough. The first point is the one that
-    the engine is tuned for, which decides between variants.
+    A gain counts where it is more than the noise and more than three thousandths of the time.
+    Plugins that are more exact may lose a twentieth. The first point is the one that the engine is
+    tuned for, which decides between variants.
     """
     points = list(times)
     candidates = [name for name in times[points[0]] if name != LEAVE] if points else []
     better: dict[str, float] = {}
     for name in candidates:
         gains = [_gain(times[point], name) for point in points]
-        exact = EXACT.issuperset(name.split("+"))
+        exact = name != NATIVE and EXACT.issuperset(plugins_of(name))
         known = [gain for gain in gains if gain is not None]
         if len(known) == len(gains) and _wins(known, exact=exact):
             better[name] = median(times[points[0]][name])
@@ -92,7 +115,7 @@ def decide(times: Times, ops: Sequence[str], library: str) -> Verdict:
         point: {name: round(median(values), 2) for name, values in found.items() if values}
         for point, found in times.items()
     }
-    return Verdict(choice, tuple(ops), us, library, "measured here")
+    return Verdict(choice, tuple(ops), us, library, "measured here", work or {})
 
 
 def _gain(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float] | None:
@@ -108,10 +131,11 @@ def _gain(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float
 def _wins(gains: Sequence[tuple[float, float, float]], *, exact: bool) -> bool:
     """Whether the first point gains, or need not, and no other one loses."""
     (gain, noise, whole), *others = gains
-    if not exact and gain <= max(_NOISE * noise, _LEAST_GAIN * whole):
+    if exact:
+        return all(gain >= -max(_NOISE * noise, _WORTH * whole) for gain, noise, whole in gains)
+    if gain <= max(_NOISE * noise, _LEAST_GAIN * whole):
         return False
-    some = gains if exact else others
-    return all(gain >= -max(_NOISE * noise, _LEAST_GAIN * whole) for gain, noise, whole in some)
+    return all(gain >= -max(_NOISE * noise, _LEAST_GAIN * whole) for gain, noise, whole in others)
 
 
 def target_of(capability: str, tensorrt: str) -> str:
@@ -126,7 +150,7 @@ def read(section: Any, target: str) -> dict[str, Verdict]:
     for key, facts in stored.items() if isinstance(stored, dict) else ():
         try:
             found[key] = Verdict.from_dict(facts, "from the lock")
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             continue
     return found
 
@@ -152,7 +176,7 @@ def by_table(facts: Mapping[str, Any], ops: Sequence[str], work: Mapping[str, in
         if measured:
             size = max(work.get(op, 1), 1)
             nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
-            if nearest[1] < 1 + (_OF_TABLE if op in EXACT else -_OF_TABLE):
+            if nearest[1] < 1 + (_WORTH if op in EXACT else -_OF_TABLE):
                 taken.append(op)
     source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
     return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source)

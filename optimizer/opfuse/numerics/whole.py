@@ -73,6 +73,7 @@ class Comparison:
         excused: Outputs beyond the tolerance on which the first model, computed in float32, is as
             far from itself: half precision decides nothing there.
         layers: What every step wrote, where that was asked for.
+        first_wrong: The first operator at which an engine differs, where that was looked for.
     """
 
     outputs: Mapping[str, Difference]
@@ -81,6 +82,7 @@ class Comparison:
     refused: str = ""
     excused: frozenset[str] = frozenset()
     layers: tuple[Layer, ...] = ()
+    first_wrong: str | None = None
 
     @property
     def first_apart(self) -> Layer | None:

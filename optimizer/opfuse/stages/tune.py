@@ -16,7 +16,7 @@ from opfuse import lockfile
 from opfuse.config import Config
 from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
-from opfuse.engine.cut import leave
+from opfuse.engine.cut import choose_tactic, leave
 from opfuse.engine.natives import substitute
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
@@ -113,8 +113,9 @@ class _Tuner:
         began, count = time.monotonic(), len(todo)
 
         def settle(key: str, times: Times) -> None:
-            ops = self._ops(todo.pop(key))
-            self._known[key] = verdicts.decide(times, ops, self._digest)
+            region = todo.pop(key)
+            ops = self._ops(region)
+            self._known[key] = verdicts.decide(times, ops, self._digest, self._work(region))
             self._save()
             left = (time.monotonic() - began) / (count - len(todo)) * len(todo)
             text = f"{'+'.join(ops)}: {self._known[key].choice}"
@@ -145,6 +146,8 @@ class _Tuner:
                     leave(self._model, node)
                 elif form == NATIVE:
                     native[index] = node.name
+                else:
+                    choose_tactic(node, verdict.tactic_of(node.op_type))
         stayed = substitute(self._model, native, self._types)
         for node in self._model.graph.node:
             if node.name in stayed and leave(self._model, node):
@@ -161,11 +164,12 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        work: dict[str, int] = {}
-        for index in region.group:
-            node = self._model.graph.node[index]
-            work[node.op_type] = sum(map(self._elements, node.output))
-        return verdicts.by_table(table, ops, work)
+        return verdicts.by_table(table, ops, self._work(region))
+
+    def _work(self, region: Region) -> dict[str, int]:
+        """The elements that each op of a group writes at the usual sizes."""
+        nodes = (self._model.graph.node[index] for index in region.group)
+        return {node.op_type: sum(map(self._elements, node.output)) for node in nodes}
 
     def _elements(self, name: str) -> int:
         typed = self._types.get(name)

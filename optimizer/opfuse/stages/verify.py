@@ -42,8 +42,9 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         raise InputError(
             f"{a} and {b} are both engines", "compare each with the ONNX model it was built from"
         )
-    if config.layers and not engines:
-        raise InputError("--layers is for a bundle, and both are models", "leave it out")
+    if (config.layers or config.bisect) and not engines:
+        option = "--layers" if config.layers else "--bisect"
+        raise InputError(f"{option} is for an engine, and both are models", "leave it out")
     model = b if engines == [a] else a
     first = load(model)
     refuse_ranks(first.proto)
