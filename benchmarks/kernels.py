@@ -17,7 +17,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from operator import itemgetter
@@ -184,7 +184,7 @@ def measure_part(part: int, parts: int, only: str, peers: bool) -> None:
         print(json.dumps({"place": place, **row}), flush=True)
 
 
-def measure_all(options: argparse.Namespace) -> list[dict]:
+def measure_all(options: argparse.Namespace) -> Iterator[dict]:
     """Shares the cases among processes, which compile together and measure one after the other."""
     command = [sys.executable, "-m", "benchmarks.kernels", "--only", options.only]
     command += ["--no-peers"] * options.no_peers
@@ -196,11 +196,12 @@ def measure_all(options: argparse.Namespace) -> list[dict]:
     for process in running:
         if process.stdout.readline() != "compiled\n":
             raise SystemExit("a measuring process did not compile its cases")
-    outputs = [process.communicate("\n")[0] for process in running]
-    if any(process.returncode for process in running):
-        raise SystemExit("a measuring process failed")
-    rows = [json.loads(line) for output in outputs for line in output.splitlines()]
-    return sorted(rows, key=itemgetter("place"))
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.close()
+        yield from map(json.loads, process.stdout)
+        if process.wait():
+            raise SystemExit("a measuring process failed")
 
 
 def _cache_bytes() -> int:
@@ -261,11 +262,14 @@ def main() -> None:
         part, parts = map(int, options.part.split("/"))
         return measure_part(part, parts, options.only, not options.no_peers)
     timer = Timer(_filler())
-    copy = copy_bandwidth(timer)
-    empty = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
-    rows = measure_all(options)
-    show(rows, copy, empty)
-    figures = {**environment(), "copy_bytes_per_s": copy, "empty_us": empty, "rows": rows}
+    rows: list[dict] = []
+    figures = {**environment(), "copy_bytes_per_s": copy_bandwidth(timer), "rows": rows}
+    figures["empty_us"] = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+    for row in measure_all(options):
+        rows.append(row)
+        rows.sort(key=itemgetter("place"))
+        measure.write("kernels", figures)  # what is measured stays, whatever comes
+    show(rows, figures["copy_bytes_per_s"], figures["empty_us"])
     if options.grid:
         handle = abi.load(library.find())
         cells = (Bench(case, handle, timer) for case in grid_cases())

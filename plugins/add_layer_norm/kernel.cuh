@@ -14,13 +14,12 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                           T const* x, T const* residual,  // [rows, cols]
                           AddLayerNormParameters parameters, int64_t rows, int cols,
                           float epsilon) {
-    device::Team team;
+    typename Shape::Team team;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
-        auto const gammas =
-            tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
-        auto const betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
+        auto gammas = tile.beside([&](auto at) { return row.parameter(parameters.gamma, at); });
+        auto betas = tile.beside([&](auto at) { return row.parameter(parameters.beta, at); });
         auto const read = [&](auto at) {
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
@@ -37,16 +36,15 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             auto const with_bias = [&](auto at, auto const& terms) {
                 return add(at, terms, row.parameter(parameters.bias, at).floats());
             };
-            tile.fill(read, with_bias, publish);
+            tile.fill(read, with_bias, publish, gammas, betas);
         } else {
             auto const without = [&](auto at, auto const& terms) {
                 return add(at, terms, device::Vec<float, at.kSize>{});
             };
-            tile.fill(read, without, publish);
+            tile.fill(read, without, publish, gammas, betas);
         }
-        float const mean = team.sum(tile.sum([](float a) { return a; })) * share;
-        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        float const scale = rsqrtf(team.sum(tile.sum(square)) * share + epsilon);
+        auto const [count, mean, squares] = team.merge(tile.moments());
+        float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& scales, auto const& shifts) {
             auto const g = scales.floats(), b = shifts.floats();
             auto wide = device::widen(item);

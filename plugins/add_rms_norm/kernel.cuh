@@ -13,11 +13,11 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                         T const* x, T const* residual,  // [rows, cols]
                         device::Parameter gamma,        // [cols]
                         int64_t rows, int cols, float epsilon) {
-    device::Team team;
+    typename Shape::Team team;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
-        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
+        auto gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         auto const read = [&](auto at) {
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             for (int i = 0; i < at.kSize; ++i) total.at[i] += other.at[i];
             return device::narrow<T>(total);
         };
-        tile.fill(read, add, [&](auto at, auto const& item) { row.store(sum, at, item); });
+        auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
+        tile.fill(read, add, publish, gammas);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& weights) {

@@ -96,10 +96,20 @@ cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
     auto const with_items = [&]<int kSize, bool kShifted>(RowShape<kSize, kShifted, 0>) {
         RowPlan const plan = plan_rows(machine, rows, static_cast<int>(cols / kSize), 1, kMostItems,
                                        kShifted ? 2 * kSize - 2 : 1, sizeof(Vec<Element, kSize>));
-        if (plan.items == 1) return run(RowShape<kSize, kShifted, 1>{}, machine, plan.grid);
-        if (plan.items == 2) return run(RowShape<kSize, kShifted, 2>{}, machine, plan.grid);
+        auto const with_reach = [&]<int kItems>(RowShape<kSize, kShifted, kItems>) {
+            if constexpr (!kShifted) {
+                if (plan.grid.cluster > 1)
+                    return run(RowShape<kSize, false, kItems, Reach::kCluster>{}, machine,
+                               plan.grid);
+                if (plan.grid.threads.x > 32)
+                    return run(RowShape<kSize, false, kItems, Reach::kBlock>{}, machine, plan.grid);
+            }
+            return run(RowShape<kSize, kShifted, kItems>{}, machine, plan.grid);
+        };
+        if (plan.items == 1) return with_reach(RowShape<kSize, kShifted, 1>{});
+        if (plan.items == 2) return with_reach(RowShape<kSize, kShifted, 2>{});
         if constexpr (kMostItems >= 4)
-            if (plan.items == 4) return run(RowShape<kSize, kShifted, 4>{}, machine, plan.grid);
+            if (plan.items == 4) return with_reach(RowShape<kSize, kShifted, 4>{});
         return run(RowShape<kSize, kShifted, 0>{}, machine, plan.grid);
     };
     switch (access) {

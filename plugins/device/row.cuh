@@ -13,7 +13,7 @@ namespace opfuse::device {
 // How a kernel walks along a row.  kVec: elements of a slot, 16 bytes or one element.  kShifted:
 // rows may start anywhere, and the elements ahead of the first whole slot and behind the last go
 // one by one.  kItems: slots that a thread keeps in registers; 0: any number, in shared memory.
-template <int kVecSize, bool kIsShifted, int kItemCount>
+template <int kVecSize, bool kIsShifted, int kItemCount, Reach kTeamReach = Reach::kAny>
 struct RowShape {
     static constexpr int kVec = kVecSize;
     static constexpr bool kShifted = kIsShifted;
@@ -22,6 +22,7 @@ struct RowShape {
     static constexpr int kBlocks = tuning::least_blocks(kItemCount);  // of a multiprocessor
     // Weights are loaded beside the tile, ahead of what is computed of it.
     static constexpr bool kEarly = kItemCount == 1;
+    using Team = device::Team<kTeamReach>;
 };
 
 // Columns [column, column + kSize) of a row; aligned in memory where kSize > 1.
@@ -117,7 +118,8 @@ __device__ inline int dynamic_shared_bytes() {
     return bytes;
 }
 
-// What `make(span)` gives for each slot of a tile: from the start where kEarly, else when asked.
+// What `make(span)` gives for each slot of a tile: when the tile is filled where kEarly, else when
+// asked.
 template <class Shape, bool kEarly, class Make>
 struct Beside {
     using Item = decltype(std::declval<Make>()(Span<Shape::kVec>{}));
@@ -150,7 +152,8 @@ class RowTile {
     static constexpr int kVec = Shape::kVec, kItems = Shape::kItems;
     using Item = Vec<Element, kVec>;
 
-    __device__ RowTile(Team const& team, Row<T, Shape> const& row, Again again, int first, int last)
+    __device__ RowTile(typename Shape::Team const& team, Row<T, Shape> const& row, Again again,
+                       int first, int last)
         : row_(row), again_(again), first_(first + team.lane()), last_(last), lanes_(team.lanes()) {
         extern __shared__ uint4 memory[];
         shared_ = reinterpret_cast<Item*>(memory) + threadIdx.x;
@@ -161,19 +164,22 @@ class RowTile {
     }
 
     // Makes every slot: all `load(span)` ahead of the first `make(span, loaded)`, and all of those
-    // ahead of the first `publish(span, item)`.
-    template <class Load, class Make, class Publish>
-    __device__ void fill(Load load, Make make, Publish publish) {
-        if constexpr (Shape::kShifted)
-            if (has_edge_) edge_ = make(edge_at_, load(edge_at_));
+    // ahead of the first `publish(span, item)`.  What is beside it and early comes behind the
+    // loads.
+    template <class Load, class Make, class Publish, class... Sides>
+    __device__ void fill(Load load, Make make, Publish publish, Sides&... beside) {
         if constexpr (kItems > 0) {
             decltype(load(Span<kVec>{})) loaded[kItems];
+            decltype(load(Span<1>{})) loaded_edge;
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (has(i)) loaded[i] = load(span(i));
+            if (Shape::kShifted && has_edge_) loaded_edge = load(edge_at_);
+            (take(beside), ...);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (has(i)) kept_[i] = make(span(i), loaded[i]);
+            if (Shape::kShifted && has_edge_) edge_ = make(edge_at_, loaded_edge);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
                 if (has(i)) publish(span(i), kept_[i]);
@@ -183,25 +189,20 @@ class RowTile {
                 publish(span(i), item);
                 if (i < room_) shared_[i * blockDim.x] = item;
             }
+            if (Shape::kShifted && has_edge_) edge_ = make(edge_at_, load(edge_at_));
         }
-        if constexpr (Shape::kShifted)
-            if (has_edge_) publish(edge_at_, edge_);
+        if (Shape::kShifted && has_edge_) publish(edge_at_, edge_);
     }
-    template <class Load>
-    __device__ void fill(Load load) {
-        fill(load, [](auto, auto const& item) { return item; }, [](auto, auto const&) {});
+    template <class Load, class... Sides>
+    __device__ void fetch(Load load, Sides&... beside) {
+        auto const same = [](auto, auto const& item) { return item; };
+        fill(load, same, [](auto, auto const&) {}, beside...);
     }
 
+    // What `make(span)` gives for each slot and the edge.
     template <bool kEarly = Shape::kEarly, class Make>
     __device__ Beside<Shape, kEarly, Make> beside(Make make) const {
-        Beside<Shape, kEarly, Make> made{make, {}, {}};
-        if constexpr (kEarly) {
-#pragma unroll
-            for (int i = 0; i < kItems; ++i)
-                if (has(i)) made.kept[i] = make(span(i));
-            if (Shape::kShifted && has_edge_) made.edge = make(edge_at_);
-        }
-        return made;
+        return {make, {}, {}};
     }
 
     // `use(span, item, beside...)` for each slot and the edge.
@@ -245,7 +246,32 @@ class RowTile {
         return total;
     }
 
+    // This thread's, the squares around their own mean.
+    __device__ Moments moments() const {
+        int count = has_edge_ ? 1 : 0;
+        if constexpr (kItems > 0) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) count += has(i) ? kVec : 0;
+        } else if (has(0)) {
+            count += ((last_ - first_ - 1) / lanes_ + 1) * kVec;
+        }
+        float const values = static_cast<float>(count);
+        float const share = count > 0 ? __fdividef(1.f, values) : 0.f;
+        float const mean = sum([](float a) { return a; }) * share;
+        return {values, mean, sum([mean](float a) { return (a - mean) * (a - mean); })};
+    }
+
   private:
+    template <bool kEarly, class Make>
+    __device__ void take(Beside<Shape, kEarly, Make>& beside) const {
+        if constexpr (kEarly) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+                if (has(i)) beside.kept[i] = beside.make(span(i));
+            if (Shape::kShifted && has_edge_) beside.edge = beside.make(edge_at_);
+        }
+    }
+
     __device__ bool has(int i) const { return first_ + i * lanes_ < last_; }
     __device__ Span<kVec> span(int i) const { return row_.span(first_ + i * lanes_); }
 
@@ -260,8 +286,8 @@ class RowTile {
 };
 
 template <class Element, class T, class Shape, class Again>
-__device__ RowTile<Element, T, Shape, Again> make_tile(Team const& team, Row<T, Shape> const& row,
-                                                       Again again) {
+__device__ RowTile<Element, T, Shape, Again> make_tile(typename Shape::Team const& team,
+                                                       Row<T, Shape> const& row, Again again) {
     return {team, row, again, 0, row.slots()};
 }
 
@@ -269,11 +295,10 @@ __device__ RowTile<Element, T, Shape, Again> make_tile(Team const& team, Row<T, 
 // fetch the first row of `inputs` into L2, wait, work.  The loop is uniform within a cluster, so
 // that `body` may synchronise; rows past the end are empty.
 template <class Shape, class T, class Body, class... Inputs>
-__device__ void for_each_row(Team& team, int64_t rows, int cols, Body body, T const* like,
-                             Inputs const*... inputs) {
+__device__ void for_each_row(typename Shape::Team& team, int64_t rows, int cols, Body body,
+                             T const* like, Inputs const*... inputs) {
     int const shift = __ffs(team.blocks()) - 1;  // a power of two
     int64_t first = static_cast<int64_t>(blockIdx.x >> shift) * blockDim.y;
-    let_next_start();
     Row<T, Shape> row(like, first + threadIdx.y, rows, cols);
     if constexpr (tuning::kPrefetch && Shape::kItems > 0) {
 #pragma unroll
@@ -284,6 +309,7 @@ __device__ void for_each_row(Team& team, int64_t rows, int cols, Body body, T co
     }
     row.settle();
     wait_for_previous();
+    let_next_start();
     while (true) {
         body(row, first + threadIdx.y);
         first += static_cast<int64_t>(gridDim.x >> shift) * blockDim.y;

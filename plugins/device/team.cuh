@@ -85,13 +85,22 @@ __device__ inline Moments merge(Moments const& a, Moments const& b) {
     return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
 }
 
-// blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one; or a
-// multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
+// What a kernel knows of its teams when it is compiled.  That they are one block, or a cluster,
+// spares it the other case's instructions, which short rows wait for.
+enum class Reach { kAny, kBlock, kCluster };
+
+// blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one (kAny); or
+// a multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
 // every thread calls each reduction, those of rows past the end included.
+template <Reach kReach>
 class Team {
   public:
-    __device__ Team() : blocks_(blocks_of_cluster()), rank_(rank_in_cluster()) {
-        if (blocks_ > 1) open();
+    __device__ Team() {
+        if constexpr (kReach != Reach::kBlock) {
+            blocks_ = blocks_of_cluster();
+            rank_ = rank_in_cluster();
+            if (split()) open();
+        }
     }
 
     __device__ int lanes() const { return blockDim.x * blocks_; }
@@ -101,15 +110,18 @@ class Team {
     __device__ float sum(float value) { return reduce<Sum>(value); }
     __device__ float maximum(float value) { return reduce<Maximum>(value); }
 
-    // Those of all threads' values.
+    // Those of all threads' values, in one exchange.  The first lane has some where any has.
     __device__ Moments merge(Moments own) {
         own = merge_lanes(own, lanes_of_row());
-        if (blockDim.x <= 32 && blocks_ == 1) return own;
+        if (in_warp()) return own;
         float const values[3] = {own.count, own.mean, own.squares};
         auto const* partial = publish(values);
         int const count = warps() * blocks_, width = width_of(count);
+        int const at = threadIdx.x & (width - 1);
         Moments mine;
-        for (int i = threadIdx.x & (width - 1); i < count; i += width)
+        if (at < count) mine = {partial[0][at], partial[1][at], partial[2][at]};
+#pragma unroll 1
+        for (int i = at + 32; i < count; i += 32)
             mine = device::merge(mine, {partial[0][i], partial[1][i], partial[2][i]});
         return merge_lanes(mine, width);
     }
@@ -129,35 +141,41 @@ class Team {
 
     __device__ static int warps() { return blockDim.x / 32; }
 
-    template <class Operation, int kWidth>
-    __device__ static float reduce_lanes(float value) {
-#pragma unroll
-        for (int offset = kWidth / 2; offset > 0; offset /= 2)
-            value = Operation::combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
-        return value;
+    // Whether a row is on several blocks, and whether on no more than one warp.
+    __device__ bool split() const {
+        return kReach == Reach::kCluster || (kReach == Reach::kAny && blocks_ > 1);
     }
-
-    // Over groups of `width` lanes, a power of two that is the same in the whole block.
-    template <class Operation>
-    __device__ static float reduce_lanes(float value, int width) {
-        if (width == 32) return reduce_lanes<Operation, 32>(value);
-        if (width == 16) return reduce_lanes<Operation, 16>(value);
-        if (width == 8) return reduce_lanes<Operation, 8>(value);
-        if (width == 4) return reduce_lanes<Operation, 4>(value);
-        return width == 2 ? reduce_lanes<Operation, 2>(value) : value;
+    __device__ bool in_warp() const {
+        return kReach == Reach::kAny && blocks_ == 1 && blockDim.x <= 32;
     }
-
-    __device__ static int lanes_of_row() { return min(static_cast<int>(blockDim.x), 32); }
-    // How many lanes reduce `count` values of the block's warps.
+    __device__ static int lanes_of_row() {
+        return kReach == Reach::kAny ? min(static_cast<int>(blockDim.x), 32) : 32;
+    }
+    // How many lanes reduce `count` values.
     __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
 
-    // First the mean of all, then what each has around it.
-    __device__ static Moments merge_lanes(Moments const& own, int lanes) {
-        float const count = reduce_lanes<Sum>(own.count, lanes);
-        float const total = reduce_lanes<Sum>(own.count * own.mean, lanes);
-        float const mean = count > 0.f ? total / count : 0.f, apart = own.mean - mean;
-        float const squares = own.squares + own.count * apart * apart;
-        return {count, mean, reduce_lanes<Sum>(squares, lanes)};
+    // Each of `values` over groups of `width` lanes, a power of two, the same in the whole block.
+    template <class Operation, int kValues>
+    __device__ static void reduce_lanes(float (&values)[kValues], int width) {
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) {
+            if (offset >= width) continue;
+#pragma unroll
+            for (float& value : values)
+                value = Operation::combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
+        }
+    }
+
+    // Sums around the first lane's mean, all at once.  That mean is of a part of the values, so
+    // that no offset cancels: where it is far from the others, so is their spread.
+    __device__ static Moments merge_lanes(Moments const& own, int width) {
+        float const pivot = __shfl_sync(0xffffffffu, own.mean, 0, width), apart = own.mean - pivot;
+        float const total = own.count * apart;
+        float sums[3] = {own.count, total, own.squares + total * apart};
+        reduce_lanes<Sum>(sums, width);
+        float const shift = sums[0] > 0.f ? __fdividef(sums[1], sums[0]) : 0.f;
+        float const squares = sums[2] - sums[1] * shift;  // NaN stays
+        return {sums[0], pivot + shift, squares < 0.f ? 0.f : squares};
     }
 
     // Each warp hands its values to every block of the cluster; then all are there, one warp's
@@ -168,7 +186,7 @@ class Team {
         __shared__ float memory[2][kValues][kMostParts];
         auto* const partial = memory[turn_ & 1];
         int const own = rank_ * warps() + threadIdx.x / 32;
-        if (blocks_ == 1) {
+        if (!split()) {
             if (threadIdx.x % 32 == 0)
 #pragma unroll
                 for (int i = 0; i < kValues; ++i) partial[i][own] = values[i];
@@ -185,16 +203,18 @@ class Team {
 
     template <class Operation>
     __device__ float reduce(float value) {
-        value = reduce_lanes<Operation>(value, lanes_of_row());
-        if (blockDim.x <= 32 && blocks_ == 1) return value;
-        float const values[1] = {value};
+        float values[1] = {value};
+        reduce_lanes<Operation>(values, lanes_of_row());
+        if (in_warp()) return values[0];
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
         int const at = threadIdx.x & (width - 1);
-        value = at < count ? partial[at] : Operation::kNeutral;
-        for (int i = at + width; i < count; i += width)
-            value = Operation::combine(value, partial[i]);
-        return reduce_lanes<Operation>(value, width);
+        values[0] = at < count ? partial[at] : Operation::kNeutral;
+#pragma unroll 1
+        for (int i = at + 32; i < count; i += 32)
+            values[0] = Operation::combine(values[0], partial[i]);
+        reduce_lanes<Operation>(values, width);
+        return values[0];
     }
 
 #if __CUDA_ARCH__ >= 900
@@ -230,7 +250,7 @@ class Team {
     __device__ void end_exchange() {}
 #endif
 
-    int const blocks_, rank_;
+    int blocks_ = 1, rank_ = 0;
     int turn_ = 0;  // reductions so far
     bool pending_ = false;
 };

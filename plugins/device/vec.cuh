@@ -175,35 +175,58 @@ __device__ Vec<float, kSize> load_parameter(Parameter parameter, int64_t index) 
     return load_raw<T, kSize>(parameter, index).floats();
 }
 
+// kSize elements at any alignment, as the aligned blocks of 16 bytes that hold them.
+template <class T, int kSize>
+struct Blocks {
+    static constexpr int kBytes = kSize * sizeof(T), kWords = kBytes / 4;
+
+    // Whether the blocks of elements [first, first + kSize) lie inside of data[0, count).
+    __device__ static bool inside(T const* data, int64_t first, int64_t count) {
+        int64_t const floor = first * sizeof(T) - shift_of(data + first);  // bytes from `data`
+        return floor >= 0 && floor + kBytes + kVecBytes <= count * static_cast<int64_t>(sizeof(T));
+    }
+
+    __device__ explicit Blocks(T const* first) : shift(shift_of(first)) {
+        auto const* const floor = reinterpret_cast<char const*>(first) - shift;
+#pragma unroll
+        for (int i = 0; i < kWords + 4; i += 4) {
+            uint4 const part = reinterpret_cast<uint4 const*>(floor)[i / 4];
+            word[i] = part.x, word[i + 1] = part.y, word[i + 2] = part.z, word[i + 3] = part.w;
+        }
+    }
+
+    __device__ Vec<T, kSize> elements() const {
+        uint32_t part[kWords + 4];
+        memcpy(part, word, sizeof(part));
+#pragma unroll
+        for (int i = 0; i < kWords + 2; ++i) part[i] = shift & 8 ? part[i + 2] : part[i];
+#pragma unroll
+        for (int i = 0; i < kWords + 1; ++i) part[i] = shift & 4 ? part[i + 1] : part[i];
+#pragma unroll
+        for (int i = 0; i < kWords; ++i)
+            part[i] = __funnelshift_r(part[i], part[i + 1], shift & 2 ? 16 : 0);
+        Vec<T, kSize> out;
+        memcpy(&out, part, kBytes);
+        return out;
+    }
+
+    __device__ static unsigned shift_of(T const* first) {
+        return static_cast<unsigned>(reinterpret_cast<uintptr_t>(first) % kVecBytes);
+    }
+
+    uint32_t word[kWords + 4];
+    unsigned shift;  // bytes ahead of the first element
+};
+
 // Elements [first, first + kSize) of data[0, count), all of which exist, at any alignment: aligned
 // 16-byte loads and shifts where those stay inside of `data`, single loads elsewhere.
 template <int kSize, class T>
 __device__ Vec<T, kSize> load_anywhere(T const* data, int64_t first, int64_t count) {
-    constexpr int kBytes = kSize * sizeof(T), kWords = kBytes / 4, kRead = kWords + 4;
+    if (Blocks<T, kSize>::inside(data, first, count))
+        return Blocks<T, kSize>(data + first).elements();
     Vec<T, kSize> out;
-    auto const shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(data + first) % kVecBytes);
-    int64_t const floor = first * sizeof(T) - shift;  // bytes from `data`
-    if (floor < 0 || floor + kBytes + kVecBytes > count * static_cast<int64_t>(sizeof(T))) {
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) out.at[i] = data[first + i];
-        return out;
-    }
-    auto const* blocks =
-        reinterpret_cast<uint4 const*>(reinterpret_cast<char const*>(data) + floor);
-    uint32_t word[kRead];
-#pragma unroll
-    for (int i = 0; i < kRead; i += 4) {
-        uint4 const part = blocks[i / 4];
-        word[i] = part.x, word[i + 1] = part.y, word[i + 2] = part.z, word[i + 3] = part.w;
-    }
-#pragma unroll
-    for (int i = 0; i + 2 < kRead; ++i) word[i] = shift & 8 ? word[i + 2] : word[i];
-#pragma unroll
-    for (int i = 0; i + 3 < kRead; ++i) word[i] = shift & 4 ? word[i + 1] : word[i];
-#pragma unroll
-    for (int i = 0; i < kWords; ++i)
-        word[i] = __funnelshift_r(word[i], word[i + 1], shift & 2 ? 16 : 0);
-    memcpy(&out, word, kBytes);
+    for (int i = 0; i < kSize; ++i) out.at[i] = data[first + i];
     return out;
 }
 

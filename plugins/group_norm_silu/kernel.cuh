@@ -74,17 +74,16 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
                            int channels, int spatial, int64_t rows, float epsilon) {
     int const cols = channels * spatial;
     float const share = device::settled(1.f / cols);
-    device::Team team;
+    typename Shape::Team team;
     auto const body = [&](device::Row<T, Shape> const& row, int64_t index) {
         auto const read = [&](auto at) { return row.load(x, at); };
         auto tile = device::make_tile<T>(team, row, read);
         Affine<T> const affine{gamma, beta, index % num_groups * channels, spatial};
-        auto const starts =
+        auto starts =
             tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
-        tile.fill(read);
-        float const mean = team.sum(tile.sum([](float a) { return a; })) * share;
-        auto const square = [mean](float a) { return (a - mean) * (a - mean); };
-        Normal const normal{mean, rsqrtf(team.sum(tile.sum(square)) * share + epsilon)};
+        tile.fetch(read, starts);
+        auto const [count, mean, squares] = team.merge(tile.moments());
+        Normal const normal{mean, rsqrtf(squares * share + epsilon)};
         auto const write = [&](auto at, auto const& item, Start const& start) {
             row.store(y, at, finish(item, start, affine, normal));
         };
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
     part_moments_kernel(device::Moments* moments,  // [rows, parts]
                         T const* x,                // [rows, cols]
                         int64_t rows, int cols, int parts) {
-    device::Team team;
+    typename Shape::Team team;
     device::let_next_start();
     device::wait_for_previous();
     for (int64_t block = blockIdx.x; block < rows * parts; block += gridDim.x) {
@@ -170,7 +169,7 @@ __global__ void __launch_bounds__(device::tuning::kLanesOfPart, device::tuning::
                         device::Parameter gamma, device::Parameter beta, int num_groups,
                         int channels, int spatial, int64_t rows, int parts, float epsilon) {
     int const cols = channels * spatial;
-    device::Team team;
+    typename Shape::Team team;
     device::let_next_start();
     device::wait_for_previous();
     for (int64_t block = blockIdx.x; block < rows * parts; block += gridDim.x) {

@@ -47,7 +47,7 @@ template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kLanes)
     masked_softmax_kernel(T* probabilities, T const* scores,  // [rows, keys]
                           __grid_constant__ Rows const where, float scale, int64_t rows, int keys) {
-    device::Team team;
+    typename Shape::Team team;
     Mask const& mask = where.mask;
     auto const body = [&](device::Row<T, Shape> const& row, int64_t index) {
         int const visible = where.visible_keys(index);

@@ -12,13 +12,13 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     rms_norm_kernel(T* y, T const* x,         // [rows, cols]
                     device::Parameter gamma,  // [cols]
                     int64_t rows, int cols, float epsilon) {
-    device::Team team;
+    typename Shape::Team team;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto const read = [&](auto at) { return row.load(x, at); };
         auto tile = device::make_tile<T>(team, row, read);
-        auto const gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
-        tile.fill(read);
+        auto gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
+        tile.fetch(read, gammas);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& weights) {

@@ -194,6 +194,7 @@ def test_memory_is_exact(runner: Runner) -> None:
                 runner("AddRmsNorm", EPSILON, [x, x, gamma], [y, total])
                 runner("AddLayerNorm", EPSILON, [x, x, gamma, gamma, gamma], [y, total])
                 runner("GatedAct", {}, [x, x], [y])
+                runner("GatedAct", {}, [buffers.place(torch.cat((x, x), -1))], [y])
                 runner("MaskedSoftmax", {"causal": rows == 1}, [x, x], [y])
                 runner("MaskedSoftmax", {}, [x, gamma], [y])
                 weight = buffers.place(torch.ones(rows, device="cuda"))

@@ -132,16 +132,47 @@ def test_gated_act_at_any_alignment(
             each.check_guards()
 
 
-def test_variance_far_from_zero(runner: Runner, generator: torch.Generator) -> None:
-    """A mean 500 times the deviation: E[x^2] - E[x]^2 in fp32 would be off by a tenth."""
+# On a warp and less, a block, a cluster, and from shared memory; the last ones' rows are shifted.
+SHAPES = [(64, 4096), (700, 96), (1, 4096), (3, 65536), (2, 300000), (33, 1001), (2, 4097)]
+
+
+def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
+    """AddLayerNorm of ``x`` alone, against float64."""
     buffers = Buffers()
-    x = buffers.place(random(generator, (64, 4096), torch.float32, offset=500.0))
+    x = buffers.place(x)
     residual = buffers.place(torch.zeros_like(x))
-    gamma, beta = (buffers.place(torch.full((4096,), v, device="cuda")) for v in (1.0, 0.0))
+    weights = [torch.full(x.shape[1:], value, device="cuda") for value in (1.0, 0.0)]
+    gamma, beta = map(buffers.place, weights)
     y, total = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
     runner("AddLayerNorm", {"epsilon": EPSILON}, [x, residual, gamma, beta], [y, total])
     expected = layer_norm(total, gamma, beta, EPSILON)
-    runner.compare("AddLayerNorm y far from zero", y, expected, 2e-4)
+    runner.compare("AddLayerNorm y far from zero", y, expected, noise)
+    buffers.check_guards()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_variance_far_from_zero(
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int]
+) -> None:
+    """A mean 500 times the deviation: E[x^2] - E[x]^2 in fp32 would be off by a tenth."""
+    check_layer_norm(runner, random(generator, shape, torch.float32, offset=500.0), 2e-4)
+
+
+@pytest.mark.parametrize("far", [1, 8, 40])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_variance_around_values_far_from_the_others(
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int], far: int
+) -> None:
+    """The first values, which the others are first measured from, lie 1e4 deviations away."""
+    x = random(generator, shape, torch.float32)
+    x[:, :far] += 1e4
+    check_layer_norm(runner, x, 4e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 4096.0])
+def test_no_variance(runner: Runner, value: float) -> None:
+    x = torch.full((5, 4096), value, device="cuda")
+    check_layer_norm(runner, x, 1e-5)
 
 
 @pytest.mark.parametrize("unaligned", range(3))

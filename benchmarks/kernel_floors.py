@@ -1,0 +1,89 @@
+"""Times what no kernel does without, beside the kernels: see ``kernel_floors.cu``."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_suffix(".cu")
+WARPS = (4, 8, 16)  # of a block; the fastest counts
+NORMS = ("RmsNorm", "AddRmsNorm", "AddLayerNorm")
+OPS = (*NORMS, "GatedAct")
+VECTORS = ctypes.c_void_p * 2
+Launch = Callable[[int], object]
+
+
+class _Tensors(ctypes.Structure):
+    _fields_ = [("inputs", VECTORS), ("weights", VECTORS), ("outputs", VECTORS)]
+
+
+class Floors:
+    """The kernels of ``kernel_floors.cu``, compiled for the GPU there is."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._run = library.opfuse_floor
+        self._run.argtypes = [
+            ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(_Tensors),
+            ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p,
+        ]  # fmt: skip
+
+    @classmethod
+    def build(cls) -> Floors | None:
+        """None where there is no nvcc."""
+        nvcc = shutil.which("nvcc")
+        if not nvcc:
+            return None
+        major, minor = torch.cuda.get_device_capability()
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "floors.so"
+            options = ["-std=c++20", "-O3", f"-arch=sm_{major}{minor}", "-shared"]
+            command = [nvcc, *options, "-Xcompiler=-fPIC", "-o", built, SOURCE]
+            subprocess.run(command, check=True)
+            return cls(ctypes.CDLL(str(built)))
+
+    def nothing(self) -> Launch:
+        """An empty kernel."""
+        return lambda _: self._launch("nothing", _Tensors(), (1, 1), 0, False)
+
+    def of(self, op: str, shape: tuple[int, int], sets: int) -> dict[str, list[Launch]]:
+        """The ways to move what ``op`` moves, fp16 of ``shape``; with a sum where it is a norm.
+
+        Launches take turns with ``sets`` sets of tensors.
+        """
+        count = shape[0] * shape[1]
+        memory = [torch.randn(sets, 2, count, device="cuda").half() for _ in range(2)]
+        weights = [torch.randn(shape[1], device="cuda").half() for _ in range(2)]
+
+        def pointers(tensors: torch.Tensor | list[torch.Tensor]) -> ctypes.Array:
+            return VECTORS(*(each.data_ptr() for each in tensors))
+
+        calls = [
+            _Tensors(pointers(read), pointers(weights), pointers(written))
+            for read, written in zip(*memory, strict=True)
+        ]
+
+        def way(warps: int, with_sum: bool) -> Launch:
+            def launch(index: int) -> None:
+                self._launch(op, calls[index % sets], shape, warps, with_sum)
+
+            launch.kept = memory, weights
+            return launch
+
+        ways = {"move_us": [way(warps, False) for warps in WARPS]}
+        if op in NORMS:
+            ways["sum_us"] = [way(warps, True) for warps in WARPS]
+        return ways
+
+    def _launch(
+        self, op: str, tensors: _Tensors, shape: tuple[int, int], warps: int, with_sum: bool
+    ) -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        failed = self._run(op.encode(), with_sum, ctypes.byref(tensors), *shape, warps, stream)
+        if failed:
+            raise RuntimeError(f"{op}: CUDA error {failed}")
