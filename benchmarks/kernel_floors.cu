@@ -42,7 +42,7 @@ __device__ unsigned nothing_of_sum(float value) {
     return value < 0.f;
 }
 
-// A block a row, of kWarps warps; a thread has kItems vectors of it.
+// A block of kWarps warps has kItems vectors a thread: a row where there is a sum.
 template <int kInputs, int kOutputs, int kWeights, int kWarps, int kItems, bool kSum>
 __global__ void __launch_bounds__(kWarps * 32) floor_kernel(Tensors of) {
     constexpr int kStep = kWarps * 32, kVectors = kStep * kItems;
@@ -84,12 +84,14 @@ __global__ void empty_kernel() {}
 template <int kInputs, int kOutputs, int kWeights, int kWarps, bool kSum>
 int launch_floor(Tensors const& of, int64_t rows, int64_t cols, cudaStream_t stream) {
     Machine const machine{.capability = 90, .multiprocessors = 0, .shared_bytes = 0};
-    Grid const grid{.blocks = rows, .threads = dim3(kWarps * 32)};
     auto const with_items = [&]<int kItems>() {
+        int64_t const blocks = rows * cols / (kWarps * 256 * kItems);
+        Grid const grid{.blocks = blocks, .threads = dim3(kWarps * 32)};
         return launch(floor_kernel<kInputs, kOutputs, kWeights, kWarps, kItems, kSum>, machine,
                       grid, stream, of);
     };
-    switch (cols / (8 * 32 * kWarps)) {
+    if constexpr (!kSum) return with_items.template operator()<1>();
+    switch (cols / (kWarps * 256)) {
     case 1: return with_items.template operator()<1>();
     case 2: return with_items.template operator()<2>();
     case 4: return with_items.template operator()<4>();

@@ -51,28 +51,25 @@ class Floors:
         """An empty kernel."""
         return lambda _: self._launch("nothing", _Tensors(), (1, 1), 0, False)
 
-    def of(self, op: str, shape: tuple[int, int], sets: int) -> dict[str, list[Launch]]:
-        """The ways to move what ``op`` moves, fp16 of ``shape``; with a sum where it is a norm.
+    def ways(self, op: str, shape: tuple[int, int], sets: int) -> dict[str, list[Launch]]:
+        """How to move what ``op`` moves, fp16 of ``shape``: alone, and with a sum over each row.
 
         Launches take turns with ``sets`` sets of tensors.
         """
-        count = shape[0] * shape[1]
-        memory = [torch.randn(sets, 2, count, device="cuda").half() for _ in range(2)]
-        weights = [torch.randn(shape[1], device="cuda").half() for _ in range(2)]
-
-        def pointers(tensors: torch.Tensor | list[torch.Tensor]) -> ctypes.Array:
-            return VECTORS(*(each.data_ptr() for each in tensors))
-
+        read, written = (
+            torch.randn(sets, 2, shape[0] * shape[1], device="cuda").half() for _ in range(2)
+        )
+        weights = torch.randn(2, shape[1], device="cuda").half()
         calls = [
-            _Tensors(pointers(read), pointers(weights), pointers(written))
-            for read, written in zip(*memory, strict=True)
+            _Tensors(*(VECTORS(*(t.data_ptr() for t in pair)) for pair in (a, weights, b)))
+            for a, b in zip(read, written, strict=True)
         ]
 
         def way(warps: int, with_sum: bool) -> Launch:
-            def launch(index: int) -> None:
+            def launch(index: int) -> object:
                 self._launch(op, calls[index % sets], shape, warps, with_sum)
+                return read, weights, written  # alive while the graph is
 
-            launch.kept = memory, weights
             return launch
 
         ways = {"move_us": [way(warps, False) for warps in WARPS]}

@@ -29,11 +29,13 @@ from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 from benchmarks import measure
 from benchmarks.kernel_cases import CASES, Case, grid_cases
+from benchmarks.kernel_floors import NORMS, Floors
 from opfuse.runtime import abi, library
 
 DTYPE, ONNX_TYPE = torch.float16, 10
 LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
-REPLAYS = 5
+REPLAYS, FILLS = 5, 6
+FEW_ROWS = 64  # of the cases beside which floors are measured
 PEERS = ("flashinfer", "liger_kernel")
 Launch = Callable[[int], object]
 
@@ -61,7 +63,10 @@ class Timer:
             kept = [launch(index) for index in range(launches)]
         times = []
         for _ in range(REPLAYS + 1):
-            self.other.sum()  # read, not written: nothing has to be written back later
+            # Read, not written: nothing has to be written back later.  Often: the graph has to be
+            # there before this ends, or its own way to the GPU counts.
+            for _ in range(FILLS):
+                self.other.sum()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             graph.replay()
@@ -169,6 +174,20 @@ def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
     return row
 
 
+def measure_floors(timer: Timer, rows: Sequence[dict]) -> dict[str, float]:
+    """Adds ``move_us`` and ``sum_us`` to rows of few; what an empty CUDA kernel takes, if known."""
+    floors = Floors.build()
+    if not floors:
+        return {}
+    for row in rows:
+        if row["op"] not in (*NORMS, "GatedAct") or row["rows"] > FEW_ROWS:
+            continue
+        sets = min(MANY_LAUNCHES, math.ceil(3 * _cache_bytes() / row["bytes"]) + 1)
+        for name, ways in floors.ways(row["op"], (row["rows"], row["cols"]), sets).items():
+            row[name] = min(timer.microseconds(way, MANY_LAUNCHES) for way in ways)
+    return {"empty_cuda_us": timer.microseconds(floors.nothing(), MANY_LAUNCHES)}
+
+
 def measure_part(part: int, parts: int, only: str, peers: bool) -> None:
     """Prints every ``parts``-th case's row, from ``part`` on; waits for its turn in between."""
     torch._inductor.config.compile_threads = 1  # there are enough processes
@@ -229,24 +248,40 @@ def environment() -> dict[str, object]:
     }
 
 
-def show(rows: Sequence[dict], copy: float, empty: float) -> None:
-    """The table: times, our share of the copy bandwidth, and our speed over the peers'."""
+def show(figures: dict) -> None:
+    """The table: times, our share of the copy bandwidth, and our speed over the peers'.
+
+    ``at copy``: what our speed over torch.compile's would be at the copy's bandwidth.
+    """
+    copy, empty = figures["copy_bytes_per_s"], figures["empty_us"]
 
     def cells(row: dict) -> list[str]:
-        ours = row["opfuse_us"]
-        share = row["bytes"] / ours / copy * 1e8
-        peers = [row.get("eager_us"), row.get("compile_us")]
+        ours, least = row["opfuse_us"], row["bytes"] / copy * 1e6
+        eager, compiled = (row.get(f"{peer}_us", math.nan) for peer in ("eager", "compile"))
+        again = row.get("again_us", math.nan)
         return [
-            row["case"], f"{ours:.2f}", f"{row['bytes'] / 1e6:.1f}", f"{share:.0f}%",
-            *(f"{peer:.2f}" if peer else "-" for peer in peers),
-            *(f"{peer / ours:.2f}" if peer else "-" for peer in peers), f"{ours / empty:.2f}",
+            row["case"], f"{ours:.2f}", f"{again:.2f}", f"{row['bytes'] / 1e6:.1f}",
+            f"{least / ours:.0%}", f"{eager:.2f}", f"{compiled:.2f}", f"{eager / ours:.2f}",
+            f"{compiled / ours:.2f}", f"{compiled / least:.2f}", f"{ours / empty:.2f}",
         ]  # fmt: skip
 
     print(f"copy {copy / 1e9:.0f} GB/s, empty launch {empty:.2f} us")
     header = [
-        "case", "us", "MB", "of copy", "eager us", "compile us", "eager/us", "compile/us", "/empty",
+        "case", "us", "again", "MB", "of copy", "eager us", "compile us", "eager/us",
+        "compile/us", "at copy", "/empty",
     ]  # fmt: skip
-    measure.print_table(header, map(cells, rows))
+    measure.print_table(header, map(cells, figures["rows"]))
+    few = [row for row in figures["rows"] if "move_us" in row]
+    if few:
+        print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
+        names = ("opfuse_us", "move_us", "sum_us")
+        lines = [
+            [row["case"], *(f"{row.get(name, math.nan):.2f}" for name in names)]
+            + [f"{row.get(name, math.nan) / empty:.2f}" for name in names]
+            for row in few
+        ]
+        header = ["case", "us", "move us", "with a sum", "/empty", "move/empty", "sum/empty"]
+        measure.print_table(header, lines)
 
 
 def main() -> None:
@@ -269,7 +304,8 @@ def main() -> None:
         rows.append(row)
         rows.sort(key=itemgetter("place"))
         measure.write("kernels", figures)  # what is measured stays, whatever comes
-    show(rows, figures["copy_bytes_per_s"], figures["empty_us"])
+    figures |= measure_floors(timer, rows)
+    show(figures)
     if options.grid:
         handle = abi.load(library.find())
         cells = (Bench(case, handle, timer) for case in grid_cases())

@@ -24,26 +24,31 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         // In fp32 with one rounding.
-        auto const add = [&](auto at, auto const& terms, auto const& bias) {
+        auto const add = [&](auto const& terms) {
             auto total = device::widen(terms.first);
             auto const other = device::widen(terms.second);
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i) total.at[i] = total.at[i] + other.at[i] + bias.at[i];
-            return device::narrow<T>(total);
+            for (int i = 0; i < sizeof(total) / sizeof(float); ++i) total.at[i] += other.at[i];
+            return total;
         };
         auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
         if (parameters.bias.data) {
             auto const with_bias = [&](auto at, auto const& terms) {
-                return add(at, terms, row.parameter(parameters.bias, at).floats());
+                auto total = add(terms);
+                auto const bias = row.parameter(parameters.bias, at).floats();
+#pragma unroll
+                for (int i = 0; i < at.kSize; ++i) total.at[i] += bias.at[i];
+                return device::narrow<T>(total);
             };
             tile.fill(read, with_bias, publish, gammas, betas);
         } else {
-            auto const without = [&](auto at, auto const& terms) {
-                return add(at, terms, device::Vec<float, at.kSize>{});
+            auto const without = [&](auto, auto const& terms) {
+                return device::narrow<T>(add(terms));
             };
             tile.fill(read, without, publish, gammas, betas);
         }
-        auto const [count, mean, squares] = team.merge(tile.moments());
+        auto const [count, mean, squares] =
+            team.merge(tile.moments(), share, [&](int warp) { return tile.count_of(warp); });
         float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& scales, auto const& shifts) {
             auto const g = scales.floats(), b = shifts.floats();
@@ -68,8 +73,9 @@ cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
     bool const aligned =
         device::aligned(parameters.gamma.data, parameters.beta.data, parameters.bias.data);
     auto const access = device::access_of(cols, aligned, x, residual, y, sum);
+    bool const plain = device::plain_of<T>(parameters.gamma, parameters.beta, parameters.bias);
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
-        rows, cols, access,
+        rows, cols, access, plain,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(add_layer_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
                                   residual, parameters, rows, static_cast<int>(cols), epsilon);

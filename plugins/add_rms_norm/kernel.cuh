@@ -53,7 +53,7 @@ cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, residual, y, sum);
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
-        rows, cols, access,
+        rows, cols, access, device::plain_of<T>(gamma),
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(add_rms_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
                                   residual, gamma, rows, static_cast<int>(cols), epsilon);

@@ -28,6 +28,14 @@ __device__ inline void let_next_start() {
 #endif
 }
 
+// Both, in the order that is faster.
+__device__ inline void wait_in_turn() {
+    bool const early = gridDim.x <= tuning::kBlocksToLetIn;
+    if (early) let_next_start();
+    wait_for_previous();
+    if (!early) let_next_start();
+}
+
 // The same value, computed here: nvcc would move the arithmetic to where the value is used, which
 // may be behind wait_for_previous.
 __device__ inline float settled(float value) {

@@ -22,6 +22,12 @@ Access access_of(int64_t cols, bool parameters_aligned, T const* first, Tensors 
     return congruent(first, rest...) ? Access::kShifted : Access::kScalar;
 }
 
+// Whether all parameters that there are have the type T.
+template <class T, class... Parameters>
+bool plain_of(Parameters const&... parameters) {
+    return std::is_same_v<T, float> || !(parameters.is_float || ...);
+}
+
 // A thread looks for its next slot as many elements on as a cluster has threads, in 32 bits.
 inline constexpr int64_t kMostColumns =
     std::numeric_limits<int32_t>::max() - tuning::kMaxLanes * tuning::kMaxCluster;
@@ -85,9 +91,9 @@ inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int le
 }
 
 // Calls `run(RowShape, Machine, Grid)`.  `Element` is what a tile keeps of a T; kMostItems is one
-// of tuning::kItemsOf....
+// of tuning::kItemsOf....  `plain`: the parameters have the type T.
 template <class Element, class T, int kMostItems, class Run>
-cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
+cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, bool plain, Run run) {
     constexpr int kVec = kVecBytes / sizeof(T);
     if (rows < 0 || cols < 0 || cols > kMostColumns) return cudaErrorInvalidValue;
     if (rows == 0 || cols == 0) return cudaSuccess;
@@ -98,10 +104,10 @@ cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, Run run) {
                                        kShifted ? 2 * kSize - 2 : 1, sizeof(Vec<Element, kSize>));
         auto const with_reach = [&]<int kItems>(RowShape<kSize, kShifted, kItems>) {
             if constexpr (!kShifted) {
-                if (plan.grid.cluster > 1)
+                if (plain && plan.grid.cluster > 1)
                     return run(RowShape<kSize, false, kItems, Reach::kCluster>{}, machine,
                                plan.grid);
-                if (plan.grid.threads.x > 32)
+                if (plain && plan.grid.threads.x > 32)
                     return run(RowShape<kSize, false, kItems, Reach::kBlock>{}, machine, plan.grid);
             }
             return run(RowShape<kSize, kShifted, kItems>{}, machine, plan.grid);

@@ -22,6 +22,9 @@ struct RowShape {
     static constexpr int kBlocks = tuning::least_blocks(kItemCount);  // of a multiprocessor
     // Weights are loaded beside the tile, ahead of what is computed of it.
     static constexpr bool kEarly = kItemCount == 1;
+    static constexpr Reach kReach = kTeamReach;
+    // Parameters have the type of the tensors: shapes for one reach are for this case alone.
+    static constexpr bool kPlain = kTeamReach != Reach::kAny;
     using Team = device::Team<kTeamReach>;
 };
 
@@ -70,6 +73,7 @@ class Row {
     // A part of a [cols] parameter, which is aligned where the row is not shifted.
     template <int kSize>
     __device__ Raw<T, kSize> parameter(Parameter data, Span<kSize> at) const {
+        if constexpr (Shape::kPlain) data.is_float = false;
         if constexpr (!Shape::kShifted || kSize == 1) {
             return load_raw<T, kSize>(data, at.column / kSize);
         } else {
@@ -111,6 +115,24 @@ __device__ Vec<T, kSize> opaque(Vec<T, kSize> item) {
     }
     return item;
 }
+
+// A value across a branch, in whole registers: nvcc would move the halves of a vector one by one.
+template <class Value, bool kWhole>
+struct Words {
+    __device__ void put(Value const& value) {
+        memcpy(word, &value, sizeof(value));
+        if constexpr (kWhole)
+#pragma unroll
+            for (uint32_t& part : word) asm volatile("" : "+r"(part));
+    }
+    __device__ Value get() const {
+        Value value;
+        memcpy(&value, word, sizeof(value));
+        return value;
+    }
+
+    uint32_t word[(sizeof(Value) + 3) / 4];
+};
 
 __device__ inline int dynamic_shared_bytes() {
     int bytes;
@@ -169,16 +191,17 @@ class RowTile {
     template <class Load, class Make, class Publish, class... Sides>
     __device__ void fill(Load load, Make make, Publish publish, Sides&... beside) {
         if constexpr (kItems > 0) {
-            decltype(load(Span<kVec>{})) loaded[kItems];
+            using Loaded = decltype(load(Span<kVec>{}));
+            Words<Loaded, Shape::kPlain && (sizeof(Loaded) > kVecBytes)> loaded[kItems];
             decltype(load(Span<1>{})) loaded_edge;
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
-                if (has(i)) loaded[i] = load(span(i));
+                if (has(i)) loaded[i].put(load(span(i)));
             if (Shape::kShifted && has_edge_) loaded_edge = load(edge_at_);
             (take(beside), ...);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
-                if (has(i)) kept_[i] = make(span(i), loaded[i]);
+                if (has(i)) kept_[i] = make(span(i), loaded[i].get());
             if (Shape::kShifted && has_edge_) edge_ = make(edge_at_, loaded_edge);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
@@ -235,17 +258,31 @@ class RowTile {
         return kItems > 0;
     }
 
-    // This thread's sum of `term(element)`.
+    // This thread's sum of `term(element)`; as two where it is waited for.
     template <class Term>
     __device__ float sum(Term term) const {
-        float total = 0.f;
+        constexpr int kChains = Shape::kEarly && Shape::kPlain ? 2 : 1;
+        float total[kChains]{};
         for_each([&](auto at, auto const& item) {
 #pragma unroll
-            for (int i = 0; i < at.kSize; ++i) total += term(to_float(item.at[i]));
+            for (int i = 0; i < at.kSize; ++i) total[i % kChains] += term(to_float(item.at[i]));
         });
-        return total;
+        return kChains == 1 ? total[0] : total[0] + total[kChains - 1];
     }
 
+    // How many elements the team's `warp` has.
+    __device__ float count_of(int warp) const {
+        int count = warp == 0 ? row_.edges() : 0;
+        int const left = last_ - 32 * warp;
+        if constexpr (kItems > 0) {
+#pragma unroll
+            for (int i = 0; i < kItems; ++i) count += min(max(left - i * lanes_, 0), 32) * kVec;
+        } else {
+            int const rounds = last_ / lanes_;
+            count += (rounds * 32 + min(max(left - rounds * lanes_, 0), 32)) * kVec;
+        }
+        return static_cast<float>(count);
+    }
     // This thread's, the squares around their own mean.
     __device__ Moments moments() const {
         int count = has_edge_ ? 1 : 0;
@@ -300,23 +337,26 @@ __device__ void for_each_row(typename Shape::Team& team, int64_t rows, int cols,
     int const shift = __ffs(team.blocks()) - 1;  // a power of two
     int64_t first = static_cast<int64_t>(blockIdx.x >> shift) * blockDim.y;
     Row<T, Shape> row(like, first + threadIdx.y, rows, cols);
-    if constexpr (tuning::kPrefetch && Shape::kItems > 0) {
+    auto const fetch = [&](Row<T, Shape> const& of) {
 #pragma unroll
         for (int i = 0; i < Shape::kItems; ++i) {
-            row.prefetch(like, team.lane() + i * team.lanes());
-            (row.prefetch(inputs, team.lane() + i * team.lanes()), ...);
+            of.prefetch(like, team.lane() + i * team.lanes());
+            (of.prefetch(inputs, team.lane() + i * team.lanes()), ...);
         }
-    }
+    };
+    if constexpr (tuning::kPrefetch) fetch(row);
+    int const row_bytes = cols * static_cast<int>((1 + sizeof...(inputs)) * sizeof(T));
+    int const ahead = Shape::kReach == Reach::kCluster ? tuning::kBytesAhead / row_bytes : 0;
     row.settle();
-    wait_for_previous();
-    let_next_start();
+    team.meet();
+    wait_in_turn();
     while (true) {
+        if (ahead > 0) fetch(Row<T, Shape>(like, first + ahead, rows, cols));
         body(row, first + threadIdx.y);
         first += static_cast<int64_t>(gridDim.x >> shift) * blockDim.y;
         if (first >= rows) break;
         row = Row<T, Shape>(like, first + threadIdx.y, rows, cols);
     }
-    team.leave();
 }
 
 }  // namespace opfuse::device

@@ -110,7 +110,7 @@ class Team {
     __device__ float sum(float value) { return reduce<Sum>(value); }
     __device__ float maximum(float value) { return reduce<Maximum>(value); }
 
-    // Those of all threads' values, in one exchange.  The first lane has some where any has.
+    // Those of all threads' values.  The first lane has some where any has.
     __device__ Moments merge(Moments own) {
         own = merge_lanes(own, lanes_of_row());
         if (in_warp()) return own;
@@ -121,13 +121,35 @@ class Team {
         Moments mine;
         if (at < count) mine = {partial[0][at], partial[1][at], partial[2][at]};
 #pragma unroll 1
-        for (int i = at + 32; i < count; i += 32)
+        for (int i = at + width; i < count; i += width)
             mine = device::merge(mine, {partial[0][i], partial[1][i], partial[2][i]});
         return merge_lanes(mine, width);
     }
 
-    // The last call: no block ends while others still wait for it to begin.
-    __device__ void leave() { settle(); }
+    // The same, where `count_of(warp)` is known, and `share`: 1 / the count of all.
+    template <class CountOf>
+    __device__ Moments merge(Moments const& own, float share, CountOf count_of) {
+        if (in_warp()) return around(own.mean, own, lanes_of_row(), share);
+        float const known = count_of(rank_ * warps() + threadIdx.x / 32);
+        Moments const here = around(own.mean, own, 32, known > 0.f ? __fdividef(1.f, known) : 0.f);
+        float const values[2] = {here.mean, here.squares};
+        auto const* partial = publish(values);
+        int const count = warps() * blocks_, width = width_of(count);
+        float const pivot = partial[0][0];
+        float sums[2]{};
+#pragma unroll 1
+        for (int i = threadIdx.x & (width - 1); i < count; i += width) {
+            float const apart = partial[0][i] - pivot, total = count_of(i) * apart;
+            sums[0] += total;
+            sums[1] += partial[1][i] + total * apart;
+        }
+        return around(pivot, sums, width, share);
+    }
+
+    // Ahead of the first reduction: the other blocks of the cluster are there behind it.
+    __device__ void meet() const {
+        if (split()) wait_for_blocks();
+    }
 
   private:
     static constexpr int kMostParts = tuning::kMaxLanes / 32 * tuning::kMaxCluster;
@@ -169,13 +191,24 @@ class Team {
     // Sums around the first lane's mean, all at once.  That mean is of a part of the values, so
     // that no offset cancels: where it is far from the others, so is their spread.
     __device__ static Moments merge_lanes(Moments const& own, int width) {
-        float const pivot = __shfl_sync(0xffffffffu, own.mean, 0, width), apart = own.mean - pivot;
+        float count[1] = {own.count};
+        reduce_lanes<Sum>(count, width);
+        return around(own.mean, own, width, count[0] > 0.f ? __fdividef(1.f, count[0]) : 0.f,
+                      count[0]);
+    }
+    __device__ static Moments around(float mean, Moments const& own, int width, float share,
+                                     float count = 0.f) {
+        float const pivot = __shfl_sync(0xffffffffu, mean, 0, width), apart = mean - pivot;
         float const total = own.count * apart;
-        float sums[3] = {own.count, total, own.squares + total * apart};
+        float sums[2] = {total, own.squares + total * apart};
+        return around(pivot, sums, width, share, count);
+    }
+    // `sums`: of the differences from `pivot`, and of their squares.
+    __device__ static Moments around(float pivot, float (&sums)[2], int width, float share,
+                                     float count = 0.f) {
         reduce_lanes<Sum>(sums, width);
-        float const shift = sums[0] > 0.f ? __fdividef(sums[1], sums[0]) : 0.f;
-        float const squares = sums[2] - sums[1] * shift;  // NaN stays
-        return {sums[0], pivot + shift, squares < 0.f ? 0.f : squares};
+        float const shift = sums[0] * share, squares = sums[1] - sums[0] * shift;  // NaN stays
+        return {count, pivot + shift, squares < 0.f ? 0.f : squares};
     }
 
     // Each warp hands its values to every block of the cluster; then all are there, one warp's
@@ -218,7 +251,7 @@ class Team {
     }
 
 #if __CUDA_ARCH__ >= 900
-    // The other blocks' mailboxes are there once settle() has returned.
+    // The other blocks' mailboxes are there once wait_for_blocks() has returned.
     __device__ void open() {
         if (threadIdx.x == 0) {
             box(0).open();
@@ -227,14 +260,9 @@ class Team {
         }
         __syncthreads();
         __cluster_barrier_arrive_relaxed();
-        pending_ = true;
     }
-    __device__ void settle() {
-        if (pending_) __cluster_barrier_wait();
-        pending_ = false;
-    }
+    __device__ static void wait_for_blocks() { __cluster_barrier_wait(); }
     __device__ void begin_exchange(int values) {
-        settle();
         if (threadIdx.x == 0) box(turn_).expect(values * static_cast<int>(sizeof(float)));
     }
     __device__ void send(float* slot, float value) {
@@ -244,7 +272,7 @@ class Team {
     __device__ void end_exchange() { box(turn_).await(turn_ >> 1 & 1); }
 #else
     __device__ void open() {}
-    __device__ void settle() {}
+    __device__ static void wait_for_blocks() {}
     __device__ void begin_exchange(int) {}
     __device__ void send(float*, float) {}
     __device__ void end_exchange() {}
@@ -252,7 +280,6 @@ class Team {
 
     int blocks_ = 1, rank_ = 0;
     int turn_ = 0;  // reductions so far
-    bool pending_ = false;
 };
 
 }  // namespace opfuse::device

@@ -55,4 +55,15 @@ inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
 // without the fetch, 2.39 without either; of 1 row 0.93, 1.22, and 1.81.
 inline constexpr bool kPrefetch = true;
 
+// Up to so many blocks let the next launch in at once, more of them when their own wait is over:
+// else several launches are there together, and 64 rows (4096) take 1.72, 2.00, 2.24, and 1.69
+// (RmsNorm, AddRmsNorm, AddLayerNorm, GatedAct), not 1.35, 1.51, 1.68, and 1.34; 1 row on 4 blocks
+// takes 1.09, 1.11, 1.22, and 0.87, not 1.25, 1.25, 1.26, and 0.97.
+inline constexpr unsigned kBlocksToLetIn = 16;
+
+// Clusters also fetch the row that is so many bytes of inputs ahead, half of what is in flight:
+// 1024 rows (65536) take 89 (RmsNorm), 177, and 178, not 94, 185, and 189; twice as far ahead 94,
+// 248, and 250.  Blocks do not: AddLayerNorm of 16384 rows (4096) takes 205 with it, not 178.
+inline constexpr int kBytesAhead = 4 << 20;
+
 }  // namespace opfuse::device::tuning

@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
         auto starts =
             tile.template beside<true>([&](auto at) { return start_of(affine, at.column); });
         tile.fetch(read, starts);
-        auto const [count, mean, squares] = team.merge(tile.moments());
+        auto const [count, mean, squares] =
+            team.merge(tile.moments(), share, [&](int warp) { return tile.count_of(warp); });
         Normal const normal{mean, rsqrtf(squares * share + epsilon)};
         auto const write = [&](auto at, auto const& item, Start const& start) {
             row.store(y, at, finish(item, start, affine, normal));
@@ -216,7 +217,7 @@ cudaError_t group_norm_silu(T* y, T const* x,                     // [rows, cols
                             void* workspace, cudaStream_t stream) {
     auto const access = device::access_of(groups.cols(), true, x, y);
     return device::with_row_shape<T, T, device::tuning::kItemsOfOne>(
-        groups.rows, groups.cols(), access,
+        groups.rows, groups.cols(), access, true,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             if constexpr (Shape::kItems > 0) {
                 return device::launch(group_norm_silu_kernel<T, Shape>, machine, grid, stream, y, x,

@@ -124,7 +124,7 @@ cudaError_t masked_softmax(T* probabilities, T const* scores,  // [rows, keys]
         for (int i = 0; i < mask.axes; ++i) where.by_size[i] = device::Divisor(mask.sizes[i]);
     }
     return device::with_row_shape<float, T, device::tuning::kItemsOfSoftmax>(
-        rows, keys, access,
+        rows, keys, access, device::plain_of<T>(mask.values),
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(masked_softmax_kernel<T, Shape>, machine, grid, stream,
                                   probabilities, scores, where, scale, rows,

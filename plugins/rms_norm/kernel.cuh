@@ -41,7 +41,7 @@ cudaError_t rms_norm(T* y, T const* x,         // [rows, cols]
                      int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, y);
     return device::with_row_shape<T, T, device::tuning::kItemsOfOne>(
-        rows, cols, access,
+        rows, cols, access, device::plain_of<T>(gamma),
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(rms_norm_kernel<T, Shape>, machine, grid, stream, y, x, gamma,
                                   rows, static_cast<int>(cols), epsilon);
