@@ -25,7 +25,7 @@ struct RowShape {
     static constexpr Reach kReach = kTeamReach;
     // Parameters have the type of the tensors: shapes for one reach are for this case alone.
     static constexpr bool kPlain = kTeamReach != Reach::kAny;
-    using Team = device::Team<kTeamReach>;
+    using Team = TeamOf<kTeamReach>;
 };
 
 // Columns [column, column + kSize) of a row; aligned in memory where kSize > 1.
@@ -357,6 +357,7 @@ __device__ void for_each_row(typename Shape::Team& team, int64_t rows, int cols,
         if (first >= rows) break;
         row = Row<T, Shape>(like, first + threadIdx.y, rows, cols);
     }
+    team.leave();
 }
 
 }  // namespace opfuse::device

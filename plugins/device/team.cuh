@@ -93,9 +93,9 @@ enum class Reach { kAny, kBlock, kCluster };
 // a multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
 // every thread calls each reduction, those of rows past the end included.
 template <Reach kReach>
-class Team {
+class TeamOf {
   public:
-    __device__ Team() {
+    __device__ TeamOf() {
         if constexpr (kReach != Reach::kBlock) {
             blocks_ = blocks_of_cluster();
             rank_ = rank_in_cluster();
@@ -146,10 +146,11 @@ class Team {
         return around(pivot, sums, width, share);
     }
 
-    // Ahead of the first reduction: the other blocks of the cluster are there behind it.
-    __device__ void meet() const {
-        if (split()) wait_for_blocks();
-    }
+    // Waits for the other blocks of the cluster to begin: the first reduction need not, then.
+    __device__ void meet() { settle(); }
+
+    // The last call: no block ends while others still wait for it to begin.
+    __device__ void leave() { settle(); }
 
   private:
     static constexpr int kMostParts = tuning::kMaxLanes / 32 * tuning::kMaxCluster;
@@ -251,7 +252,7 @@ class Team {
     }
 
 #if __CUDA_ARCH__ >= 900
-    // The other blocks' mailboxes are there once wait_for_blocks() has returned.
+    // The other blocks' mailboxes are there once settle() has returned.
     __device__ void open() {
         if (threadIdx.x == 0) {
             box(0).open();
@@ -260,9 +261,14 @@ class Team {
         }
         __syncthreads();
         __cluster_barrier_arrive_relaxed();
+        pending_ = true;
     }
-    __device__ static void wait_for_blocks() { __cluster_barrier_wait(); }
+    __device__ void settle() {
+        if (kReach != Reach::kBlock && pending_) __cluster_barrier_wait();
+        pending_ = false;
+    }
     __device__ void begin_exchange(int values) {
+        settle();
         if (threadIdx.x == 0) box(turn_).expect(values * static_cast<int>(sizeof(float)));
     }
     __device__ void send(float* slot, float value) {
@@ -272,7 +278,7 @@ class Team {
     __device__ void end_exchange() { box(turn_).await(turn_ >> 1 & 1); }
 #else
     __device__ void open() {}
-    __device__ static void wait_for_blocks() {}
+    __device__ void settle() {}
     __device__ void begin_exchange(int) {}
     __device__ void send(float*, float) {}
     __device__ void end_exchange() {}
@@ -280,6 +286,9 @@ class Team {
 
     int blocks_ = 1, rank_ = 0;
     int turn_ = 0;  // reductions so far
+    bool pending_ = false;
 };
+
+using Team = TeamOf<Reach::kAny>;
 
 }  // namespace opfuse::device
