@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(kWarps * 32) floor_kernel(Tensors of) {
     if (threadIdx.x % 2 == 0)  // L2 fetches 32 bytes
         for (int i = 0; i < kItems; ++i)
             for (int k = 0; k < kInputs; ++k) prefetch(of.inputs[k] + first + i * kStep);
-    wait_for_previous();
-    let_next_start();
+    wait_in_turn();
     uint4 items[kInputs][kItems], weights[2][kItems]{};
 #pragma unroll
     for (int i = 0; i < kItems; ++i)

@@ -35,7 +35,7 @@ class Floors:
 
     @classmethod
     def build(cls) -> Floors | None:
-        """None where there is no nvcc."""
+        """None where there is no nvcc, or it fails."""
         nvcc = shutil.which("nvcc")
         if not nvcc:
             return None
@@ -44,7 +44,8 @@ class Floors:
             built = Path(folder) / "floors.so"
             options = ["-std=c++20", "-O3", f"-arch=sm_{major}{minor}", "-shared"]
             command = [nvcc, *options, "-Xcompiler=-fPIC", "-o", built, SOURCE]
-            subprocess.run(command, check=True)
+            if subprocess.run(command, check=False).returncode:
+                return None
             return cls(ctypes.CDLL(str(built)))
 
     def nothing(self) -> Launch:

@@ -270,7 +270,7 @@ def show(figures: dict) -> None:
         "case", "us", "again", "MB", "of copy", "eager us", "compile us", "eager/us",
         "compile/us", "at copy", "/empty",
     ]  # fmt: skip
-    measure.print_table(header, map(cells, figures["rows"]))
+    measure.print_table(header, map(_known, map(cells, figures["rows"])))
     few = [row for row in figures["rows"] if "move_us" in row]
     if few:
         print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
@@ -281,7 +281,11 @@ def show(figures: dict) -> None:
             for row in few
         ]
         header = ["case", "us", "move us", "with a sum", "/empty", "move/empty", "sum/empty"]
-        measure.print_table(header, lines)
+        measure.print_table(header, map(_known, lines))
+
+
+def _known(cells: Sequence[str]) -> list[str]:
+    return [cell.replace("nan", "-") for cell in cells]
 
 
 def main() -> None:
@@ -305,6 +309,7 @@ def main() -> None:
         rows.sort(key=itemgetter("place"))
         measure.write("kernels", figures)  # what is measured stays, whatever comes
     figures |= measure_floors(timer, rows)
+    measure.write("kernels", figures)
     show(figures)
     if options.grid:
         handle = abi.load(library.find())
