@@ -1,11 +1,13 @@
 """Times FlashAttention beside torch's kernels: ``python -m tests.gpu.attention_speed``.
 
 Each time is that of one launch in a CUDA graph of 20, over rotated tensors that the L2 cache cannot
-hold; the median of 11 replays.  Errors are ||y - ref|| / ||ref|| against float64, on one head.
+hold; the median of 11 replays, in which the kernels of a row take turns.  Errors are
+||y - ref|| / ||ref|| against float64, on one head.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,8 +54,8 @@ ROWS = [
 ]
 
 
-def microseconds(launch: Launch) -> float:
-    """The time of one launch, or NaN where it fails."""
+def captured(launch: Launch) -> torch.cuda.CUDAGraph | None:
+    """A graph of LAUNCHES, or None where one fails."""
     try:
         launch(0)
         torch.cuda.synchronize()
@@ -61,18 +63,33 @@ def microseconds(launch: Launch) -> float:
         with torch.cuda.graph(graph):
             for i in range(LAUNCHES):
                 launch(i)
-        times = []
-        for _ in range(WARM_UPS + REPLAYS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / LAUNCHES)
-        return sorted(times[WARM_UPS:])[REPLAYS // 2]
     except (RuntimeError, abi.PluginError) as error:
         print("failed:", str(error).splitlines()[0][:150], file=sys.stderr)
-        return float("nan")
+        return None
+    return graph
+
+
+def replayed(graph: torch.cuda.CUDAGraph) -> float:
+    """The time of one launch in it, in microseconds."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1000 / LAUNCHES
+
+
+def medians(launches: dict[str, Launch]) -> dict[str, float]:
+    """The median time of each, which take turns in an order that changes; no failed ones."""
+    captures = {name: captured(launch) for name, launch in launches.items()}
+    graphs = {name: graph for name, graph in captures.items() if graph is not None}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    order = list(graphs)
+    for _ in range(WARM_UPS + REPLAYS):
+        random.shuffle(order)
+        for name in order:
+            times[name].append(replayed(graphs[name]))
+    return {name: sorted(each[WARM_UPS:])[REPLAYS // 2] for name, each in times.items()}
 
 
 def tensors(case: Case, dtype: torch.dtype) -> tuple[list[list[torch.Tensor]], int]:
@@ -164,9 +181,8 @@ def main() -> None:
             }
             flops = 4 * case.batch * case.heads * case.queries * case.keys * case.size
             flops /= 2 if case.causal else 1
-            for name, launch in launches.items():
-                time = microseconds(launch)
-                wrong = "-" if time != time else error(case, sets[0], mask, launch(0))
+            for name, time in medians(launches).items():
+                wrong = error(case, sets[0], mask, launches[name](0))
                 print(
                     f"{row.name:18}{str(dtype)[6:]:9}{name:26}{time:9.1f} us"
                     f"{flops / time / 1e6:8.1f} TFLOP/s{count / time / 1e6:7.2f} TB/s  err {wrong}",
