@@ -216,9 +216,7 @@ class Plugin:
         """
         found = (ctypes.c_int32 * MAX_TACTICS)()
         array = _tensors(inputs)
-        count = self._library.opfuse_tactics(
-            self._handle, array, len(inputs), found, MAX_TACTICS
-        )
+        count = self._library.opfuse_tactics(self._handle, array, len(inputs), found, MAX_TACTICS)
         if count < 0:
             raise self._error()
         return list(found[: min(count, MAX_TACTICS)])
