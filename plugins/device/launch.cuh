@@ -97,7 +97,6 @@ struct Grid {
     dim3 threads{1};
     int cluster = 1;  // blocks of a cluster
     size_t shared_bytes = 0;
-    bool clustered = false;  // whether a cluster of one block is one, too
 };
 
 // Kernels walk over what is left where there is more than `blocks`.
@@ -126,7 +125,7 @@ cudaError_t launch(void (*kernel)(Parameters...), Machine const& machine, Grid c
         attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    if (grid.cluster > 1 || grid.clustered) {
+    if (grid.cluster > 1) {
         attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
         attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
     }

@@ -18,14 +18,12 @@ struct HopperLauncher {
 
     cudaError_t in_parts(int parts) const {
         using enum Sharing;
-        constexpr int kGroups = kGated ? 1 : 2, kHeights = kGated ? 2 : 1;
         switch (rows_in_parts(g)) {
-        case 8: return as<kParts, kGroups, kHeights, 8, 6>(1, parts);
-        case 16: return as<kParts, kGroups, kHeights, 16, 5>(1, parts);
-        case 32: return as<kParts, kGroups, kHeights, 32, kGated ? 9 : 4>(1, parts);
-        case 64: return as<kParts, kGroups, kHeights, 64, 7>(1, parts);
-        case 128:
-            if constexpr (!kGated) return as<kParts, 2, 1, 128, 4>(1, parts);
+        case 8: return as<kParts, 2, 1, 8, 6>(1, parts);
+        case 16: return as<kParts, 2, 1, 16, 5>(1, parts);
+        case 32: return as<kParts, 2, 1, 32, 4>(1, parts);
+        case 64: return as<kParts, 2, 1, 64, 7>(1, parts);
+        case 128: return as<kParts, 2, 1, 128, 4>(1, parts);
         }
         return cudaErrorNotSupported;
     }
@@ -33,12 +31,12 @@ struct HopperLauncher {
     cudaError_t operator()(Tactic tactic) const {
         using enum Sharing;
         using enum Tactic;
-        if (int const parts = parts_of(tactic)) return in_parts(parts);
         if constexpr (kGated) {
             if (tactic == kColumns128) return as<kColumns, 2, 2, 128, 4>(16);
             if (tactic == kColumns64) return as<kColumns, 2, 2, 64, 5>(16);
             if (tactic == kNarrow128) return as<kColumns, 1, 2, 128, 6>(16);
         } else {
+            if (int const parts = parts_of(tactic)) return in_parts(parts);
             if (tactic == kColumns256) return as<kColumns, 2, 1, 256, 4>(8);
             if (tactic == kColumns192) return as<kColumns, 2, 1, 192, 4>(11);
             if (tactic == kColumns144) return as<kColumns, 2, 1, 144, 5>(16);
@@ -46,7 +44,6 @@ struct HopperLauncher {
             if (tactic == kColumns64) return as<kColumns, 2, 1, 64, 8>(16);
             if (tactic == kTurns144) return as<kTurns, 2, 2, 144, 5>(8);
             if (tactic == kTurns128) return as<kTurns, 2, 2, 128, 5, 2>(4);
-            if (tactic == kPairs144) return as<kPairs, 2, 2, 144, 4>(16, 2);
         }
         return cudaErrorNotSupported;
     }

@@ -1,7 +1,7 @@
 // Parts of the depth: blocks of a cluster that multiply for one tile give each other their sums.
 //
-// Of few rows, the tile's columns are cut in slices of 16, those of a warp, which gives all of its
-// sums to the one block that finishes them.
+// The tile's columns are cut in slices of 16, those of a warp, which gives all of its sums to the
+// one block that finishes them.
 #pragma once
 #include "cluster.cuh"
 #include "epilogue.cuh"
@@ -10,21 +10,20 @@
 
 namespace opfuse {
 
-template <class T, class S, bool kGated>
+template <class T, class S>
 struct GemmExchange {
+    static_assert(S::kHeights == 1 || !S::kParts);
     static constexpr int kSlices = 4 * S::kGroups, kBlocks = S::kRows / 8;
-    static constexpr int kKinds = S::kHeights;  // gated: of the gate, and of what it lets through
-    static_assert(!S::kParts || kKinds == (kGated ? 2 : 1));
 
-    // What is added to a block: columns lane / 4 + 8 r, and pairs of rows of the residual.
+    // What is added to a block: of columns lane / 4 + 8 r, and pairs of columns of the residual.
     struct More {
-        float bias[kKinds][2];
+        float bias[2];
         uint32_t residual[2];
     };
 
     Gemm const& g;
     GemmTile const tile;
-    float4* const sums;  // [parts][own slices][kKinds][kBlocks][32 lanes]
+    float4* const sums;  // [parts][own slices][kBlocks][32 lanes]
     uint64_t* const barrier;
     int const parts, rank, warp, lane;
 
@@ -39,69 +38,50 @@ struct GemmExchange {
 
     // Announces what is given, once, before it is.
     __device__ void expect() const {
-        int const given = parts * slices_of(rank) * kKinds * blocks();
+        int const given = parts * slices_of(rank) * blocks();
         device::arrive_expecting(barrier, given * 32 * static_cast<int>(sizeof(float4)));
     }
 
-    __device__ void give(float const (&own)[S::kHeights][kBlocks][4]) const {
+    __device__ void give(float const (&own)[kBlocks][4]) const {
         int const owner = (warp * parts + parts - 1) / kSlices;
         int const slice = rank * slices_of(owner) + warp - first_slice(owner);
-        uint32_t const to = device::address_in(
-            device::shared_address(sums + slice * kKinds * kBlocks * 32 + lane), owner);
+        uint32_t const to =
+            device::address_in(device::shared_address(sums + slice * kBlocks * 32 + lane), owner);
         uint32_t const done = device::address_in(device::shared_address(barrier), owner);
         int const last = blocks();
 #pragma unroll
-        for (int i = 0; i < kKinds * kBlocks; ++i)
-            if (i % kBlocks < last)
-                device::store_in(to + i * 32 * sizeof(float4), own[i / kBlocks][i % kBlocks], done);
+        for (int block = 0; block < kBlocks; ++block)
+            if (block < last) device::store_in(to + block * 32 * sizeof(float4), own[block], done);
     }
 
     __device__ int col(int slice) const { return tile.col + slice * 16; }
 
-    // Of the slice's block of rows.  The residual is read by rows, and turned.
+    // Of the slice's block of rows.  The residual is read by rows.
     __device__ More load_more(int slice, int block) const {
         More more{};
-        int const c = col(slice) + lane / 4;
-#pragma unroll
-        for (int i = 0; i < kKinds * 2; ++i) {
-            T const* const bias = static_cast<T const*>(g.bias) + (i / 2 > 0 ? g.cols : 0);
-            if (g.bias && c + i % 2 * 8 < g.cols)
-                more.bias[i / 2][i % 2] = device::to_float(bias[c + i % 2 * 8]);
-        }
         int64_t const row = tile.row + block * 8 + lane / 4;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            int const pair = col(slice) + r * 8 + lane % 4 * 2;
+            int const c = col(slice) + r * 8 + lane / 4, pair = col(slice) + r * 8 + lane % 4 * 2;
+            if (g.bias && c < g.cols)
+                more.bias[r] = device::to_float(static_cast<T const*>(g.bias)[c]);
             T const* const from = static_cast<T const*>(g.residual) + row * g.cols + pair;
-            if (!kGated && g.residual && row < g.rows && pair < g.cols)
+            if (g.residual && row < g.rows && pair < g.cols)
                 more.residual[r] = *reinterpret_cast<uint32_t const*>(from);
         }
         return more;
     }
 
     // Sums in the order of the parts: the same bits whoever adds.
-    __device__ void add_parts(float (&four)[4], int slice, int kind, int block,
-                              float const (&bias)[2]) const {
-        int const slices = slices_of(rank);
-        float4 const* from =
-            sums + (((slice - first_slice(rank)) * kKinds + kind) * kBlocks + block) * 32 + lane;
-        four[0] = four[1] = bias[0], four[2] = four[3] = bias[1];
-        for (int part = 0; part < parts; ++part) {
-            float4 const more = from[part * slices * kKinds * kBlocks * 32];
-            four[0] += more.x, four[1] += more.y, four[2] += more.z, four[3] += more.w;
-        }
-    }
-
     __device__ void finish_block(int slice, int block, More const& more) const {
-        float four[4];
-        add_parts(four, slice, 0, block, more.bias[0]);
-        device::activate_as(g.activation, four);
-        if constexpr (kGated) {
-            float up[4];
-            add_parts(up, slice, 1, block, more.bias[1]);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) four[i] *= up[i];
+        float four[4] = {more.bias[0], more.bias[0], more.bias[1], more.bias[1]};
+        float4 const* const from =
+            sums + ((slice - first_slice(rank)) * kBlocks + block) * 32 + lane;
+        for (int part = 0; part < parts; ++part) {
+            float4 const given = from[part * slices_of(rank) * kBlocks * 32];
+            four[0] += given.x, four[1] += given.y, four[2] += given.z, four[3] += given.w;
         }
+        device::activate_as(g.activation, four);
         int64_t const row = tile.row + block * 8 + lane / 4;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -128,41 +108,6 @@ struct GemmExchange {
             More const next = load(unit + kSlices);
             finish_block(first_slice(rank) + unit / of_slice, unit % of_slice, more);
             more = next;
-        }
-    }
-};
-
-// Of a pair of blocks, each adds and keeps the sums of one height, that of its rank.
-template <class S>
-struct PairExchange {
-    static constexpr int kBlocks = S::kRows / 8, kThreads = 128 * S::kGroups;
-    static constexpr int kBytes = kBlocks * kThreads * static_cast<int>(sizeof(float4));
-    static_assert(!S::kPairs || (S::kHeights == 2 && kBytes <= S::kExchangeBytes));
-
-    float4* const given;  // [kBlocks][kThreads]
-    uint64_t* const barrier;
-    int const rank, thread;
-
-    __device__ void add(float (&sums)[S::kHeights][kBlocks][4]) const {
-        uint32_t const to = device::address_in(device::shared_address(given + thread), 1 - rank);
-        uint32_t const done = device::address_in(device::shared_address(barrier), 1 - rank);
-#pragma unroll
-        for (int j = 0; j < kBlocks; ++j) {
-            float other[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                float const low = sums[0][j][i], high = sums[S::kHeights - 1][j][i];
-                sums[0][j][i] = rank == 0 ? low : high;
-                other[i] = rank == 0 ? high : low;
-            }
-            device::store_in(to + j * kThreads * sizeof(float4), other, done);
-        }
-        device::wait(barrier, 0);
-#pragma unroll
-        for (int j = 0; j < kBlocks; ++j) {
-            float4 const more = given[j * kThreads + thread];
-            sums[0][j][0] += more.x, sums[0][j][1] += more.y;
-            sums[0][j][2] += more.z, sums[0][j][3] += more.w;
         }
     }
 };

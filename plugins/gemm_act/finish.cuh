@@ -17,7 +17,7 @@ template <class T, class S, bool kGated>
 struct GemmFinish {
     static constexpr int kBlocks = S::kRows / 8;  // of 8 rows
     static constexpr int kOfChunk = S::kChunkRows / 8, kAcross = kBlocks / kOfChunk;
-    static constexpr int kOutHeights = kGated || S::kPairs ? 1 : S::kHeights;
+    static constexpr int kOutHeights = kGated ? 1 : S::kHeights;
     static constexpr int kChunks = kOutHeights * kAcross, kSlots = S::kSlots;
     static_assert(kBlocks % kOfChunk == 0 && (!kGated || S::kHeights == 2));
     using Sums = float[S::kHeights][kBlocks][4];

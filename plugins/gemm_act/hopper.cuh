@@ -134,26 +134,12 @@ struct GemmConsumer {
     }
 
     // The one tile of blocks that share it.
-    __device__ void run_part(GemmExchange<T, S, kGated> const& exchange, int steps) {
+    __device__ void run_part(GemmExchange<T, S> const& exchange, int steps) {
         Sums sums;
         accumulate(sums, steps);
         device::wait_for_cluster();  // the others expect what is given
-        exchange.give(sums);
+        exchange.give(sums[0]);
         exchange.finish();
-    }
-
-    __device__ void run_pair(GemmTile tile, PairExchange<S> const& exchange, int steps) {
-        Sums sums;
-        typename Finish::Bias bias;
-        tile.col += group * 128 + exchange.rank * 64;
-        finish.load_bias(bias, tile);
-        accumulate(sums, steps);
-        device::arrive_at_cluster();  // nobody reads stages any more
-        device::wait_for_cluster();
-        finish.begin(tile);
-        exchange.add(sums);
-        finish.finish(sums, bias, tile);
-        if (finish.leader) device::wait_for_stores<0>();
     }
 };
 
@@ -177,47 +163,40 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     extern __shared__ __align__(16) unsigned char shared[];
     unsigned char* const stages = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     auto& barriers = *reinterpret_cast<GemmBarriers<S>*>(stages + S::kBarriers);
-    int const rank = S::kCluster > 1 || S::kSplit ? device::cluster_rank() : 0;
+    int const rank = S::kCluster > 1 || S::kParts ? device::cluster_rank() : 0;
     GemmSteps const steps = gemm_steps<S>(g.depth, rank, order.parts);
     // Shuffled, so that the compiler knows that a warp's threads agree on it.
     int const group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0) - 1;
-    // The one tile of blocks that share it.
-    GemmTile const shared_tile = gemm_tile<S, kGated>(order, blockIdx.x / order.parts, 0);
-    GemmExchange<T, S, kGated> const exchange{g,
-                                              shared_tile,
-                                              reinterpret_cast<float4*>(stages + S::kExchange),
-                                              &barriers.exchange,
-                                              order.parts,
-                                              rank,
-                                              static_cast<int>(threadIdx.x / 32) - 4,
-                                              static_cast<int>(threadIdx.x % 32)};
-    PairExchange<S> const pair{reinterpret_cast<float4*>(stages + S::kExchange), &barriers.exchange,
-                               rank, static_cast<int>(threadIdx.x) - 128};
+    // Of parts, which have one tile.
+    GemmExchange<T, S> const exchange{g,
+                                      gemm_tile<S, kGated>(order, blockIdx.x / order.parts, 0),
+                                      reinterpret_cast<float4*>(stages + S::kExchange),
+                                      &barriers.exchange,
+                                      order.parts,
+                                      rank,
+                                      static_cast<int>(threadIdx.x / 32) - 4,
+                                      static_cast<int>(threadIdx.x % 32)};
     if (threadIdx.x == 0) {
         init_barriers<S>(barriers, maps);
         if constexpr (S::kParts) exchange.expect();
-        if constexpr (S::kPairs) device::arrive_expecting(&barriers.exchange, pair.kBytes);
     }
     __syncthreads();
     if (S::kCluster > 1 || S::kParts) device::arrive_at_cluster();
     if (S::kCluster > 1) device::wait_for_cluster();
     device::let_next_start();
     if constexpr (S::kParts)
-        if (group >= 0) prefetch_weight<S, kByRows, kGated>(g, shared_tile, steps, pair.thread);
+        if (group >= 0) prefetch_weight<S, kByRows>(g, exchange.tile, steps);
     device::wait_for_previous();
     if (group < 0) {
         if constexpr (S::kResident == 1) device::leave_registers<40>();
         if (threadIdx.x == 0)
             load_tiles<S, kByRows, kGated>(maps, order, barriers, stages, steps, rank);
-        if (S::kPairs) device::arrive_at_cluster();
-        if (S::kSplit) device::wait_for_cluster();
+        if (S::kParts) device::wait_for_cluster();
     } else {
         if constexpr (S::kResident == 1) device::take_registers<S::kGroups == 1 ? 240 : 232>();
         GemmConsumer<T, S, kByRows, kGated> consumer(maps, g, barriers, stages, group);
         if constexpr (S::kParts)
             consumer.run_part(exchange, steps.count());
-        else if constexpr (S::kPairs)
-            consumer.run_pair(shared_tile, pair, steps.count());
         else
             consumer.run(order, steps.count(), rank);
     }
@@ -242,10 +221,9 @@ cudaError_t launch_hopper_gemm(Gemm const& g, int band, cudaStream_t stream, int
                           (g.cols + kOutCols - 1) / kOutCols, band, parts};
     int64_t const tiles = int64_t{order.rows} * order.cols;
     device::Grid grid;
-    grid.cluster = S::kSplit ? parts : S::kCluster;
-    grid.clustered = S::kSplit;  // also where a part is all
+    grid.cluster = S::kParts ? parts : S::kCluster;
     // Parts of a tile exchange sums once: they have no tile after it.
-    int64_t const most = S::kSplit ? tiles : machine.multiprocessors / S::kCluster;
+    int64_t const most = S::kParts ? tiles : machine.multiprocessors / S::kCluster;
     grid.blocks = std::min(most, tiles) * grid.cluster;
     grid.threads = dim3(S::kThreads);
     grid.shared_bytes = S::kSharedBytes;

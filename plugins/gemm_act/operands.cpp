@@ -1,5 +1,6 @@
 #include "operands.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "../core/shapes.h"
@@ -9,6 +10,7 @@ namespace opfuse {
 namespace {
 
 constexpr int kMultiprocessors = 132;  // of an H100, whose times the estimates are
+constexpr int kMostTimed = 5;
 
 bool aligned(void const* data, size_t bytes) {
     return reinterpret_cast<uintptr_t>(data) % bytes == 0;
@@ -57,11 +59,11 @@ std::vector<int32_t> worth_timing(Tensor const& x, Tensor const& weight, Product
     int64_t const cols = weight.dims[g.transposed ? 0 : 1] / (g.gated ? 2 : 1);
     if (x.rows() <= 0 || x.cols() <= 0 || cols <= 0) return {};
     g.rows = x.rows(), g.cols = static_cast<int>(cols), g.depth = static_cast<int>(x.cols());
-    // More than half again of the fastest's time is beyond what the estimates are wrong by.
+    // The estimates are wrong by less than a third.
     Ranking const ranking = rank_tactics(g, kMultiprocessors);
     std::vector<int32_t> found;
-    for (int i = 0; i < ranking.count; ++i)
-        if (2 * ranking.ways[i].nanoseconds <= 3 * ranking.ways[0].nanoseconds)
+    for (int i = 0; i < std::min(ranking.count, kMostTimed); ++i)
+        if (3 * ranking.ways[i].nanoseconds <= 4 * ranking.ways[0].nanoseconds)
             found.push_back(static_cast<int32_t>(ranking.ways[i].tactic));
     return found;
 }

@@ -8,9 +8,8 @@ namespace opfuse {
 
 // How a block's warp groups of consumers share the work.  kColumns: each has a part of each tile's
 // columns.  kTurns: each has every other tile, and finishes it while the other multiplies.  kParts:
-// as kColumns, and blocks of a cluster share a tile, each with a part of the depth, for few rows.
-// kPairs: two blocks do so, for many.
-enum class Sharing { kColumns, kTurns, kParts, kPairs };
+// as kColumns, and blocks of a cluster share a tile, each with a part of the depth.
+enum class Sharing { kColumns, kTurns, kParts };
 
 // A group multiplies 64 columns of the weight at a time with kRows rows of x, kHeights times: that
 // of neighbouring columns, or gated that of the gate and of what it lets through.  kCluster blocks
@@ -20,11 +19,9 @@ template <Sharing kSharing, int kGroups_, int kHeights_, int kRows_, int kStages
 struct GemmShape {
     static constexpr bool kTurns = kSharing == Sharing::kTurns;
     static constexpr bool kParts = kSharing == Sharing::kParts;
-    static constexpr bool kPairs = kSharing == Sharing::kPairs;
-    static constexpr bool kSplit = kParts || kPairs;
     static constexpr int kGroups = kGroups_, kHeights = kHeights_, kRows = kRows_;
     static constexpr int kStages = kStages_, kCluster = kCluster_;
-    static_assert(kCluster == 1 || !kSplit);
+    static_assert(kCluster == 1 || !kParts);
     static constexpr int kThreads = 128 * (kGroups + 1);
     static constexpr int kDepth = 64;  // of a stage: a row of a box
     static constexpr int kBoxes =
@@ -38,19 +35,12 @@ struct GemmShape {
     static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
     static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
     static constexpr int kSlots = kTurns ? 4 : kRows > 192 ? 2 : kRows / kChunkRows;
+    static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
     static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
-    static constexpr int kStagesBytes = kStages * kStageBytes;
-    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.  Of pairs, one has one
-    // height of each group, and they come where the stages were.
-    static constexpr int kExchangeBytes = kParts   ? kRows * kWeightCols * 5
-                                          : kPairs ? kRows * kWeightCols * 2
-                                                   : 0;
-    // Where they begin in shared memory.
-    static constexpr int kExchange = kPairs ? 0 : kStagesBytes;
-    static constexpr int kChunks = kPairs ? (kExchangeBytes + 1023) / 1024 * 1024 : kStagesBytes;
-    static constexpr int kBarriers =
-        kPairs ? kStagesBytes : kStagesBytes + kChunksBytes + kExchangeBytes;
-    static_assert(!kPairs || kChunks + kChunksBytes <= kStagesBytes);
+    static constexpr int kExchange = kChunks + kChunksBytes;  // where parts' sums do
+    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.
+    static constexpr int kExchangeBytes = kParts ? kRows * kWeightCols * 5 : 0;
+    static constexpr int kBarriers = kExchange + kExchangeBytes;
     static constexpr int kSharedBytes = kBarriers + 1024 + 256;
     // Blocks on a multiprocessor: with few sums, the next kernel's may come before this one's end.
     static constexpr int kResident = kParts && kRows * kHeights <= 32 ? 2 : 1;
@@ -92,7 +82,7 @@ __device__ GemmTile gemm_tile(GemmOrder const& order, int index, int rank) {
 // Calls `work` with this block's tiles, from `first` on each `stride`th.
 template <class S, bool kGated, class Work>
 __device__ void for_each_tile(GemmOrder const& order, int rank, int first, int stride, Work work) {
-    int const sharing = S::kSplit ? order.parts : S::kCluster;
+    int const sharing = S::kParts ? order.parts : S::kCluster;
     int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
     for (int i = own + first * clusters; i < order.rows * order.cols; i += stride * clusters)
         work(gemm_tile<S, kGated>(order, i, rank));
@@ -108,7 +98,7 @@ struct GemmSteps {
 template <class S>
 __device__ GemmSteps gemm_steps(int depth, int rank, int parts) {
     int const all = (depth + S::kDepth - 1) / S::kDepth;
-    if (!S::kSplit) return {0, all};
+    if (!S::kParts) return {0, all};
     return {all * rank / parts, all * (rank + 1) / parts};
 }
 

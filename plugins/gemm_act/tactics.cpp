@@ -6,24 +6,22 @@ namespace opfuse {
 namespace {
 
 // A way's tile, and its times on an H100 whose other multiprocessors do the same, from
-// benchmarks/results/gemm_h100_tactics.txt.
+// benchmarks/results/gemm_h100_networks.txt.
 struct Way {
     Tactic tactic;
     int rows, cols;    // of y
     int64_t stage;     // nanoseconds of 64 of the depth
     int64_t tile;      // of a tile beyond its stages
-    int64_t finished;  // of an activation or a residual, where nothing is multiplied meanwhile
+    int64_t finished;  // of an activation or a residual, beyond what is hidden
     int cluster = 1;   // blocks that have neighbouring rows
-    int parts = 1;     // blocks that have a part of the depth each
-    int resident = 1;  // blocks on a multiprocessor
 };
 
 using enum Tactic;
 constexpr Way kPlainWays[] = {
-    {kColumns256, 256, 128, 640, 1400, 3000}, {kColumns192, 192, 128, 520, 1400, 2400},
-    {kColumns144, 144, 128, 500, 1400, 2000}, {kColumns128, 128, 128, 370, 1300, 1800},
-    {kColumns64, 64, 128, 250, 1300, 1000},   {kTurns144, 144, 128, 475, 100, 700},
-    {kTurns128, 128, 128, 400, 100, 900, 2},  {kPairs144, 144, 256, 700, 1400, 2000, 1, 2},
+    {kColumns256, 256, 128, 640, 1400, 2400}, {kColumns192, 192, 128, 510, 1400, 1300},
+    {kColumns144, 144, 128, 450, 1400, 1300}, {kColumns128, 128, 128, 365, 1300, 1200},
+    {kColumns64, 64, 128, 148, 0, 500},       {kTurns144, 144, 128, 455, 100, 700},
+    {kTurns128, 128, 128, 380, 100, 700, 2},
 };
 constexpr Way kGatedWays[] = {
     {kColumns128, 128, 128, 660, 1400, 0},
@@ -32,35 +30,43 @@ constexpr Way kGatedWays[] = {
 };
 constexpr int64_t kStart =
     2500;  // from the launch to the first stage, and from the last to the end
-constexpr int64_t kExchange = 1500;  // of sums between the parts of a tile
+constexpr int64_t kBytes = 2700;  // of a weight that memory gives in a nanosecond
 
 constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t estimate(Way const& way, Gemm const& g, int multiprocessors) {
-    int64_t const clusters =
-        over(over(g.rows, way.rows), way.cluster) * over(g.cols, way.cols) * way.parts;
-    int64_t const rounds =
-        over(clusters, std::max(1, multiprocessors * way.resident / way.cluster));
-    int64_t const stages = over(over(g.depth, 64), way.parts);
+int64_t of_memory(Gemm const& g) { return int64_t{g.depth} * g.cols * (g.gated ? 4 : 2) / kBytes; }
+
+int64_t of_way(Way const& way, Gemm const& g, int multiprocessors) {
+    int64_t const clusters = over(over(g.rows, way.rows), way.cluster) * over(g.cols, way.cols);
+    int64_t const rounds = over(clusters, std::max(1, multiprocessors / way.cluster));
     bool const plain = g.activation == device::Activation::kNone && !g.residual;
-    return kStart + (way.parts > 1 ? kExchange : 0) +
-           rounds * (stages * way.stage + way.tile + (plain ? 0 : way.finished));
+    int64_t const tile = over(g.depth, 64) * way.stage + way.tile + (plain ? 0 : way.finished);
+    int64_t const computed = kStart + rounds * tile;
+    // Of ways that wait for memory, that with less to do besides.
+    return std::max(computed, kStart + 500 + of_memory(g)) + computed / 32;
 }
 
-void add(Ranking& ranking, Way const& way, Gemm const& g, int multiprocessors) {
-    if (over(g.depth, 64) < way.parts) return;  // each has something to multiply
-    ranking.ways[ranking.count++] = {way.tactic, estimate(way, g, multiprocessors)};
+// Memory is what few rows wait for.  More parts ask it for more at once, but what they ask for is
+// in more places: for a short depth eight of them are fastest, else two, and five where rows are
+// many.
+int64_t of_parts(int parts, Gemm const& g) {
+    bool const few = rows_in_parts(g) <= 32;
+    int const best = !few ? 5 : g.depth <= 2560 ? 8 : 2;
+    int64_t const start = few ? (best == 8 ? kStart : kStart + 1000) : 6000;
+    return start + of_memory(g) + (parts == best ? 0 : 1000);
+}
+
+void add(Ranking& ranking, Tactic tactic, int64_t nanoseconds) {
+    ranking.ways[ranking.count++] = {tactic, nanoseconds};
 }
 
 void add_parts(Ranking& ranking, Gemm const& g, int multiprocessors) {
-    int const rows = rows_in_parts(g);
-    if (rows == 0) return;
-    for (Tactic const tactic : {kParts1, kParts2, kParts3, kParts4, kParts5, kParts8}) {
+    if (rows_in_parts(g) == 0) return;
+    for (Tactic const tactic : {kParts2, kParts3, kParts4, kParts5, kParts8}) {
         int const parts = parts_of(tactic);
-        if (g.gated && (parts == 3 || parts > 4)) continue;  // each finishes some of 4 warps' sums
-        Way way{tactic, rows, g.gated ? 64 : 128, rows <= 64 ? 250 : 370, 0, 0, 1, parts};
-        if (rows * (g.gated ? 2 : 1) <= 32) way.resident = 2;
-        add(ranking, way, g, multiprocessors);
+        // All have room at once, and something to multiply.
+        bool const fits = over(g.cols, 128) * parts <= 2 * multiprocessors;
+        if (fits && over(g.depth, 64) >= parts) add(ranking, tactic, of_parts(parts, g));
     }
 }
 
@@ -68,7 +74,6 @@ void add_parts(Ranking& ranking, Gemm const& g, int multiprocessors) {
 
 int parts_of(Tactic tactic) {
     switch (tactic) {
-    case kParts1: return 1;
     case kParts2: return 2;
     case kParts3: return 3;
     case kParts4: return 4;
@@ -80,17 +85,20 @@ int parts_of(Tactic tactic) {
 
 int rows_in_parts(Gemm const& g) {
     for (int const rows : {8, 16, 32, 64, 128})
-        if (g.rows <= rows && !(g.gated && rows == 128)) return rows;
+        if (g.rows <= rows) return rows;
     return 0;
 }
 
 Ranking rank_tactics(Gemm const& g, int multiprocessors) {
     Ranking ranking;
-    if (g.gated)
-        for (Way const& way : kGatedWays) add(ranking, way, g, multiprocessors);
-    else
-        for (Way const& way : kPlainWays) add(ranking, way, g, multiprocessors);
-    add_parts(ranking, g, multiprocessors);
+    if (g.gated) {
+        for (Way const& way : kGatedWays)
+            if (way.rows <= 64 || g.rows > 64)
+                add(ranking, way.tactic, of_way(way, g, multiprocessors));
+    } else {
+        for (Way const& way : kPlainWays) add(ranking, way.tactic, of_way(way, g, multiprocessors));
+        add_parts(ranking, g, multiprocessors);
+    }
     std::stable_sort(
         ranking.ways.begin(), ranking.ways.begin() + ranking.count,
         [](Estimate const& a, Estimate const& b) { return a.nanoseconds < b.nanoseconds; });

@@ -18,15 +18,13 @@ enum class Tactic : int32_t {
     kTurns144 = 6,  // a warp group finishes its tile while the other multiplies
     kTurns128 = 7,
     kNarrow128 = 8,  // gated: 64 columns of y, one warp group
-    kParts1 = 9,     // blocks that share a tile's depth; it has 8 to 128 rows, as there are
-    kParts2 = 10,
-    kParts3 = 11,
-    kParts4 = 12,
-    kParts5 = 13,
-    kParts8 = 14,
-    kPairs144 = 15,  // two blocks that share the depth of a tile of 256 columns
+    kParts2 = 9,     // blocks that share a tile's depth; it has 8 to 128 rows, as there are
+    kParts3 = 10,
+    kParts4 = 11,
+    kParts5 = 12,
+    kParts8 = 13,
 };
-inline constexpr int kTactics = 16;
+inline constexpr int kTactics = 14;
 
 // Blocks that share a tile's depth, of a way for few rows; else 0.
 int parts_of(Tactic tactic);
