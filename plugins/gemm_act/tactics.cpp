@@ -96,7 +96,9 @@ Ranking rank_tactics(Gemm const& g, int multiprocessors) {
             if (way.rows <= 64 || g.rows > 64)
                 add(ranking, way.tactic, of_way(way, g, multiprocessors));
     } else {
-        for (Way const& way : kPlainWays) add(ranking, way.tactic, of_way(way, g, multiprocessors));
+        for (Way const& way : kPlainWays)
+            if (way.tactic != kColumns64 || g.rows <= 128)
+                add(ranking, way.tactic, of_way(way, g, multiprocessors));
         add_parts(ranking, g, multiprocessors);
     }
     std::stable_sort(
