@@ -1,6 +1,7 @@
 """Times GemmAct and GatedGemm beside cuBLASLt through torch, and torch.compile, on one GPU.
 
-``python -m benchmarks.products`` prints a table and writes ``results/products-<date>.json``. A time
+``python -m benchmarks.products`` prints a table and writes ``results/products-<date>.json``; with
+``--networks`` it is of the products of whole networks, each by every tactic worth timing. A time
 is that of one launch in a CUDA graph of some, over weights that together are larger than the L2
 cache, after a pause; the median of several rounds. In each round all contenders of a shape run once
 in random order, since a GPU at its power limit slows down by a tenth within seconds.
@@ -71,12 +72,39 @@ PRODUCTS = [
 ]
 
 
+# Of a layer of each network of benchmarks.engine_export: how many there are, and its products with
+# their activations.
+NETWORKS: dict[str, tuple[int, list[tuple[Product, str]]]] = {
+    name: (
+        12,
+        [
+            (Product(rows, 768, 2304), "none"),
+            (Product(rows, 768, 768), "none"),
+            (Product(rows, 768, 3072), "gelu"),
+            (Product(rows, 3072, 768), "none"),
+        ],
+    )
+    for name, rows in (("bert-base 8x384", 3072), ("vit-b16 32", 6304))
+} | {
+    name: (
+        4,
+        [
+            (Product(rows, 2048, 3072), "none"),
+            (Product(rows, 2048, 2048), "none"),
+            (Product(rows, 2048, 8192, gated=True), "silu"),
+            (Product(rows, 8192, 2048), "none"),
+        ],
+    )
+    for name, rows in (("llama 1x2048", 2048), ("llama 1x128", 128), ("llama decode", 1))
+}
+
+
 class Tensors:
     """The operands of a product; launch ``i`` takes the ``i``-th weight, over and over."""
 
     def __init__(self, product: Product) -> None:
         bytes_each = product.depth * product.width * 2
-        copies = max(1, min(24, int(ROTATED_BYTES // bytes_each)))
+        copies = max(1, min(256, int(ROTATED_BYTES // bytes_each)))
         self.x = _random(product.rows, product.depth)
         self.weights = [
             _random(product.depth, product.width) * product.depth**-0.5 for _ in range(copies)
@@ -94,9 +122,11 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float16, device="cuda")
 
 
-def ours(handle: object, product: Product, tensors: Tensors, activation: str, *more: str) -> Launch:
+def ours(
+    handle: object, product: Product, tensors: Tensors, activation: str, *more: str, tactic: int = 0
+) -> Launch:
     """Our kernel over the C ABI, with a bias or a residual where named."""
-    attributes: dict[str, abi.AttributeValue] = {"activation": activation}
+    attributes: dict[str, abi.AttributeValue] = {"activation": activation, "tactic": tactic}
     if "residual" in more:
         attributes["residual"] = 1
     plugin = abi.Plugin(handle, "GatedGemm" if product.gated else "GemmAct", attributes)
@@ -183,16 +213,35 @@ def times(graphs: Mapping[str, torch.cuda.CUDAGraph], launches: int) -> dict[str
     return {name: median(measured[1:]) for name, measured in found.items()}
 
 
-def measured(handle: object, product: Product) -> list[dict[str, object]]:
-    """A row for each contender."""
+def by_tactic(handle: object, product: Product, t: Tensors, activation: str) -> dict[str, Launch]:
+    """cuBLASLt, and ours by its own choice and by each tactic that is worth timing."""
+    found: dict[str, Launch] = {"cuBLASLt bias": lambda i: torch.addmm(t.bias, t.x, t.weight(i))}
+    if activation == "gelu":  # cuBLASLt has but the other GELU
+        found["cuBLASLt bias, gelu_tanh"] = lambda i: torch._addmm_activation(
+            t.bias, t.x, t.weight(i), use_gelu=True
+        )
+    found["opfuse"] = ours(handle, product, t, activation, "bias")
+    kind = "GatedGemm" if product.gated else "GemmAct"
+    with abi.Plugin(handle, kind, {"activation": activation}) as plugin:
+        for tactic in plugin.tactics(_described(t.x, t.weight(0))):
+            found[f"opfuse tactic {tactic}"] = ours(
+                handle, product, t, activation, "bias", tactic=tactic
+            )
+    return found
+
+
+def measured(handle: object, product: Product, activation: str = "") -> list[dict[str, object]]:
+    """A row for each contender; with an activation, each tactic is one."""
     tensors = Tensors(product)
     # At a fifth of an H100's rate, or of its bandwidth.
     roughly = max(product.operations / 2e8, product.depth * product.width * 2 / 1e6, 5.0)
     launches = int(min(40, max(2, LONGEST_US / roughly)))
-    graphs = {
-        name: captured(launch, launches)
-        for name, launch in contenders(handle, product, tensors).items()
-    }
+    found = (
+        by_tactic(handle, product, tensors, activation)
+        if activation
+        else contenders(handle, product, tensors)
+    )
+    graphs = {name: captured(launch, launches) for name, launch in found.items()}
     return [
         {
             "product": product.name,
@@ -205,32 +254,59 @@ def measured(handle: object, product: Product) -> list[dict[str, object]]:
     ]
 
 
+def whole_networks(handle: object) -> list[dict[str, object]]:
+    """The rows of all products of the networks, and of each network their sum."""
+    rows: list[dict[str, object]] = []
+    for network, (layers, products) in NETWORKS.items():
+        sums = {"cuBLASLt": 0.0, "opfuse": 0.0, "opfuse, best tactics": 0.0}
+        for product, activation in products:
+            found = measured(handle, product, activation)
+            of = {str(row["contender"]): float(str(row["us"])) for row in found}
+            sums["cuBLASLt"] += layers * of.get("cuBLASLt bias, gelu_tanh", of["cuBLASLt bias"])
+            sums["opfuse"] += layers * of["opfuse"]
+            tactics = [us for name, us in of.items() if name.startswith("opfuse")]
+            sums["opfuse, best tactics"] += layers * min(tactics)
+            rows += [{**row, "network": network} for row in found]
+        rows += [
+            {"product": f"{network}, all", "contender": name, "us": us, "network": network}
+            for name, us in sums.items()
+        ]
+    return rows
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 def main() -> None:
     """Times all, or only compiles what torch.compile is asked for, which takes a minute."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile-only", action="store_true")
-    if parser.parse_args().compile_only:
+    parser.add_argument("--networks", action="store_true", help="products of networks, by tactic")
+    args = parser.parse_args()
+    if args.compile_only:
         for product in PRODUCTS:
             if product.compiled:
                 tensors = Tensors(product)
                 compiled(product)(tensors.x, tensors.weight(0), tensors.bias)
         return
     handle = abi.load(library.find())
-    rows = [row for product in PRODUCTS for row in measured(handle, product)]
+    if args.networks:
+        rows = whole_networks(handle)
+    else:
+        rows = [row for product in PRODUCTS for row in measured(handle, product)]
     measure.print_table(
         ("product", "contender", "us", "TFLOP/s", "weight TB/s"),
         [
-            (
-                str(row["product"]),
-                str(row["contender"]),
-                f"{row['us']:.2f}",
-                f"{row['tflops']:.1f}",
-                f"{row['weight_tb_s']:.2f}",
+            tuple(
+                _cell(row.get(key))
+                for key in ("product", "contender", "us", "tflops", "weight_tb_s")
             )
             for row in rows
         ],
     )
-    print(measure.write("products", {"environment": environment(), "rows": rows}))
+    name = "network_products" if args.networks else "products"
+    print(measure.write(name, {"environment": environment(), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -135,6 +136,18 @@ OPFUSE_EXPORT int64_t opfuse_workspace_size(opfuse_op const* op, opfuse_tensor c
         auto const tensors = tensors_from(inputs, input_count);
         infer(*op->op, tensors, op->op->traits().outputs);
         return static_cast<int64_t>(op->op->workspace(tensors));
+    });
+}
+
+OPFUSE_EXPORT int32_t opfuse_tactics(opfuse_op const* op, opfuse_tensor const* inputs,
+                                     int32_t input_count, int32_t* tactics, int32_t capacity) {
+    return guarded(op->op->traits().name, int32_t{-1}, [&] {
+        auto const tensors = tensors_from(inputs, input_count);
+        infer(*op->op, tensors, op->op->traits().outputs);
+        auto const found = op->op->tactics(tensors);
+        size_t const room = capacity > 0 ? static_cast<size_t>(capacity) : 0;
+        std::copy_n(found.begin(), std::min(room, found.size()), tactics);
+        return static_cast<int32_t>(found.size());
     });
 }
 

@@ -64,6 +64,11 @@ int opfuse_infer(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input
 // Bytes of scratch memory that opfuse_enqueue needs for these inputs, or -1.
 int64_t opfuse_workspace_size(opfuse_op const* op, opfuse_tensor const* inputs,
                               int32_t input_count);
+// Values of the attribute `tactic` that are worth timing for these inputs, at most `capacity` of
+// them; how many there are, 0 for an op without, or -1.  0 is the op's own choice and not among
+// them.  Any of them gives right results for any inputs.
+int32_t opfuse_tactics(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
+                       int32_t* tactics, int32_t capacity);
 // Launches on `stream`; allocates nothing and waits for nothing, so it may be captured in a graph.
 int opfuse_enqueue(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
                    opfuse_tensor const* outputs, int32_t output_count, void* workspace,

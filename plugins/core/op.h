@@ -8,6 +8,8 @@
 //   shapes(in, out, math)       output shapes; throws where known dimensions contradict
 //   run(call)                   launches on call.stream; no allocation, no synchronisation
 //   workspace(inputs)           optional: bytes of scratch memory for these inputs at most
+//   tactics(inputs)             optional, with an attribute `tactic`: ways to compute, 0 is its
+//   choice
 #pragma once
 #include <memory>
 #include <span>
@@ -38,6 +40,10 @@ class Op {
     virtual void types(std::span<DataType const> in, std::span<DataType> out) const = 0;
     virtual void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath& math) const = 0;
     virtual size_t workspace(std::span<Tensor const> inputs) const = 0;
+    // Values of its attribute `tactic` that are worth timing for these inputs, other than 0.  Each
+    // gives right results for any inputs.  Tensors have no data.
+    virtual std::vector<int32_t> tactics(std::span<Tensor const> inputs) const = 0;
+    virtual void set_tactic(int32_t tactic) = 0;
     virtual cudaError_t run(Call const& call) const = 0;
 
     bool takes(size_t inputs, size_t outputs) const;
@@ -80,6 +86,15 @@ class OpOf final : public Op {
             return room_.workspace(inputs);
         else
             return 0;
+    }
+    std::vector<int32_t> tactics(std::span<Tensor const> inputs) const override {
+        if constexpr (requires { room_.tactics(inputs); })
+            return room_.tactics(inputs);
+        else
+            return {};
+    }
+    void set_tactic(int32_t tactic) override {
+        if constexpr (requires { room_.tactic = tactic; }) room_.tactic = tactic;
     }
     cudaError_t run(Call const& call) const override { return room_.run(call); }
 

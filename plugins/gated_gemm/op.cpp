@@ -1,5 +1,7 @@
 #include "../core/op.h"
 
+#include <limits>
+
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
 #include "../gemm_act/operands.h"
@@ -11,14 +13,18 @@ struct GatedGemm {
     static constexpr OpTraits kTraits{"GatedGemm", "1", 2, 3, 1};
 
     std::string activation = "silu";
+    int64_t tactic = 0;  // of the kernels, 0 for their choice
 
     static auto fields() {
-        return std::tuple(Field<GatedGemm, std::string>{"activation", &GatedGemm::activation});
+        using Self = GatedGemm;
+        return std::tuple(Field<Self, std::string>{"activation", &Self::activation},
+                          Field<Self, int64_t>{"tactic", &Self::tactic});
     }
     void check() const {
         if (!device::find_gate(activation))
             throw std::invalid_argument("attribute 'activation' is '" + activation +
                                         "', need silu, gelu, or gelu_tanh");
+        need_range("tactic", tactic, 0, std::numeric_limits<int32_t>::max());
     }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
@@ -39,7 +45,15 @@ struct GatedGemm {
         auto const& in = call.inputs;
         Operands const operands{call.outputs[0], in[0], in[1], in.size() > 2 ? in[2].data : nullptr,
                                 nullptr};
-        return multiply(operands, WeightForm::kGated, *device::find_gate(activation), call.stream);
+        return multiply(operands, product(), call.stream);
+    }
+    std::vector<int32_t> tactics(std::span<Tensor const> in) const {
+        return worth_timing(in[0], in[1], product());
+    }
+
+  private:
+    Product product() const {
+        return {WeightForm::kGated, *device::find_gate(activation), static_cast<int32_t>(tactic)};
     }
 };
 

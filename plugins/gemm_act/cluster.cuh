@@ -88,11 +88,26 @@ __device__ inline void publish_to_copies() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Four 8x8 matrices from fragments; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ inline void store_matrices(uint32_t address, uint32_t const (&from)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+// Four 8x8 matrices, turned, from fragments; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ inline void store_turned(uint32_t address, uint32_t const (&from)[4]) {
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+        : "memory");
+}
+
+__device__ inline void load_turned(uint32_t (&out)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
                  : "memory");
+}
+
+// An 8x8 matrix turned, from fragment to fragment.
+__device__ inline uint32_t turn(uint32_t matrix) {
+    uint32_t turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
+    return turned;
 }
 
 }  // namespace opfuse::device

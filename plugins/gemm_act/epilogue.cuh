@@ -46,25 +46,20 @@ __device__ inline void sigmoid_products(float (&x)[4], float const (&u)[4]) {
     for (int i = 0; i < 4; ++i) x[i] = top[i] * inverse[i];
 }
 
-// x Phi(x), with erfc(z) = t p(t) e^(-z^2), t = 1 / (1 + 0.44 z), for z = |x| / sqrt(2): a fit of
-// relative error 5.3e-6 up to z = 11, beyond which e^(-z^2) is 0 in fp32.
-__device__ inline void gelu_four(float (&x)[4]) {
-    float t[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) t[i] = 1.f + 0.44f * fminf(0.70710678f * fabsf(x[i]), 16.f);
-    invert_four(t);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        float p = -0.07305163145f;  // half of the fit
-        p = fmaf(p, t[i], 0.17532279924f);
-        p = fmaf(p, t[i], 0.02036939753f);
-        p = fmaf(p, t[i], 0.13179108299f);
-        p = fmaf(p, t[i], 0.12128532487f);
-        p = fmaf(p, t[i], 0.12428045205f);
-        float const z = 0.84932180f * x[i];  // e^(-x^2 / 2) = 2^(-z^2)
-        float const tail = t[i] * p * exp2_fast(-z * z);
-        x[i] *= x[i] > 0.f ? 1.f - tail : tail;
-    }
+// x Phi(x), with Phi(-z) = 2^p(z): a fit of relative error 6e-6 up to z = 5.6, beyond which x
+// Phi(-z) is less than 1e-7; from z = 13 on p is below -130, so that it is 0.
+__device__ inline float gelu_fast(float x) {
+    float const z = fminf(fabsf(x), 16.f);
+    float p = -1.8094993e-06f;
+    p = fmaf(p, z, 6.1170751e-05f);
+    p = fmaf(p, z, -0.00092773908f);
+    p = fmaf(p, z, 0.0084990841f);
+    p = fmaf(p, z, -0.053946149f);
+    p = fmaf(p, z, -0.45847455f);
+    p = fmaf(p, z, -1.1512483f);
+    p = fmaf(p, z, -0.99999541f);
+    float const tail = exp2_fast(p);
+    return x * (x > 0.f ? 1.f - tail : tail);
 }
 
 template <Activation kActivation>
@@ -73,14 +68,14 @@ __device__ void activate_four(float (&x)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if constexpr (kActivation == Activation::kRelu) x[i] = max_or_nan(x[i], 0.f);
+        if constexpr (kActivation == Activation::kGelu) x[i] = gelu_fast(x[i]);
         if constexpr (kActivation == Activation::kGeluTanh)
             u[i] = x[i] * fmaf(0.0713548163f * x[i], x[i], 1.5957691216f);
         if constexpr (kActivation == Activation::kQuickGelu) u[i] = 1.702f * x[i];
         if constexpr (kActivation == Activation::kSilu) u[i] = x[i];
     }
-    if constexpr (kActivation == Activation::kGelu)
-        gelu_four(x);
-    else if constexpr (kActivation != Activation::kNone && kActivation != Activation::kRelu)
+    using enum Activation;
+    if constexpr (kActivation == kGeluTanh || kActivation == kQuickGelu || kActivation == kSilu)
         sigmoid_products(x, u);
 }
 
@@ -108,13 +103,6 @@ __device__ float2 unpack(uint32_t pair) {
         return __half22float2(reinterpret_cast<__half2 const&>(pair));
     else
         return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
-}
-
-__device__ inline void load_matrices_at(uint32_t (&out)[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(address)
-                 : "memory");
 }
 
 }  // namespace opfuse::device

@@ -1,4 +1,4 @@
-// The epilogue of a product on Hopper: sums in registers to y, 64 rows by 64 columns at a time.
+// The epilogue of a product on Hopper: sums in registers to y, some rows of 64 columns at a time.
 #pragma once
 #include "cluster.cuh"
 #include "epilogue.cuh"
@@ -7,20 +7,29 @@
 
 namespace opfuse {
 
-// What one warp group finishes.  kBlocks: of 8 columns, of a row of sums; gated, half of them are
-// of the gate, and the others of what it lets through.
-template <class T, class S, bool kGated, int kBlocks>
+// What one warp group finishes: sums are [columns of the weight, rows of x], so that a thread has
+// two columns of each height, and turned where they are stored.
+//
+// Loops over chunks are none unrolled: what they work on moves to the first registers before each
+// turn.  Unrolled over a tile, an epilogue with an activation is 40 KB of code, which each tile
+// reads through the instruction cache.
+template <class T, class S, bool kGated>
 struct GemmFinish {
-    static constexpr int kOutBlocks = kGated ? kBlocks / 2 : kBlocks;
-    static constexpr int kAcross = kOutBlocks / 8, kChunks = S::kHeights * kAcross;
+    static constexpr int kBlocks = S::kRows / 8;  // of 8 rows
+    static constexpr int kOfChunk = S::kChunkRows / 8, kAcross = kBlocks / kOfChunk;
+    static constexpr int kOutHeights = kGated ? 1 : S::kHeights;
+    static constexpr int kChunks = kOutHeights * kAcross, kSlots = S::kSlots;
+    static_assert(kBlocks % kOfChunk == 0 && (!kGated || S::kHeights == 2));
+    using Sums = float[S::kHeights][kBlocks][4];
+    using Bias = float[S::kHeights][2];
 
     GemmMaps const& maps;
     Gemm const& g;
-    uint64_t* const barriers;     // of the two chunks
-    unsigned char* const chunks;  // two, of this group
+    uint64_t* const barriers;     // of the slots
+    unsigned char* const chunks;  // the slots of this group
     int const group, lane, warp;
     bool const leader;      // of the group's threads, the one that copies
-    uint32_t parities = 0;  // of the chunks' barriers, a bit each
+    uint32_t parities = 0;  // of the slots' barriers, a bit each
 
     // Gated, there is none.
     __device__ bool has_residual() const { return !kGated && g.residual; }
@@ -29,52 +38,50 @@ struct GemmFinish {
     __device__ void begin(GemmTile const& tile) {
         if (!has_residual() || !leader) return;
         device::wait_for_stores<0>();
-        fetch(tile, 0);
-        if (kChunks > 1) fetch(tile, 1);
+#pragma unroll
+        for (int chunk = 0; chunk < min(kSlots, kChunks); ++chunk) fetch(tile, chunk);
     }
 
     __device__ void fetch(GemmTile const& tile, int chunk) {
-        uint64_t* const barrier = &barriers[chunk % 2];
+        uint64_t* const barrier = &barriers[chunk % kSlots];
         device::arrive_expecting(barrier, S::kChunkBytes);
-        device::copy_tile(chunks + chunk % 2 * S::kChunkBytes, maps.residual, barrier,
-                          tile.col + chunk % kAcross * 64, tile.row + chunk / kAcross * 64);
+        device::copy_tile(chunks + chunk % kSlots * S::kChunkBytes, maps.residual, barrier,
+                          tile.col + chunk / kAcross * 64,
+                          tile.row + chunk % kAcross * S::kChunkRows);
     }
 
-    // This thread's pairs of columns of the bias, zeros where there are none.
-    __device__ void load_bias(uint32_t (&pairs)[kBlocks], GemmTile const& tile) const {
-        T const* const bias = static_cast<T const*>(g.bias);
+    // Zeros where there is none.
+    __device__ void load_bias(Bias& bias, GemmTile const& tile) const {
+        T const* const from = static_cast<T const*>(g.bias);
 #pragma unroll
-        for (int j = 0; j < kBlocks; ++j) {
-            int const col = tile.col + j % kOutBlocks * 8 + lane % 4 * 2;
-            bool const inside = bias && col < g.cols;
-            int64_t const at = col + (j >= kOutBlocks ? int64_t{g.cols} : 0);
-            pairs[j] = inside ? __ldg(reinterpret_cast<uint32_t const*>(bias + at)) : 0;
-        }
-    }
-
-    // Rows lane / 4 + 8 r of two neighbouring blocks, with the bias.
-    __device__ static void add_bias(float (&four)[4], float const (&sums)[kBlocks][4],
-                                    uint32_t const (&bias)[kBlocks], int block, int r) {
+        for (int h = 0; h < S::kHeights; ++h)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            float2 const b = device::unpack<T>(bias[block + i / 2]);
-            four[i] = sums[block + i / 2][r * 2 + i % 2] + (i % 2 ? b.y : b.x);
-        }
+            for (int r = 0; r < 2; ++r) {
+                int const col = tile.col + (kGated ? 0 : h * 64) + warp * 16 + lane / 4 + r * 8;
+                int64_t const at = col + (kGated && h > 0 ? int64_t{g.cols} : 0);
+                bias[h][r] = from && col < g.cols ? device::to_float(from[at]) : 0.f;
+            }
     }
 
-    // Two neighbouring blocks of y as matrices for store_matrices, with `more` of the residual.
+    // Column r of the thread's two, of two neighbouring blocks, with the bias.
+    __device__ static void add_bias(float (&four)[4], float const (&sums)[kBlocks][4], float bias,
+                                    int block, int r) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four[i] = sums[block + i / 2][r * 2 + i % 2] + bias;
+    }
+
+    // Two neighbouring blocks of y for store_turned, with `more` of the residual.
     template <device::Activation kActivation, bool kResidual>
-    __device__ static void finish_blocks(uint32_t (&out)[4], float const (&sums)[kBlocks][4],
-                                         uint32_t const (&bias)[kBlocks], int block,
-                                         uint32_t const (&more)[4]) {
+    __device__ static void finish_blocks(uint32_t (&out)[4], Sums const& sums, Bias const& bias,
+                                         int block, uint32_t const (&more)[4]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float four[4];
-            add_bias(four, sums, bias, block, r);
+            add_bias(four, sums[0], bias[0][r], block, r);
             device::activate_four<kActivation>(four);
             if constexpr (kGated) {
                 float up[4];
-                add_bias(up, sums, bias, block + kOutBlocks, r);
+                add_bias(up, sums[1], bias[1][r], block, r);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) four[i] *= up[i];
             }
@@ -89,63 +96,104 @@ struct GemmFinish {
         }
     }
 
-    // Waits until the chunk's place is free, or holds the residual.
-    __device__ void await_chunk(int chunk) {
-        if (has_residual()) {
-            device::wait(&barriers[chunk % 2], parities >> chunk % 2 & 1);
-            parities ^= 1 << chunk % 2;
-        } else {
-            if (leader) device::wait_for_stores<1>();
-            device::meet(1 + group, 128);
-        }
+    __device__ void await_residual(int slot) {
+        device::wait(&barriers[slot], parities >> slot & 1);
+        parities ^= 1 << slot;
+    }
+
+    // Waits until the chunk's slot is free, where store_chunk of the one before it has not.
+    __device__ void await_slot(int chunk) {
+        if (kSlots > 1 && chunk > 0) return;
+        if (leader) device::wait_for_stores<0>();
+        device::meet(1 + group, 128);
     }
 
     __device__ void store_chunk(GemmTile const& tile, int chunk) {
         device::publish_to_copies();
+        if (kSlots > 1 && !has_residual() && leader)
+            device::wait_for_stores < kSlots<2 ? 0 : kSlots - 2>();
         device::meet(1 + group, 128);
         if (!leader) return;
-        device::store_tile(maps.y, chunks + chunk % 2 * S::kChunkBytes,
-                           tile.col + chunk % kAcross * 64, tile.row + chunk / kAcross * 64);
+        device::store_tile(maps.y, chunks + chunk % kSlots * S::kChunkBytes,
+                           tile.col + chunk / kAcross * 64,
+                           tile.row + chunk % kAcross * S::kChunkRows);
         device::commit_stores();
-        if (has_residual() && chunk + 2 < kChunks) {
+        if (has_residual() && chunk + kSlots < kChunks) {
             device::wait_for_stores<0>();
-            fetch(tile, chunk + 2);
+            fetch(tile, chunk + kSlots);
         }
+    }
+
+    // Where this lane's row of a pair of blocks begins: row i % 8 of block i / 16, with the first
+    // or the second 8 columns of the warp's.
+    __device__ uint32_t place_in(int slot) const {
+        int const row = lane / 16 * 8 + lane % 8, unit = warp * 2 + lane / 8 % 2;
+        return device::shared_address(chunks) + slot * S::kChunkBytes + row * device::kBoxBytes +
+               (unit ^ row % 8) * 16;
     }
 
     // All of a chunk is computed before any of it is stored, without a branch: where each store
     // waits for its own exponentials and divisions, an epilogue takes several times as long.
     template <device::Activation kActivation, bool kResidual>
-    __device__ void finish_as(float const (&sums)[S::kHeights][kBlocks][4],
-                              uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
-        // Lane i addresses row i % 16 of the warp's, and of a pair of blocks the i / 16 th.
-        int const row = warp * 16 + lane % 16;
+    __device__ void finish_chunk(Sums const& sums, Bias const& bias, GemmTile const& tile,
+                                 int chunk) {
+        constexpr int kPairs = kOfChunk / 2;
+        uint32_t const at = place_in(chunk % kSlots);
+        uint32_t more[kPairs][4] = {}, out[kPairs][4];
+        if constexpr (kResidual) {
+            await_residual(chunk % kSlots);
 #pragma unroll
-        for (int chunk = 0; chunk < kChunks; ++chunk) {
-            uint32_t const row_at = device::shared_address(chunks + chunk % 2 * S::kChunkBytes) +
-                                    row * device::kBoxBytes;
-            auto const address = [&](int j) {
-                return row_at + ((2 * j + lane / 16) ^ row % 8) * 16;
-            };
-            uint32_t more[4][4] = {}, out[4][4];
-            if constexpr (kResidual) {
-                await_chunk(chunk);
+            for (int j = 0; j < kPairs; ++j)
+                device::load_turned(more[j], at + j * 16 * device::kBoxBytes);
+        }
 #pragma unroll
-                for (int j = 0; j < 4; ++j) device::load_matrices_at(more[j], address(j));
+        for (int j = 0; j < kPairs; ++j)
+            finish_blocks<kActivation, kResidual>(out[j], sums, bias, 2 * j, more[j]);
+        if constexpr (!kResidual) await_slot(chunk);
+#pragma unroll
+        for (int j = 0; j < kPairs; ++j)
+            device::store_turned(at + j * 16 * device::kBoxBytes, out[j]);
+        store_chunk(tile, chunk);
+    }
+
+    // The next chunk's sums to the front.
+    __device__ static void shift(Sums& sums) {
+#pragma unroll
+        for (int h = 0; h < (kGated ? 2 : 1); ++h)
+#pragma unroll
+            for (int j = 0; j + kOfChunk < kBlocks; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sums[h][j][i] = sums[h][j + kOfChunk][i];
+    }
+
+    __device__ static void next_height(Sums& sums, Bias& bias) {
+        constexpr int kNext = S::kHeights - 1;
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[0][j][i] = sums[kNext][j][i];
+        bias[0][0] = bias[kNext][0], bias[0][1] = bias[kNext][1];
+    }
+
+    template <device::Activation kActivation, bool kResidual>
+    __device__ void finish_as(Sums& sums, Bias& bias, GemmTile const& tile) {
+        using enum device::Activation;
+        constexpr bool kShort =
+            (kActivation == kNone || kActivation == kRelu) && !kGated && !kResidual;
+        constexpr int kHeightsAtOnce = kShort ? kOutHeights : 1, kAtOnce = kShort ? kAcross : 1;
+#pragma unroll kHeightsAtOnce
+        for (int h = 0; h < kOutHeights; ++h) {
+#pragma unroll kAtOnce
+            for (int c = 0; c < kAcross; ++c) {
+                finish_chunk<kActivation, kResidual>(sums, bias, tile, h * kAcross + c);
+                if (c + 1 < kAcross) shift(sums);
             }
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                finish_blocks<kActivation, kResidual>(out[j], sums[chunk / kAcross], bias,
-                                                      chunk % kAcross * 8 + 2 * j, more[j]);
-            if constexpr (!kResidual) await_chunk(chunk);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) device::store_matrices(address(j), out[j]);
-            store_chunk(tile, chunk);
+            if (h + 1 < kOutHeights) next_height(sums, bias);
         }
     }
 
-    __device__ void finish(float const (&sums)[S::kHeights][kBlocks][4],
-                           uint32_t const (&bias)[kBlocks], GemmTile const& tile) {
+    // Leaves nothing in `sums`.
+    __device__ void finish(Sums& sums, Bias& bias, GemmTile const& tile) {
         auto const as = [&]<device::Activation kActivation>() {
             if constexpr (!kGated)
                 if (g.residual) return finish_as<kActivation, true>(sums, bias, tile);

@@ -22,6 +22,7 @@ struct Gemm {
     int cols, depth;
     device::Activation activation;
     bool transposed, gated;
+    int32_t tactic = 0;       // a Tactic, which is taken where it suits
     bool in_vectors = false;  // rows of x and of weight are whole, aligned 16-byte vectors
     bool y_in_pairs = false;  // two neighbouring elements of y may be stored at once
     bool y_in_boxes = false;  // rows of y and residual are whole, aligned 16-byte vectors

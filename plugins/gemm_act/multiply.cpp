@@ -14,7 +14,8 @@ bool suits_hopper(Gemm const& g) {
 
 template <class T>
 cudaError_t hopper(Gemm const& g, cudaStream_t stream) {
-    cudaError_t const status = few_rows_gemm(g, T{}, stream);
+    cudaError_t const status =
+        g.tactic == 0 ? few_rows_gemm(g, T{}, stream) : cudaErrorNotSupported;
     return status == cudaErrorNotSupported ? hopper_gemm(g, T{}, stream) : status;
 }
 #else

@@ -1,5 +1,7 @@
 #include "../core/op.h"
 
+#include <limits>
+
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
 #include "operands.h"
@@ -13,12 +15,14 @@ struct GemmAct {
     std::string activation = "none";
     int64_t transposed = 0;  // weight is [columns, depth]
     int64_t residual = 0;
+    int64_t tactic = 0;  // of the kernels, 0 for their choice
 
     static auto fields() {
         using Self = GemmAct;
         return std::tuple(Field<Self, std::string>{"activation", &Self::activation},
                           Field<Self, int64_t>{"transposed", &Self::transposed},
-                          Field<Self, int64_t>{"residual", &Self::residual});
+                          Field<Self, int64_t>{"residual", &Self::residual},
+                          Field<Self, int64_t>{"tactic", &Self::tactic});
     }
     void check() const {
         if (!device::find_activation(activation))
@@ -26,6 +30,7 @@ struct GemmAct {
                                         "', need none, relu, gelu, gelu_tanh, quick_gelu, or silu");
         need_flag("transposed", transposed);
         need_flag("residual", residual);
+        need_range("tactic", tactic, 0, std::numeric_limits<int32_t>::max());
     }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
@@ -48,11 +53,17 @@ struct GemmAct {
         Operands const operands{call.outputs[0], in[0], in[1],
                                 has_bias(in.size()) ? in[2].data : nullptr,
                                 residual ? in.back().data : nullptr};
-        auto const form = transposed ? WeightForm::kTransposed : WeightForm::kPlain;
-        return multiply(operands, form, *device::find_activation(activation), call.stream);
+        return multiply(operands, product(), call.stream);
+    }
+    std::vector<int32_t> tactics(std::span<Tensor const> in) const {
+        return worth_timing(in[0], in[1], product());
     }
 
   private:
+    Product product() const {
+        return {transposed ? WeightForm::kTransposed : WeightForm::kPlain,
+                *device::find_activation(activation), static_cast<int32_t>(tactic)};
+    }
     bool has_bias(size_t inputs) const { return inputs == (residual ? 4 : 3); }
 };
 

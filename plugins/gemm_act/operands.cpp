@@ -1,11 +1,16 @@
 #include "operands.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "../core/shapes.h"
+#include "tactics.h"
 
 namespace opfuse {
 namespace {
+
+constexpr int kMultiprocessors = 132;  // of an H100, whose times the estimates are
+constexpr int kMostTimed = 5;
 
 bool aligned(void const* data, size_t bytes) {
     return reinterpret_cast<uintptr_t>(data) % bytes == 0;
@@ -24,8 +29,7 @@ Dim need_product(Shape const& x, Shape const& weight, bool transposed) {
     return weight.dims[transposed ? 0 : 1];
 }
 
-cudaError_t multiply(Operands const& operands, WeightForm form, device::Activation activation,
-                     cudaStream_t stream) {
+cudaError_t multiply(Operands const& operands, Product const& product, cudaStream_t stream) {
     Tensor const &y = operands.y, &x = operands.x;
     int64_t const most = std::numeric_limits<int32_t>::max() / 2;
     if (x.cols() > most || y.cols() > most) return cudaErrorInvalidValue;
@@ -35,14 +39,33 @@ cudaError_t multiply(Operands const& operands, WeightForm form, device::Activati
     g.bias = operands.bias, g.residual = operands.residual;
     g.rows = y.rows();
     g.cols = static_cast<int>(y.cols()), g.depth = static_cast<int>(x.cols());
-    g.activation = activation;
-    g.transposed = form == WeightForm::kTransposed, g.gated = form == WeightForm::kGated;
+    g.activation = product.activation, g.tactic = product.tactic;
+    g.transposed = product.form == WeightForm::kTransposed;
+    g.gated = product.form == WeightForm::kGated;
     bool const whole_rows = g.depth % 8 == 0 && (g.transposed || g.cols % 8 == 0);
     g.in_vectors = whole_rows && aligned(g.x, 16) && aligned(g.weight, 16);
     g.y_in_pairs = g.cols % 2 == 0 && aligned(g.y, 4);
     g.y_in_boxes = g.cols % 8 == 0 && aligned(g.y, 16) && aligned(g.residual, 16);
     return y.type == DataType::kFloat16 ? multiply<__half>(g, stream)
                                         : multiply<__nv_bfloat16>(g, stream);
+}
+
+std::vector<int32_t> worth_timing(Tensor const& x, Tensor const& weight, Product const& product) {
+    if (x.rank == 0 || weight.rank != 2) return {};
+    Gemm g{};
+    g.transposed = product.form == WeightForm::kTransposed;
+    g.gated = product.form == WeightForm::kGated;
+    g.activation = product.activation;
+    int64_t const cols = weight.dims[g.transposed ? 0 : 1] / (g.gated ? 2 : 1);
+    if (x.rows() <= 0 || x.cols() <= 0 || cols <= 0) return {};
+    g.rows = x.rows(), g.cols = static_cast<int>(cols), g.depth = static_cast<int>(x.cols());
+    // The estimates are wrong by less than a third.
+    Ranking const ranking = rank_tactics(g, kMultiprocessors);
+    std::vector<int32_t> found;
+    for (int i = 0; i < std::min(ranking.count, kMostTimed); ++i)
+        if (3 * ranking.ways[i].nanoseconds <= 4 * ranking.ways[0].nanoseconds)
+            found.push_back(static_cast<int32_t>(ranking.ways[i].tactic));
+    return found;
 }
 
 }  // namespace opfuse

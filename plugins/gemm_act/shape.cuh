@@ -6,40 +6,55 @@
 
 namespace opfuse {
 
-// How a block's two warp groups of consumers share the work: half of each tile's rows each, or
-// every other tile each.  By turns, one finishes its tile while the other multiplies.
-enum class Sharing { kRows, kTurns };
+// How a block's warp groups of consumers share the work.  kColumns: each has a part of each tile's
+// columns.  kTurns: each has every other tile, and finishes it while the other multiplies.  kParts:
+// as kColumns, and blocks of a cluster share a tile, each with a part of the depth.
+enum class Sharing { kColumns, kTurns, kParts };
 
-// A tile is kRows by kCols.  kCluster blocks share columns, and load a part of the weight each; or
-// kParts blocks share a tile, and have a part of the depth each.
-template <Sharing kSharing_, int kGroups_, int kCols_, int kStages_, int kCluster_ = 1,
-          int kParts_ = 1>
+// A group multiplies 64 columns of the weight at a time with kRows rows of x, kHeights times: that
+// of neighbouring columns, or gated that of the gate and of what it lets through.  kCluster blocks
+// share columns, and load a part of the weight each.
+template <Sharing kSharing, int kGroups_, int kHeights_, int kRows_, int kStages_,
+          int kCluster_ = 1>
 struct GemmShape {
-    static constexpr bool kTurns = kSharing_ == Sharing::kTurns;
-    static constexpr int kGroups = kGroups_, kCols = kCols_, kStages = kStages_;
-    static constexpr int kCluster = kCluster_, kParts = kParts_;
-    static_assert(kCluster == 1 || kParts == 1);
+    static constexpr bool kTurns = kSharing == Sharing::kTurns;
+    static constexpr bool kParts = kSharing == Sharing::kParts;
+    static constexpr int kGroups = kGroups_, kHeights = kHeights_, kRows = kRows_;
+    static constexpr int kStages = kStages_, kCluster = kCluster_;
+    static_assert(kCluster == 1 || !kParts);
     static constexpr int kThreads = 128 * (kGroups + 1);
-    static constexpr int kHeights = kTurns ? 2 : 1;  // of 64 rows, of one group
-    static constexpr int kRows = 64 * (kTurns ? kHeights : kGroups);
     static constexpr int kDepth = 64;  // of a stage: a row of a box
+    static constexpr int kBoxes =
+        kHeights * (kTurns ? 1 : kGroups);  // of 64 of the weight's columns
+    static constexpr int kWeightCols = 64 * kBoxes;
     static constexpr int kXBytes = kRows * device::kBoxBytes;
-    static constexpr int kWeightBytes = kCols * device::kBoxBytes;
-    static constexpr int kStageBytes = kXBytes + kWeightBytes;
-    static constexpr int kReaders = kTurns ? 1 : kGroups;       // groups that read a stage
-    static constexpr int kChunkBytes = 64 * device::kBoxBytes;  // of 64 rows by 64 columns of y
-    static constexpr int kChunks = kStages * kStageBytes;       // where they begin in shared memory
-    static constexpr int kExchange =
-        kChunks + 2 * kGroups * kChunkBytes;  // where sums of others do
-    static constexpr int kExchangeBytes = kParts > 1 ? kRows * kCols * 4 / kParts : 0;
+    static constexpr int kOfBox = 64 * device::kBoxBytes;
+    static constexpr int kStageBytes = kXBytes + kBoxes * kOfBox;
+    static constexpr int kReaders = kTurns ? 1 : kGroups;  // groups that read a stage
+    // y leaves in chunks of 64 columns, as many at once as a group has slots for.
+    static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
+    static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
+    static constexpr int kSlots = kTurns ? 4 : kRows > 192 ? 2 : kRows / kChunkRows;
+    static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
+    static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
+    static constexpr int kExchange = kChunks + kChunksBytes;  // where parts' sums do
+    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.
+    static constexpr int kExchangeBytes = kParts ? kRows * kWeightCols * 5 : 0;
     static constexpr int kBarriers = kExchange + kExchangeBytes;
     static constexpr int kSharedBytes = kBarriers + 1024 + 256;
+    // Blocks on a multiprocessor: with few sums, the next kernel's may come before this one's end.
+    static constexpr int kResident = kParts && kRows * kHeights <= 32 ? 2 : 1;
+    static_assert(kSharedBytes * kResident + 1024 * kResident <= 228 * 1024);
+
+    // Columns of y.
+    template <bool kGated>
+    static constexpr int kCols = kGated ? kWeightCols / 2 : kWeightCols;
 };
 
 template <class S>
 struct GemmBarriers {
     uint64_t full[S::kStages], empty[S::kStages];
-    uint64_t residual[S::kGroups][2];  // two chunks of each group
+    uint64_t residual[S::kGroups][S::kSlots];
     uint64_t exchange;
 };
 
@@ -47,6 +62,7 @@ struct GemmBarriers {
 struct GemmOrder {
     int rows, cols;  // of tiles of a cluster
     int band;        // rows of tiles
+    int parts;       // blocks that share a tile
 };
 
 struct GemmTile {
@@ -60,14 +76,14 @@ __device__ GemmTile gemm_tile(GemmOrder const& order, int index, int rank) {
     int const rows = min(order.band, order.rows - band * order.band);
     return {((band * order.band + inside % rows) * S::kCluster + (S::kCluster > 1 ? rank : 0)) *
                 S::kRows,
-            inside / rows * (kGated ? S::kCols / 2 : S::kCols)};
+            inside / rows * S::template kCols<kGated>};
 }
 
 // Calls `work` with this block's tiles, from `first` on each `stride`th.
 template <class S, bool kGated, class Work>
 __device__ void for_each_tile(GemmOrder const& order, int rank, int first, int stride, Work work) {
-    int constexpr kBlocks = S::kCluster * S::kParts;
-    int const clusters = gridDim.x / kBlocks, own = blockIdx.x / kBlocks;
+    int const sharing = S::kParts ? order.parts : S::kCluster;
+    int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
     for (int i = own + first * clusters; i < order.rows * order.cols; i += stride * clusters)
         work(gemm_tile<S, kGated>(order, i, rank));
 }
@@ -80,11 +96,10 @@ struct GemmSteps {
 };
 
 template <class S>
-__device__ GemmSteps gemm_steps(int depth, int rank) {
-    int const all = (depth + S::kDepth - 1) / S::kDepth,
-              of_part = (all + S::kParts - 1) / S::kParts;
-    if (S::kParts == 1) return {0, all};
-    return {min(all, rank * of_part), min(all, (rank + 1) * of_part)};
+__device__ GemmSteps gemm_steps(int depth, int rank, int parts) {
+    int const all = (depth + S::kDepth - 1) / S::kDepth;
+    if (!S::kParts) return {0, all};
+    return {all * rank / parts, all * (rank + 1) / parts};
 }
 
 }  // namespace opfuse

@@ -14,18 +14,19 @@ bool map(CUtensorMap& out, void const* data, bool is_half, int64_t rows, int64_t
 
 }  // namespace
 
-bool map_gemm(GemmMaps& maps, Gemm const& g, bool is_half, int x_rows, int weight_box) {
+bool map_gemm(GemmMaps& maps, Gemm const& g, bool is_half, int x_rows, int y_rows) {
     auto const map_weight = [&](CUtensorMap& out, int64_t first) {
         auto const* const data =
             static_cast<uint16_t const*>(g.weight) + (g.transposed ? first * g.depth : first);
         int64_t const stride = g.gated ? 2 * int64_t{g.cols} : g.cols;
-        return g.transposed ? map(out, data, is_half, g.cols, g.depth, g.depth, weight_box)
-                            : map(out, data, is_half, g.depth, g.cols, stride, weight_box);
+        return g.transposed ? map(out, data, is_half, g.cols, g.depth, g.depth, 64)
+                            : map(out, data, is_half, g.depth, g.cols, stride, 64);
     };
     return map(maps.x, g.x, is_half, g.rows, g.depth, g.depth, x_rows) &&
            map_weight(maps.weight, 0) && map_weight(maps.up, g.gated ? g.cols : 0) &&
-           map(maps.y, g.y, is_half, g.rows, g.cols, g.cols, 64) &&
-           map(maps.residual, g.residual ? g.residual : g.y, is_half, g.rows, g.cols, g.cols, 64);
+           map(maps.y, g.y, is_half, g.rows, g.cols, g.cols, y_rows) &&
+           map(maps.residual, g.residual ? g.residual : g.y, is_half, g.rows, g.cols, g.cols,
+               y_rows);
 }
 
 }  // namespace opfuse

@@ -9,8 +9,8 @@ struct GemmMaps {
     CUtensorMap x, weight, up, y, residual;
 };
 
-// x comes in boxes of `x_rows` rows by 64, the weight of `weight_box` columns by 64 of depth, y and
-// residual of 64 by 64.  False where the driver has no such maps.
-bool map_gemm(GemmMaps& maps, Gemm const& gemm, bool is_half, int x_rows, int weight_box);
+// x comes in boxes of `x_rows` rows by 64, the weight of 64 columns by 64 of depth, y and residual
+// of `y_rows` by 64.  False where the driver has no such maps.
+bool map_gemm(GemmMaps& maps, Gemm const& gemm, bool is_half, int x_rows, int y_rows);
 
 }  // namespace opfuse

@@ -2,6 +2,7 @@
 #pragma once
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../core/error.h"
@@ -58,10 +59,17 @@ class Plugin final : public nvinfer1::IPluginV3,
 
     // ---- IPluginV3OneBuild
     int32_t getNbOutputs() const noexcept override { return op_->traits().outputs; }
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const*, int32_t inputs,
+    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t inputs,
                             nvinfer1::DynamicPluginTensorDesc const*,
                             int32_t outputs) noexcept override {
-        return op_->takes(inputs, outputs) ? 0 : -1;
+        if (!op_->takes(inputs, outputs)) return -1;
+        return reported(name(), -1, [&] {
+            std::vector<Tensor> tensors;
+            for (int32_t i = 0; i < inputs; ++i)
+                tensors.push_back(tensor_from(in[i].desc.type, in[i].opt, nullptr));
+            tactics_ = op_->tactics(tensors);
+            return 0;
+        });
     }
     bool supportsFormatCombination(int32_t at, nvinfer1::DynamicPluginTensorDesc const* tensors,
                                    int32_t inputs, int32_t outputs) noexcept override {
@@ -111,7 +119,19 @@ class Plugin final : public nvinfer1::IPluginV3,
         });
     }
 
+    // TensorRT times each of them beside 0, which it need not be told of.
+    int32_t getNbTactics() noexcept override { return static_cast<int32_t>(tactics_.size()); }
+    int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
+        if (count != getNbTactics()) return -1;
+        std::copy(tactics_.begin(), tactics_.end(), tactics);
+        return 0;
+    }
+
     // ---- IPluginV3OneRuntime
+    int32_t setTactic(int32_t tactic) noexcept override {
+        if (tactic != 0) op_->set_tactic(tactic);  // 0: what the attribute says
+        return 0;
+    }
     // Sizes that were symbols when the engine was built are numbers now: what contradicts the op is
     // refused before a kernel reads past the end of a tensor.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in_desc, int32_t inputs,
@@ -170,6 +190,7 @@ class Plugin final : public nvinfer1::IPluginV3,
 
     std::unique_ptr<Op> op_;
     bool building_;
+    std::vector<int32_t> tactics_;      // of the shapes that configurePlugin was told
     int32_t inputs_ = 0, outputs_ = 0;  // enqueue is not told how many; onShapeChange comes first
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};

@@ -82,6 +82,71 @@ def test_gated_gemm(
         buffers.check_guards()
 
 
+# Every way to compute, also those that these sizes would not take; one that cannot is another one.
+WAYS = range(1, 14)
+WAY_SHAPES = [
+    (1, 512, 264), (7, 320, 520), (17, 4104, 520), (40, 712, 136), (65, 1024, 384),
+    (128, 520, 1112), (300, 2048, 1024),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", WAY_SHAPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_tactic(
+    runner: Runner, generator: torch.Generator, way: int, shape: tuple[int, int, int]
+) -> None:
+    rows, depth, cols = shape
+    for dtype in DTYPES:
+        for transposed, activation in ((0, "none"), (1, "silu"), (0, "gelu")):
+            buffers = Buffers()
+            x = buffers.place(random(generator, (rows, depth), dtype))
+            weight = random(generator, (depth, cols), dtype, depth**-0.5)
+            placed = buffers.place(weight.T.contiguous() if transposed else weight)
+            bias = buffers.place(random(generator, (cols,), dtype))
+            expected = activate(x.double() @ weight.double() + bias.double(), activation)
+            inputs, attributes = [x, placed, bias], {"transposed": transposed, "tactic": way}
+            if activation != "none":
+                inputs.append(buffers.place(random(generator, (rows, cols), dtype)))
+                attributes["residual"] = 1
+                expected = expected + inputs[-1].double()
+            y = buffers.empty((rows, cols), dtype)
+            runner("GemmAct", {"activation": activation, **attributes}, inputs, [y])
+            runner.compare("GemmAct by tactic", y, expected, NOISE)
+            buffers.check_guards()
+
+
+@pytest.mark.parametrize("shape", WAY_SHAPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_tactic_of_gates(
+    runner: Runner, generator: torch.Generator, way: int, shape: tuple[int, int, int]
+) -> None:
+    rows, depth, cols = shape
+    for dtype in DTYPES:
+        buffers = Buffers()
+        x = buffers.place(random(generator, (rows, depth), dtype))
+        weight = buffers.place(random(generator, (depth, 2 * cols), dtype, depth**-0.5))
+        bias = buffers.place(random(generator, (2 * cols,), dtype))
+        gate, up = (x.double() @ weight.double() + bias.double()).chunk(2, -1)
+        y = buffers.empty((rows, cols), dtype)
+        runner("GatedGemm", {"activation": "silu", "tactic": way}, [x, weight, bias], [y])
+        runner.compare("GatedGemm by tactic", y, activate(gate, "silu") * up, NOISE)
+        buffers.check_guards()
+
+
+@pytest.mark.parametrize("way", range(1, 9))
+def test_large_product_by_tactic(runner: Runner, generator: torch.Generator, way: int) -> None:
+    """More tiles than multiprocessors for each block, several times over, with edges."""
+    rows, depth, cols = 4090, 776, 4360
+    x = random(generator, (rows, depth), torch.float16)
+    weight = random(generator, (depth, cols), torch.float16, depth**-0.5)
+    residual = random(generator, (rows, cols), torch.float16)
+    expected = activate(x.double() @ weight.double(), "gelu") + residual.double()
+    y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
+    attributes = {"activation": "gelu", "residual": 1, "tactic": way}
+    runner("GemmAct", attributes, [x, weight, residual], [y])
+    runner.compare("GemmAct large by tactic", y, expected, NOISE)
+
+
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("shape", [(4000, 2056, 4360), (4090, 768, 3080), (4096, 3072, 776)])
 def test_large_product(
@@ -140,9 +205,15 @@ def test_empty(runner: Runner, rows: int) -> None:
     assert torch.equal(y, bias.expand(rows, 32))
 
 
-@pytest.mark.parametrize("shape", [(3, 72, 136), (200, 72, 264), (5, 7, 9)], ids=str)
+MEMORY = [
+    ((5, 7, 9), 0), ((3, 72, 136), 0), ((200, 72, 264), 4), ((200, 136, 264), 6),
+    ((3, 264, 136), 11),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "tactic"), MEMORY, ids=str)
 def test_memory_is_exact(
-    runner: Runner, generator: torch.Generator, shape: tuple[int, int, int]
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int, int], tactic: int
 ) -> None:
     """For compute-sanitizer: each buffer is an allocation of its own."""
     rows, depth, cols = shape
@@ -150,9 +221,11 @@ def test_memory_is_exact(
     weight = random(generator, (depth, 2 * cols), torch.float16)
     plain = weight[:, :cols].contiguous()
     residual = random(generator, (rows, cols), torch.float16)
-    y, gated = torch.empty_like(residual), torch.empty_like(residual)
-    runner("GemmAct", {"activation": "gelu", "residual": 1}, [x, plain, residual], [y])
-    runner("GatedGemm", {}, [x, weight], [gated])
+    # Written once by a kernel: initcheck does not see what the copy engine writes.
+    y, gated = torch.full_like(residual, float("nan")), torch.full_like(residual, float("nan"))
+    attributes = {"activation": "gelu", "residual": 1, "tactic": tactic}
+    runner("GemmAct", attributes, [x, plain, residual], [y])
+    runner("GatedGemm", {"tactic": tactic}, [x, weight], [gated])
     assert y.isfinite().all()
     assert gated.isfinite().all()
 

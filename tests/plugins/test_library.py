@@ -65,8 +65,12 @@ EXPECTED = {
         },
     ),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
-    "GatedGemm": ((2, 3), 1, {"activation": "STRING"}),
-    "GemmAct": ((2, 4), 1, {"activation": "STRING", "transposed": "INT", "residual": "INT"}),
+    "GatedGemm": ((2, 3), 1, {"activation": "STRING", "tactic": "INT"}),
+    "GemmAct": (
+        (2, 4),
+        1,
+        {"activation": "STRING", "transposed": "INT", "residual": "INT", "tactic": "INT"},
+    ),
     "QkNormRope": ((3, 6), 3, ROTATION | HEADS | {"epsilon": "FLOAT"}),
     "RmsNorm": ((2, 2), 1, {"epsilon": "FLOAT"}),
     "Rope": ((3, 3), 1, ROTATION | {"num_heads": "INT"}),
@@ -175,6 +179,21 @@ def test_infer_of_packed_and_separate_gates(handle: ctypes.CDLL) -> None:
         pair = [Tensor(BFLOAT16, (5, 8))] * 2
         assert plugin.infer(pair, 1) == (Tensor(BFLOAT16, (5, 8)),)
         assert plugin.workspace_size(pair) == 0
+
+
+def test_tactics_are_of_products_and_of_their_shape(handle: ctypes.CDLL) -> None:
+    weight = Tensor(HALF, (2048, 2048))
+    few, many = Tensor(HALF, (1, 2048)), Tensor(HALF, (8, 512, 2048))
+    with Plugin(handle, "GemmAct", {"activation": "gelu"}) as plugin:
+        of_few, of_many = plugin.tactics([few, weight]), plugin.tactics([many, weight])
+        assert 0 not in of_few + of_many
+        assert of_few
+        assert of_many
+        assert set(of_few).isdisjoint(of_many)
+        with pytest.raises(PluginError, match="2048 columns, and weight 64 rows"):
+            plugin.tactics([few, Tensor(HALF, (64, 64))])
+    with Plugin(handle, "RmsNorm", {}) as plugin:
+        assert plugin.tactics([few, Tensor(HALF, (2048,))]) == []
 
 
 def test_zero_rows_need_no_gpu(handle: ctypes.CDLL) -> None:

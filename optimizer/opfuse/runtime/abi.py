@@ -15,6 +15,7 @@ from opfuse.errors import MissingComponent, OpfuseError
 ABI_VERSION = 2
 MAX_RANK = 8
 CARD_BYTES = 512
+MAX_TACTICS = 16
 ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING"}
 
 AttributeValue = float | int | str
@@ -87,6 +88,7 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "opfuse_supports": (c_int, [pointer, int32, ctypes.POINTER(int32), int32, int32]),
         "opfuse_infer": (c_int, [pointer, tensors, int32, tensors, int32]),
         "opfuse_workspace_size": (int64, [pointer, tensors, int32]),
+        "opfuse_tactics": (int32, [pointer, tensors, int32, ctypes.POINTER(int32), int32]),
         "opfuse_enqueue": (c_int, [pointer, tensors, int32, tensors, int32, pointer, pointer]),
         "opfuse_comm_open": (c_int, [int32, int32, int64, text, pointer]),
         "opfuse_comm_join": (c_int, [text]),
@@ -205,6 +207,19 @@ class Plugin:
         if size < 0:
             raise self._error()
         return size
+
+    def tactics(self, inputs: Sequence[Tensor]) -> list[int]:
+        """The values of the attribute ``tactic`` worth timing for these inputs beside 0, if any.
+
+        Raises:
+            PluginError: The op does not take these inputs.
+        """
+        found = (ctypes.c_int32 * MAX_TACTICS)()
+        array = _tensors(inputs)
+        count = self._library.opfuse_tactics(self._handle, array, len(inputs), found, MAX_TACTICS)
+        if count < 0:
+            raise self._error()
+        return list(found[: min(count, MAX_TACTICS)])
 
     def enqueue(
         self,

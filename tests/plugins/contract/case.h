@@ -31,7 +31,8 @@ struct Case {
     std::vector<Use> uses;
     std::vector<Refusal> refusals;
     std::vector<Use> bad_shapes;  // refused by getOutputShapes
-    bool takes_float = true;      // for the first input; fp16 and bf16 all take
+    bool has_tactics = false;
+    bool takes_float = true;  // for the first input; fp16 and bf16 all take
 };
 
 std::vector<Case>& cases();

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "case.h"
 
@@ -65,6 +66,7 @@ std::vector<nvinfer1::DynamicPluginTensorDesc> tensors(Use const& use, DataType 
         for (size_t k = 0; k < dims.size(); ++k) desc.dims.d[k] = -1;
         out[i].min = out[i].max = desc.dims;
         for (size_t k = 0; k < dims.size(); ++k) out[i].min.d[k] = 1, out[i].max.d[k] = 4096;
+        out[i].opt = out[i].max;
     }
     return out;
 }
@@ -233,6 +235,19 @@ void test_clone_outlives_the_original(Subject const& s) {
     }
 }
 
+// Of a configured plugin: each has a number of its own, which the engine keeps.
+void check_tactics(Plugin const& plugin) {
+    std::vector<int32_t> tactics(build(plugin).getNbTactics());
+    check(build(plugin).getValidTactics(tactics.data(), tactics.size()) == 0, "lists no tactics");
+    std::set<int32_t> const different(tactics.begin(), tactics.end());
+    check(different.size() == tactics.size() && !different.contains(0), "0, or one twice");
+    for (int32_t const tactic : {tactics.at(0), 0}) {  // 0 changes nothing
+        check(runtime(plugin).setTactic(tactic) == 0, "refuses a tactic");
+        auto const written = Fields(*runtime(plugin).getFieldsToSerialize()).texts();
+        check_equal(written.back(), "tactic=" + std::to_string(tactics[0]), "not kept");
+    }
+}
+
 void test_workspace_and_tactics(Subject const& s) {
     Plugin const plugin = s.make(fields());
     for (Use const& use : s.expected.uses) {
@@ -245,7 +260,8 @@ void test_workspace_and_tactics(Subject const& s) {
             build(plugin).getWorkspaceSize(io.data(), use.inputs.size(), out, use.outputs.size());
         check(bytes < size_t{1} << 40, "asks for " + std::to_string(bytes) + " bytes");
     }
-    check(build(plugin).getNbTactics() == 0, "has tactics that no test knows");
+    check(s.expected.has_tactics || build(plugin).getNbTactics() == 0, "has unknown tactics");
+    if (s.expected.has_tactics) check_tactics(plugin);
 }
 
 // A dimension of a Use as a number: columns are 8, everything else that has a name is `rows`.

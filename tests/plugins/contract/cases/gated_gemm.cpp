@@ -9,9 +9,9 @@ static std::string const gelu_with_nul("gelu\0", 5);
 
 static RegisterCase const gated_gemm({
     .op = "GatedGemm",
-    .field_names = {"activation"},
-    .attributes = fields().add("activation", gelu_with_nul),
-    .serialised = {"activation=gelu"},
+    .field_names = {"activation", "tactic"},
+    .attributes = fields().add("activation", gelu_with_nul).add("tactic", 3),
+    .serialised = {"activation=gelu", "tactic=3"},
     .uses = {{"xx", {x, weight}, {y}},
              {"xxx", {x, weight, {"64"}}, {y}},
              {"xx", {{"rows", "48"}, {"48", "cols"}}, {{"rows", "cols // 2"}}}},
@@ -21,6 +21,7 @@ static RegisterCase const gated_gemm({
                    {"xx", {x, {"64", "48"}}, {{}}},
                    {"xx", {x, {"48"}}, {{}}},
                    {"xxx", {x, weight, {"32"}}, {{}}}},
+    .has_tactics = true,
     .takes_float = false,
 });
 
