@@ -66,7 +66,14 @@ def load(path: Path) -> Source:
 
 def content_hash(source: Source) -> str:
     """SHA-256 of the model and of the files that hold its weights."""
-    digest = hashlib.sha256(source.proto.SerializeToString(deterministic=True))
+    digest, graph = hashlib.sha256(), source.proto.graph
+    rest = (*graph.node, *graph.input, *graph.output, *source.proto.functions)
+    for part in (*rest, *source.proto.opset_import):
+        digest.update(part.SerializeToString(deterministic=True))
+    for tensor in graph.initializer:  # one at a time: together they may be gigabytes
+        digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
+        raw = tensor.HasField("raw_data")
+        digest.update(tensor.raw_data if raw else tensor.SerializeToString(deterministic=True))
     locations = {external.extent(t).location for t in all_tensors(source.proto) if is_external(t)}
     for location in sorted(locations):
         digest.update(file_hash(source.base_dir / location).encode())
