@@ -127,8 +127,9 @@ def verify(
     from opfuse.stages.verify import verify_ranks
 
     pipeline.check_reports(config, COMPARISON_SUFFIXES)
-    if config.layers:
-        raise InputError("--layers is for one bundle", "leave it out with --tp")
+    if config.layers or config.bisect:
+        option = "--layers" if config.layers else "--bisect"
+        raise InputError(f"{option} is for one bundle", "leave it out with --tp")
     members = of.read(folder, config.tp)
     if config.dry_run:
         return _prospect(config, members)

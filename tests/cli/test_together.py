@@ -103,8 +103,10 @@ def test_a_dry_run_of_one_engine(cli, folder):
     cli("bench", folder / "rank0.opfuse", "--dry-run").refused(2, "give --tp N too")
 
 
-def test_layers_are_of_one_bundle(cli, folder, llama):
-    cli("verify", folder, llama, "--tp", 2, "--layers").refused(2, "--layers is for one bundle")
+@pytest.mark.parametrize("option", ["--layers", "--bisect"])
+def test_steps_are_of_one_bundle(cli, folder, llama, option):
+    result = cli("verify", folder, llama, "--tp", 2, option)
+    result.refused(2, f"{option} is for one bundle")
 
 
 def test_all_ranks_run_the_command_and_one_prints(capfd):
