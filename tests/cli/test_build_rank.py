@@ -8,7 +8,7 @@ from collections import Counter
 import onnx
 import pytest
 
-from opfuse.graph.collectives import SPEAKING, Rank, rank_of
+from opfuse.graph.collectives import SPEAKING, WITH_NORM, Rank, rank_of
 from opfuse.runtime import library
 from opfuse.runtime.bundle import Bundle
 from tests.engine_models import plugins
@@ -45,9 +45,13 @@ def test_a_rank_in_another_precision(cli, ranks, tmp_path, precision):
     options = ["--precision", precision, "--report", tmp_path / "r.json"]
     result = cli("fuse", ranks / "rank0.onnx", "-o", tmp_path / "f.onnx", *options)
     assert result.code == 0, result.err
-    report = json.loads((tmp_path / "r.json").read_text())
+    report, model = json.loads((tmp_path / "r.json").read_text()), onnx.load(tmp_path / "f.onnx")
     assert report["precision"]["precision"] == precision
-    assert rank_of(onnx.load(tmp_path / "f.onnx")).rank == 0
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    low = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
+    sent = [node.input[0] for node in model.graph.node if node.op_type == WITH_NORM]
+    assert {types[name] for name in sent} == {low}
+    assert rank_of(model).rank == 0
 
 
 def test_a_bundle_has_no_communicator_for_them(cli, ranks, tmp_path):

@@ -35,6 +35,7 @@ ATTRIBUTES = {
 ROUNDED = {"MatMul", "Identity", "Transpose", "Unsqueeze", "Expand", "Reshape", "CastLike"}
 ROUNDED |= {"Add", "Split"}  # AddRmsNorm's sum is an output; a packed gate and up are halves
 ROUNDED |= {"Where"}  # it chooses: attention's guard
+ROUNDED |= {"AllReduce"}  # what the ranks send each other
 
 
 def function(op: str, opset: int = 18) -> onnx.FunctionProto:

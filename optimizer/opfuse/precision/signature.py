@@ -10,6 +10,7 @@ from onnx import FunctionProto, TensorProto
 
 from opfuse.fusions import DEFINITIONS
 from opfuse.graph import edit
+from opfuse.graph.collectives import is_ours
 from opfuse.graph.pattern import OPFUSE
 from opfuse.precision.types import FLOATS, Clash, allowed, body_types, formal, schema
 
@@ -79,6 +80,9 @@ class Signatures:
             return Signature(types, results, fixed="computes in another floating-point type")
         if node.domain == OPFUSE and node.op in self._functions:
             return self._fused(node, types, results)
+        if is_ours(node.domain or "", node.op):  # a sum over ranks goes with what they send
+            floats = frozenset(self._convertible(types))
+            return Signature(types, results, floats, outputs=frozenset(self._convertible(results)))
         return self._standard(node, types, results)
 
     def _convertible(self, types: Sequence[int]) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper
 from onnx.defs import OpSchema
 
+from opfuse.graph.collectives import COLLECTIVES, DOMAIN
+
 LOW: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -88,6 +90,8 @@ def _node_types(node: NodeProto, known: Mapping[str, int], opset: int) -> list[i
         return [int(helper.get_attribute_value(attributes["to"]))]
     if node.op_type == "CastLike":
         return [known[node.input[1]]]
+    if node.domain == DOMAIN and node.op_type in COLLECTIVES:
+        return [known[node.input[0]]]
     found = schema(node.op_type, node.domain, opset)
     if found is None:
         raise Clash(f"{node.op_type} is not known")
