@@ -39,6 +39,14 @@ def plugins() -> Path | None:
         return None
 
 
+def plugin_ops() -> frozenset[str]:
+    """The ops of the plugin library; none where it is not built, or is of another version."""
+    try:
+        return frozenset(op.name for op in library.describe(library.find()).ops)
+    except library.MissingComponent:
+        return frozenset()
+
+
 def value(name: str, shape, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
 

@@ -9,11 +9,10 @@ import onnx
 import pytest
 
 from opfuse.graph.collectives import SPEAKING, WITH_NORM, Rank, rank_of
-from opfuse.runtime import library
 from opfuse.runtime.bundle import Bundle
-from tests.engine_models import plugins
+from tests.engine_models import plugin_ops
 
-OPS = {op.name for op in library.describe(plugins()).ops} if plugins() else set()
+OPS = plugin_ops()
 pytest.importorskip("tensorrt_rtx")
 
 

@@ -16,14 +16,13 @@ import pytest
 
 from models import tiny
 from opfuse.graph.collectives import SPEAKING, Rank, state
-from opfuse.runtime import library
 from tests import small
-from tests.engine_models import plugins
+from tests.engine_models import plugin_ops, plugins
 from tests.ranks import cut
 from tests.runtime import host
 from tests.runtime.ports import free_port
 
-OPS = frozenset(op.name for op in library.describe(plugins()).ops) if plugins() else frozenset()
+OPS = plugin_ops()
 pytestmark = pytest.mark.skipif(
     not OPS.issuperset(SPEAKING), reason="the plugin library has no collectives, or is not built"
 )
