@@ -351,7 +351,8 @@ __device__ void for_each_row(typename Shape::Team& team, int64_t rows, int cols,
     team.meet();
     wait_in_turn();
     while (true) {
-        if (ahead > 0) fetch(Row<T, Shape>(like, first + ahead, rows, cols));
+        if (ahead > 0 && first + ahead < rows)
+            fetch(Row<T, Shape>(like, first + ahead, rows, cols));
         body(row, first + threadIdx.y);
         first += static_cast<int64_t>(gridDim.x >> shift) * blockDim.y;
         if (first >= rows) break;
