@@ -156,8 +156,7 @@ class Trials:
         library = abi.load(self._library)
         try:
             with abi.Plugin(library, node.op_type, assemble.attributes(node)) as plugin:
-                tactics = getattr(plugin, "tactics", None)
-                return [] if tactics is None else list(tactics(tensors))[:_TACTICS]
+                return plugin.tactics(tensors)[:_TACTICS]
         except abi.PluginError:
             return []
 
