@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -157,8 +157,8 @@ def _torch_peers(args: argparse.Namespace) -> dict[str, Peer]:
     return {name: Peer("benchmarks.engine_torch", name, *layers) for name in args.networks}
 
 
-def compared(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Prepare everything, wait, and measure."""
+def compared(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Prepare everything, wait, and measure; all that is known by then, once or twice."""
     exports = [Export(folder, n, i) for n in args.networks for i in args.exports]
     torch = _torch_peers(args)
     layers = engine_tuning.LAYERS if args.tuning else ()
@@ -177,10 +177,9 @@ def compared(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             print(engine_tables.brief(row), flush=True)
     for peer in (*torch.values(), *(export.peer for export in exports if export.peer)):
         peer.end()
-    facts: dict[str, Any] = {"rows": rows}
+    yield {"rows": rows}
     if args.tuning:
-        facts["tuning"] = engine_tuning.measured(folder)
-    return facts
+        yield {"rows": rows, "tuning": engine_tuning.measured(folder)}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -209,14 +208,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build and time what the arguments name."""
     args = _arguments(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        facts = compared(args.folder or Path(scratch), args)
     here = gpu.current()
-    facts = {"gpu": here.name if here else "", "versions": versions(PACKAGES), **facts}
-    print(engine_tables.report(facts))
-    path = write("engine_speed", facts)
-    path.with_suffix(".txt").write_text(engine_tables.report(facts))
-    sys.stdout.flush()
+    where = {"gpu": here.name if here else "", "versions": versions(PACKAGES)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for facts in compared(args.folder or Path(scratch), args):
+            text = engine_tables.report({**where, **facts})
+            write("engine_speed", {**where, **facts}).with_suffix(".txt").write_text(text)
+    print(text, flush=True)
     os._exit(0)  # no process of its own is left to wait for
 
 

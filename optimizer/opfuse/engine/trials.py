@@ -38,6 +38,7 @@ _ROUNDS = 9
 _AT_ONCE = 8  # regions whose engines lie on the disk at a time, with the weights of each
 _PROCESSES = 8
 _TIMERS = 4  # processes with a context on the GPU
+_TACTICS = 6  # of a plugin that are tried, each with a copy of the weights on the disk
 
 Settle = Callable[[str, Times], None]
 Case = tuple[Mapping[str, Path], Mapping[str, Mapping[str, tuple[int, ...]]]]
@@ -155,8 +156,7 @@ class Trials:
         library = abi.load(self._library)
         try:
             with abi.Plugin(library, node.op_type, assemble.attributes(node)) as plugin:
-                tactics = getattr(plugin, "tactics", None)
-                return [] if tactics is None else list(tactics(tensors))
+                return plugin.tactics(tensors)[:_TACTICS]
         except abi.PluginError:
             return []
 
