@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.harness import torch
+from tests.gpu.harness import Buffers, Runner, torch
+from tests.gpu.reference import layer_norm, rms_norm
 
 LIMIT_S = 300
 
@@ -42,6 +43,35 @@ def run(job: str, size: int, folder: Path, **variables: str) -> None:
                 process.send_signal(signal.SIGKILL)
     assert [process.returncode for process in ranks] == [0] * size, "\n".join(outputs)
     print(outputs[0])
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_one_rank_is_all(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, norm: str
+) -> None:
+    for rows, cols, offset in [(1, 1, 0), (3, 7, 1), (130, 768, 0), (9, 4096, 0), (2, 40000, 0)]:
+        buffers = Buffers(offset)
+        shapes = [(rows, cols), (rows, cols), *[(cols,)] * (3 if norm == "layer" else 2)]
+        x, residual, gamma, *rest = (
+            buffers.place(torch.randn(shape, generator=generator, device="cuda").to(dtype))
+            for shape in shapes
+        )
+        y, total = buffers.empty(x.shape, dtype), buffers.empty(x.shape, dtype)
+        inputs = [x, residual, gamma, *rest]
+        runner("AllReduceAddNorm", {"norm": norm, "epsilon": 1e-5}, inputs, [y, total])
+        expected = x.double() + residual.double() + rest[-1].double()
+        runner.compare("AllReduceAddNorm of one, sum", total, expected)
+        if norm == "layer":
+            normed = layer_norm(total, gamma, rest[0], 1e-5)
+        else:
+            normed = rms_norm(total, gamma, 1e-5)
+        runner.compare("AllReduceAddNorm of one, y", y, normed)
+        for op in ("AllReduce", "AllGather"):
+            copy = buffers.empty(x.shape, dtype)
+            runner(op, {}, [x], [copy])
+            assert torch.equal(copy, x)
+        buffers.check_guards()
 
 
 @pytest.mark.parametrize("way", ["one-shot", "two-shot"])
