@@ -25,7 +25,7 @@ def test_a_clean_run_passes(cli, place):
     before = (place / LOCK).read_bytes()
     result = cli("check", "bert.onnx")
     assert result.code == 0, result.err
-    assert result.out.splitlines() == [f"{LOCK}: all 27 expectations hold"]
+    assert result.out.splitlines() == [f"{LOCK}: all 29 expectations hold"]
     assert (place / LOCK).read_bytes() == before
 
 
@@ -92,6 +92,16 @@ def test_another_model_type_is_a_precision_change(cli, place):
     result = cli("check", "bert.onnx")
     assert result.code == 1
     assert any("products and attentions in fp32 15 -> fp16 15" in x for x in failures(result))
+
+
+def test_an_epsilon_of_no_size_and_a_rounding_on_the_way(cli, place):
+    """Neither moves an output: 1e-11 for 1e-12 by 1e-11, and Casts are none in double precision."""
+    planted.save(place / "bert.onnx", planted.smaller_epsilon)
+    (line,) = failures(cli("check", "bert.onnx"))
+    assert line == "FAILED precision.epsilons: nodes by epsilon: 1e-12 7 -> 1e-11 1, 1e-12 6"
+    planted.save(place / "bert.onnx", planted.rounding)
+    (line,) = failures(cli("check", "bert.onnx"))
+    assert line == "FAILED precision.casts: Casts 0 -> 2"
 
 
 def test_an_operator_that_sinks_to_half_precision(cli, place):
@@ -173,7 +183,7 @@ def test_update_without_a_difference_leaves_the_file(cli, place):
 
 def test_update_keeps_a_tolerance_that_somebody_set(cli, place):
     edited(place, lambda lock: lock["outputs"].update(rtol=1e-4))
-    planted.save(place / "bert.onnx", planted.epsilon)
+    planted.save(place / "bert.onnx", planted.weight)
     assert cli("check", "bert.onnx").code == 0
     assert cli("check", "bert.onnx", "--update").code == 0
     assert json.loads((place / LOCK).read_text())["outputs"]["rtol"] == 1e-4
@@ -226,7 +236,7 @@ def test_a_lock_that_is_none(cli, place):
 
 
 def test_options_that_draw_other_inputs(cli, place):
-    planted.save(place / "bert.onnx", planted.epsilon)
+    planted.save(place / "bert.onnx", planted.weight)
     result = cli("check", "bert.onnx", "--seed", "3")
     assert failures(result) == ["FAILED options.seed: option seed 0 -> 3"]
     assert "skipped outputs: the inputs are drawn from another seed" in result.out

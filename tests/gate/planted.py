@@ -34,6 +34,23 @@ def epsilon(model: ModelProto) -> None:
     attribute(nodes(model, "LayerNormalization")[3], "epsilon").f = 1e-5
 
 
+def smaller_epsilon(model: ModelProto) -> None:
+    """One norm of the second layer with ten times its epsilon, which is next to nothing."""
+    found = attribute(nodes(model, "LayerNormalization")[3], "epsilon")
+    found.f *= 10
+
+
+def rounding(model: ModelProto) -> None:
+    """One product rounded to fp16 and back."""
+    product = nodes(model, "MatMul")[5]
+    place = list(model.graph.node).index(product) + 1
+    (made,) = product.output
+    product.output[0] = "wide"
+    for source, result, kind in (("narrow", made, 1), ("wide", "narrow", 10)):
+        node = helper.make_node("Cast", [source], [result], f"{source}/Cast", to=kind)
+        model.graph.node.insert(place, node)
+
+
 def weight(model: ModelProto) -> None:
     """One of 2048 weights of one product, by one percent."""
     tensor = next(t for t in model.graph.initializer if t.name == "layers.1.up.weight")

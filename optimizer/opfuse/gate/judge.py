@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opfuse.explanation.anchors import FOLLOWS
@@ -151,6 +151,22 @@ def precision(locked: Section, now: Section, evidence: Evidence) -> Iterator[Exp
     if most is not None and now.get("max_rms") is not None:
         text = f"root mean square error {evidence.rms:.1e}, the lock allows {most:g}"
         yield _kept(evidence.rms <= most, "precision", "max_rms", text)
+
+
+def epsilons(locked: Section, now: Section, others: Iterable[Expectation]) -> Iterator[Expectation]:
+    """Yield the ``others`` and one for the epsilons: where they explain a failure, in its line."""
+    pinned, found = locked.get("epsilons"), list(others)
+    if pinned is None or pinned == now["epsilons"]:
+        yield from found
+        if pinned is not None:
+            yield Expectation("precision", "epsilons")
+        return
+    text = f"nodes by epsilon: {_counts(pinned)} -> {_counts(now['epsilons'])}"
+    failed = [x for x in found if x.status == FAILED and x.section in ("fusions", "outputs")]
+    for item in found:
+        explained = item in failed and item.section == "outputs"
+        yield replace(item, message=f"{item.message}; {text}") if explained else item
+    yield _kept(bool(failed), "precision", "epsilons", text)
 
 
 def _lowered(locked: Section, now: Section) -> Iterator[str]:

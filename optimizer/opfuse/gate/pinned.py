@@ -16,7 +16,7 @@ from opfuse.files import file_hash
 from opfuse.graph.external import model_hash
 from opfuse.graph.match import NearMiss
 from opfuse.graph.protos import type_name
-from opfuse.precision.counted import delicate, products
+from opfuse.precision.counted import casts, delicate, epsilons, products
 
 if TYPE_CHECKING:
     from opfuse.precision.result import Precision
@@ -124,9 +124,16 @@ def precision(fused: Any, functions: Any, found: Precision | None, tolerance: fl
         found: The conversion; None where none was asked for.
         tolerance: Of the type that it converts to.
     """
-    types = {"delicate": delicate(fused.graph, fused.facts)}
+    types = {
+        "delicate": delicate(fused.graph, fused.facts),
+        "epsilons": epsilons(fused.graph),
+    }
     if found is None:
-        return {**types, "products": products(fused.graph, fused.facts, functions)}
+        return {
+            **types,
+            "products": products(fused.graph, fused.facts, functions),
+            "casts": casts(fused.graph, fused.facts),
+        }
     errors = [item.rms for item in found.comparison.outputs.values()] if found.comparison else []
     return {
         **types,

@@ -38,6 +38,7 @@ _SECTIONS: Mapping[str, Any] = {
     "precision": {
         "products": {"*": int},
         "delicate": {"*": {"*": int}},
+        "epsilons": {"*": int},
         "casts": int,
         "kept": {"*": int},
         "max_rms": (*_NUMBER, None),

@@ -11,7 +11,7 @@ from onnx import FunctionProto
 from opfuse.graph import edit
 from opfuse.graph.facts import Facts
 from opfuse.precision import rules
-from opfuse.precision.types import NAMES
+from opfuse.precision.types import FLOATS, NAMES
 
 
 def is_product(node: gs.Node, functions: Mapping[str, FunctionProto]) -> bool:
@@ -55,3 +55,23 @@ def delicate(graph: gs.Graph, facts: Facts) -> dict[str, dict[str, int]]:
         ):
             found[node.op][NAMES[element]] += 1
     return {op: dict(sorted(counts.items())) for op, counts in sorted(found.items())}
+
+
+def casts(graph: gs.Graph, facts: Facts) -> int:
+    """Count the Casts from one floating-point type to another."""
+    return sum(
+        node.op == "Cast"
+        and edit.is_standard(node)
+        and {facts.dtype(node.inputs[0]), facts.dtype(node.outputs[0])} <= FLOATS
+        for node in graph.nodes
+    )
+
+
+def epsilons(graph: gs.Graph) -> dict[str, int]:
+    """Count the nodes by their epsilon: one of 1e-12 that grows moves no output of usual size."""
+    found = Counter(f"{float(node.attrs['epsilon']):.4g}" for node in graph.nodes if _has(node))
+    return dict(sorted(found.items()))
+
+
+def _has(node: gs.Node) -> bool:
+    return isinstance(node.attrs.get("epsilon"), float)

@@ -301,6 +301,13 @@ def _evidence(found: Found, anchors: Callable[[], Sequence[Anchor]]) -> judge.Ev
 def _judged(
     locked: Mapping[str, Any], now: Sections, evidence: judge.Evidence, why_no_library: str
 ) -> Iterator[Expectation]:
+    found = _sections_judged(locked, now, evidence, why_no_library)
+    yield from judge.epsilons(locked.get("precision", {}), now["precision"], found)
+
+
+def _sections_judged(
+    locked: Mapping[str, Any], now: Sections, evidence: judge.Evidence, why_no_library: str
+) -> Iterator[Expectation]:
     yield from judge.model(locked.get("model", {}), now["model"])
     yield from judge.options(locked.get("options", {}), now["options"])
     if "fusions" in locked:
