@@ -221,3 +221,40 @@ def test_tensorrt_builds_what_it_is_given(op, precision, tmp_path):
     result = convert(planted, tmp_path, precision)
     result.same(feeds(planted), 2 * ROUNDING[precision])
     opfuse.build(tmp_path / "model.onnx", tmp_path / "a.engine", precision=precision, prove=False)
+
+
+def test_a_branch_that_is_lost_in_what_it_is_added_to_needs_no_fp32(tmp_path):
+    """ConvNeXt scales branches by 1e-6 before it is trained: in fp16 nothing is left of them."""
+    text = "h = MatMul(x, w)\ns = Mul(h, scale)\nt = Transpose<perm=[0, 2, 1]>(s)\n"
+    text += "u = Add(t, z)\ny = MatMul(u, v)"
+    weights = {"w": (8, 8), "scale": np.full(8, 1e-6, np.float32), "v": (4, 4)}
+    inputs = "T[2, 4, 8] x, T[2, 8, 4] z"
+    result = convert(model(text, inputs, weights=weights), tmp_path, prove=True)
+    assert result.kept == {}
+    result.same(feeds(model(text, inputs, weights=weights)), ROUNDING["fp16"])
+    alone = text.replace("u = Add(t, z)", "u = Mul(t, z)").replace(
+        "y = ", "k = Mul(u, 1.0e6)\ny = "
+    )
+    alone = alone.replace("MatMul(u, v)", "MatMul(k, v)")
+    result = convert(model(alone, inputs, weights=weights), tmp_path, prove=True)
+    assert "values of scale are below fp16's smallest normal number" in result.kept["s"]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1.0, False), (1e-4, True)])
+def test_an_epsilon_counts_beside_its_own_size_only(size, kept, tmp_path):
+    text = f"h = MatMul(x, w)\na = Abs(h)\nm = Mul(a, {size:e})\ne = Add(m, 1.0e-6)\n"
+    text += "d = Div(m, e)\ny = MatMul(d, v)"
+    planted = model(text, "T[3, 16] x", weights={"w": (16, 16), "v": (16, 4)})
+    result = convert(planted, tmp_path, prove=True)
+    assert ("e" in result.kept) == kept
+    result.same(feeds(planted, seed=5), ROUNDING["fp16"])
+
+
+def test_a_mean_over_an_image_is_a_pooling(tmp_path):
+    """TensorRT makes one layer of both; a mean over as many values of a row stays fp32."""
+    text = "c = Conv(x, k)\ng = ReduceMean<keepdims=1>(c, {axes})\ny = Conv(g, l)"
+    weights = {"k": (8, 3, 3, 3), "l": (4, 8, 1, 1)}
+    for axes, kept in (("[2, 3]", False), ("[-1, -2]", False), ("[3]", True)):
+        planted = model(text.format(axes=axes), "T[1, 3, 40, 400] x", weights=weights)
+        result = convert(planted, tmp_path)
+        assert ("g" in result.kept) == kept, result.kept

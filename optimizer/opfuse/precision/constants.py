@@ -44,15 +44,22 @@ class Weights:
     def __init__(self, low: int, name: str, base_dir: Path) -> None:
         self._limits, self._name, self._base_dir = LIMITS[low], name, base_dir
         # The constant is kept beside its verdict: a freed one's id would be given out again.
-        self._known: dict[int, tuple[gs.Constant, str]] = {}
+        self._known: dict[int, tuple[gs.Constant, str, bool]] = {}
 
     def refusal(self, constant: gs.Constant) -> str:
         """Return why ``constant``, which is fp32, cannot be cast; "" where it can."""
-        if id(constant) not in self._known:
-            self._known[id(constant)] = constant, self._judge(constant)
-        return self._known[id(constant)][1]
+        return self._judged(constant)[0]
 
-    def _judge(self, constant: gs.Constant) -> str:
+    def is_tiny(self, constant: gs.Constant) -> bool:
+        """Whether it is refused because most of its values would lose their digits, or be 0."""
+        return self._judged(constant)[1]
+
+    def _judged(self, constant: gs.Constant) -> tuple[str, bool]:
+        if id(constant) not in self._known:
+            self._known[id(constant)] = constant, *self._judge(constant)
+        return self._known[id(constant)][1:]
+
+    def _judge(self, constant: gs.Constant) -> tuple[str, bool]:
         largest, tiny, some = 0.0, 0, 0
         for values in pieces(constant, self._base_dir):
             magnitude = np.abs(values[np.isfinite(values)])
@@ -62,9 +69,9 @@ class Weights:
                 tiny += int(np.count_nonzero((magnitude > 0) & (magnitude < self._limits.smallest)))
         if largest > self._limits.largest:
             end = f"{self._name} ends at {self._limits.largest:.5g}"
-            return f"{constant.name} holds {largest:.3g}, {end}"
+            return f"{constant.name} holds {largest:.3g}, {end}", False
         if tiny > _MOSTLY * some:
             share = f"{tiny} of {some} values of {constant.name} are"
             share = f"{constant.name} is" if some == 1 else share
-            return f"{share} below {self._name}'s smallest normal number"
-        return ""
+            return f"{share} below {self._name}'s smallest normal number", True
+        return "", False

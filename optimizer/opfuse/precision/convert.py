@@ -79,7 +79,8 @@ class Conversion:
         before = self._casts()
         weights = Weights(self._low, self._precision, self._subject.base_dir)
         apart = exact(graph, self._signatures, facts)
-        judge = Judge(self._low, facts, weights, ranges, apart, self._subject.functions)
+        ends = {id(tensor) for tensor in graph.outputs}
+        judge = Judge(self._low, facts, weights, ranges, apart, self._subject.functions, ends)
         verdicts = {id(node): judge.of(node, self._signatures[id(node)]) for node in graph.nodes}
         kept = tuple(self._kept(verdicts))
         dissolve(graph, self._signatures, self._low)

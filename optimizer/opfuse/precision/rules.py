@@ -46,8 +46,11 @@ SUMS = _SUMS
 DELICATE = frozenset(IN_FP32) | REDUCTIONS
 """Operators whose type is worth pinning: a lower one changes what they compute."""
 
-GUARDS = frozenset({"Max", "Clip"})
+GUARDS = frozenset({"Add", "Clip", "Max"})
 """Operators by which a tiny number keeps a divisor from being 0: any tiny number does it."""
+
+ADDS = frozenset({"Add", "Sum", "AddLayerNorm", "AddRmsNorm"})
+"""Operators in which what is tiny beside the other operand is lost."""
 
 ELEMENTWISE = frozenset(
     {"Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish"}

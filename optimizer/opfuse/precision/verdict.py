@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -32,6 +32,9 @@ class Verdict:
     kept: bool = False
 
 
+_FAR = 1024.0  # times as large: what it is added to has no digit left for it in fp16
+_FULL = 2.0**-4  # of a result: an epsilon below fp16's normal numbers is none of its digits
+_IMAGES = 4  # axes: batch, channels, height, width
 _EITHER = Verdict(None)
 _LOW = Verdict(True)
 
@@ -47,10 +50,15 @@ class Judge:
         ranges: Mapping[str, float],
         exact: Mapping[int, str],
         functions: Mapping[str, FunctionProto],
+        ends: Collection[int],
     ) -> None:
-        """Take what is known; ``ranges`` are largest magnitudes by name of the tensor."""
+        """Take what is known.
+
+        ``ranges`` are largest magnitudes by name of the tensor, ``ends`` the ids of the outputs.
+        """
         self._low, self._facts, self._weights = low, facts, weights
         self._ranges, self._exact, self._limits = ranges, exact, LIMITS[low]
+        self._ends = ends
         self._products = {
             name
             for name, function in functions.items()
@@ -83,7 +91,8 @@ class Judge:
         if node.op in rules.IN_FP32:
             return Verdict(False, rules.IN_FP32[node.op], kept=True)
         if node.op in rules.REDUCTIONS:
-            return Verdict(False, rules.SUMS, kept=True) if self._is_long(node) else _EITHER
+            long = self._is_long(node) and not self._pools(node)
+            return Verdict(False, rules.SUMS, kept=True) if long else _EITHER
         if node.op in rules.EITHER:
             return _EITHER
         return Verdict(False, "there is no rule for this operator", kept=True)
@@ -92,48 +101,74 @@ class Judge:
         """Say which weight or activation the low type does not hold."""
         inputs = [node.inputs[index] for index in sorted(signature.main)]
         for tensor in inputs:
-            if isinstance(tensor, gs.Constant) and not self._guards(node, tensor):
+            if isinstance(tensor, gs.Constant):
                 reason = self._weights.refusal(tensor)
-                if reason:
+                if reason and not (self._weights.is_tiny(tensor) and self._bears(node, tensor)):
                     return reason
         value = node.attrs.get("value")
         if node.op == "ConstantOfShape" and isinstance(value, gs.Constant):
             reason = self._weights.refusal(value)
             if reason:
                 return reason
-        names = [tensor.name for tensor in inputs if not isinstance(tensor, gs.Constant)]
-        names += [node.outputs[index].name for index in sorted(signature.outputs)]
-        names += [f"{node.name}{INNER}{name}" for name in signature.rounded]
-        reasons = (self._exceeds(node, name) for name in names)
+        outputs = [node.outputs[index] for index in sorted(signature.outputs)]
+        tensors = [t for t in inputs if not isinstance(t, gs.Constant)] + outputs
+        reasons = [self._exceeds(node, t.name, self._is_lost(t)) for t in tensors]
+        inside = (f"{node.name}{INNER}{name}" for name in signature.rounded)
+        reasons += [self._exceeds(node, name, lost=False) for name in inside]
         return next(filter(None, reasons), "") or self._sums_beyond(node)
 
-    def _guards(self, node: gs.Node, constant: gs.Constant) -> bool:
-        """Whether a constant keeps a divisor from being 0."""
+    def _bears(self, node: gs.Node, constant: gs.Constant) -> bool:
+        """Whether it does not matter if a tiny constant of ``node`` loses its digits."""
         value = self._facts.value(constant)
-        if node.op not in rules.GUARDS or value is None or value.size != 1:
+        if node.op in rules.GUARDS and value is not None and value.size == 1 and value.item() > 0:
+            # Beside something of its own size an epsilon counts, digit for digit.
+            return node.op != "Add" or self._largest(node.outputs[0]) >= _FULL
+        return all(map(self._is_lost, node.outputs))
+
+    def _is_lost(self, tensor: gs.Tensor, steps: int = 4) -> bool:
+        """Whether all that is done with a tensor is adding it to something far larger.
+
+        So it is with the branches of a network before they are trained, scaled by 1e-6.
+        """
+        if not tensor.outputs or id(tensor) in self._ends or tensor.name not in self._ranges:
             return False
-        return bool(0 < value.item() < self._limits.smallest)
+        if not steps:
+            return False
+        for reader in tensor.outputs:
+            if reader.op in rules.MOVES and edit.is_standard(reader):
+                if not self._is_lost(reader.outputs[0], steps - 1):
+                    return False
+            elif reader.op not in rules.ADDS:
+                return False
+            else:
+                beside = [self._largest(t) for t in reader.inputs[:2] if t is not tensor]
+                if max(beside, default=0.0) < _FAR * self._largest(tensor):
+                    return False
+        return True
+
+    def _largest(self, tensor: gs.Tensor) -> float:
+        return self._ranges.get(tensor.name, 0.0)
 
     def _sums_beyond(self, node: gs.Node) -> str:
         """Say which sum inside of a reduction the low type does not hold."""
         if node.op == "ReduceL2":
-            largest = self._ranges.get(node.outputs[0].name, 0.0) ** 2
+            largest = self._largest(node.outputs[0]) ** 2
             if largest > self._limits.margin or 0 < largest < self._limits.smallest:
                 return f"the squares in it add up to {largest:.3g}"
-        if node.op == "ReduceMean":
-            largest = self._ranges.get(node.inputs[0].name, 0.0) * (self._terms(node) or 1)
+        if node.op == "ReduceMean" and not self._pools(node):
+            largest = self._largest(node.inputs[0]) * (self._terms(node) or 1)
             if largest > self._limits.largest:
                 return f"the sum in it may reach {largest:.3g}"
         return ""
 
-    def _exceeds(self, node: gs.Node, name: str) -> str:
+    def _exceeds(self, node: gs.Node, name: str, lost: bool) -> str:
         largest = self._ranges.get(name, 0.0)
         shown = name.replace(INNER, "'s ")
         if node.op == "Cast" and largest > self._limits.count:
             return f"{shown} counts to {largest:g}"
         if largest > self._limits.margin:
             return f"{shown} reaches {largest:.3g}, the margin is {self._limits.margin:g}"
-        if 0 < largest < self._limits.smallest:
+        if 0 < largest < self._limits.smallest and not lost:
             return f"{shown} stays below {largest:.2g}, which is no normal number there"
         return ""
 
@@ -154,14 +189,28 @@ class Judge:
         terms = self._terms(node)
         return terms is None or terms > rules.LONG
 
-    def _terms(self, node: gs.Node) -> int | None:
-        """How many values each result of a reduction comes from; None where nobody knows."""
+    def _pools(self, node: gs.Node) -> bool:
+        """Whether a mean is a global pooling of images or volumes, which TensorRT makes alike."""
         shape = self._facts.shape(node.inputs[0])
+        axes = self._axes(node)
+        if node.op != "ReduceMean" or shape is None or len(shape) < _IMAGES or axes is None:
+            return False
+        return sorted(axis % len(shape) for axis in axes) == list(range(2, len(shape)))
+
+    def _axes(self, node: gs.Node) -> list[int] | None:
+        """The axes of a reduction, empty for all of them; None where they are not known."""
         axes = node.attrs.get("axes")
         if axes is None and len(node.inputs) > 1:
             value = self._facts.value(node.inputs[1])
-            axes = None if value is None else value.ravel().tolist()
-        if shape is None or not all(isinstance(axis, int) for axis in axes or ()):
+            axes = [None] if value is None else value.ravel().tolist()
+        known = [axis for axis in axes or () if isinstance(axis, int)]
+        return known if len(known) == len(axes or ()) else None
+
+    def _terms(self, node: gs.Node) -> int | None:
+        """How many values each result of a reduction comes from; None where nobody knows."""
+        shape = self._facts.shape(node.inputs[0])
+        axes = self._axes(node)
+        if shape is None or axes is None:
             return None
         sizes = [shape[axis] for axis in axes] if axes else list(shape)
         known = [size for size in sizes if isinstance(size, int)]
