@@ -18,10 +18,10 @@ struct Way {
 
 using enum Tactic;
 constexpr Way kPlainWays[] = {
-    {kColumns256, 256, 128, 640, 1400, 2400}, {kColumns192, 192, 128, 510, 1400, 1300},
+    {kColumns256, 256, 128, 640, 2400, 1500}, {kColumns192, 192, 128, 510, 1400, 1300},
     {kColumns144, 144, 128, 450, 1400, 1300}, {kColumns128, 128, 128, 365, 1300, 1200},
-    {kColumns64, 64, 128, 148, 0, 500},       {kTurns144, 144, 128, 455, 100, 700},
-    {kTurns128, 128, 128, 380, 100, 700, 2},
+    {kColumns64, 64, 128, 148, 0, 500},       {kTurns144, 144, 128, 445, 100, 700},
+    {kTurns128, 128, 128, 390, 100, 700, 2},
 };
 constexpr Way kGatedWays[] = {
     {kColumns128, 128, 128, 660, 1400, 0},
