@@ -62,8 +62,9 @@ inline constexpr bool kPrefetch = true;
 inline constexpr unsigned kBlocksToLetIn = 16;
 
 // Clusters also fetch the row that is so many bytes of inputs ahead, half of what is in flight:
-// 1024 rows (65536) take 89 (RmsNorm), 177, and 178, not 94, 185, and 189; twice as far ahead 94,
-// 248, and 250.  Blocks do not: AddLayerNorm of 16384 rows (4096) takes 205 with it, not 178.
+// 1024 rows (65536) take 89 and 177 (RmsNorm, AddRmsNorm), not 94 and 185; four times as far ahead
+// AddRmsNorm takes 222.  Blocks do not: AddLayerNorm of 16384 rows (4096) takes 205 with it, not
+// 178.
 inline constexpr int kBytesAhead = 4 << 20;
 
 }  // namespace opfuse::device::tuning
