@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from opfuse import bisecting, pipeline
 from opfuse.bisecting import Place, bisect, first_wrong
 from opfuse.config import Config
 from opfuse.errors import InputError
+from opfuse.files import file_hash
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
 from opfuse.numerics.whole import Comparison
@@ -98,6 +100,17 @@ def test_the_model_is_built_with_more_outputs_as_the_engine_was(
         assert len(names) < 3
     assert {name for _, _, names in built for name in names[1:]} >= {"t"}
     assert all("n" not in names for _, _, names in built)  # integers
+
+
+def test_the_report_beside_the_engine_names_the_precision(path, built):
+    engine, facts = path.with_name("m.engine"), {"precision": "fp16", "io_precision": "fp16"}
+    engine.write_bytes(b"vtrt and more")
+    report = {"engine": {"sha256": file_hash(engine)}, "precision": {**facts, "casts": 2}}
+    for text, want in ((json.dumps(report), "fp16"), ("{}", "keep")):
+        engine.with_suffix(".json").write_text(text)
+        bisect(engine, path, Config(path, opt_shapes={"x": (2, 8)}))
+        _, config, _ = built[-1]
+        assert (config.precision, config.io_precision) == (want, want)
 
 
 def test_verify_looks_only_where_something_differs(path, monkeypatch):

@@ -50,7 +50,7 @@ def bisect(engine: Path, model: Path, config: Config, progress: Progress | None 
     Empty where no engine with one more output has anything wrong.
 
     Args:
-        engine: Tells which backend builds.
+        engine: Tells which backend builds; the report beside it, in which precision.
         model: What the engine was built from.
         config: Shapes, tolerance, and seed of the comparison; the lowering and the lock of builds.
         progress: Told about each build.
@@ -59,13 +59,15 @@ def bisect(engine: Path, model: Path, config: Config, progress: Progress | None 
         OpfuseError: A model cannot be built or run.
     """
     from opfuse.stages.load import load
+    from opfuse.stages.verify import precision_of
 
     source, progress = load(model), progress or Progress()
     with engine.open("rb") as file:
         backend, suffix = _OF_MAGIC.get(file.read(4), ("tensorrt", ".engine"))
     shapes = dict(config.opt_shapes)
-    levels: dict[str, Any] = {f"{level}_shapes": shapes for level in ("min", "opt", "max")}
-    config = replace(config, backend=backend, prove=False, layers=False, reports=(), **levels)
+    built: dict[str, Any] = {f"{level}_shapes": shapes for level in ("min", "opt", "max")}
+    built |= precision_of(engine)
+    config = replace(config, backend=backend, prove=False, layers=False, reports=(), **built)
 
     with scratch() as folder:
         _copy_weights(source, folder)

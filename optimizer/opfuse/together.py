@@ -122,7 +122,9 @@ def verify(
     folder: Path, model: Path, config: Config, progress: Progress, argv: Sequence[str]
 ) -> Comparison | Prospect | Started | None:
     """Compare what all ranks in ``folder`` compute with ``model``; as for :func:`bench`."""
+    from opfuse.graph.collectives import refuse_ranks
     from opfuse.stages import members as of
+    from opfuse.stages.load import load
     from opfuse.stages.start import start
     from opfuse.stages.verify import verify_ranks
 
@@ -132,6 +134,7 @@ def verify(
         raise InputError(f"{option} is for one bundle", "leave it out with --tp")
     members = of.read(folder, config.tp)
     if config.dry_run:
+        refuse_ranks(load(model).proto)
         return _prospect(config, members)
     place = of.place(members)
     if place is None:

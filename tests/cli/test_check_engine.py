@@ -56,6 +56,11 @@ def test_what_ties_nothing_is_told(cli, place):
     assert "skipped bounds.timed: nothing tells which engine was timed" in result.out
 
 
+def test_a_model_is_no_engine(cli, place):
+    result = cli("check", "bert.onnx", "--engine", "bert.onnx")
+    result.refused(2, "bert.onnx is a model, and no engine")
+
+
 def test_a_limit_without_a_measurement_is_told(cli, place):
     cli("check", "bert.onnx", "--update", "--bench", bench_report(place, 500.0))
     result = cli("check", "bert.onnx")

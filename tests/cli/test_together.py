@@ -99,6 +99,13 @@ def test_a_launcher_of_another_number(cli, folder, monkeypatch):
     cli("bench", folder, "--tp", 2).refused(2, "3 processes were started for 2 ranks")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"), [("rank0.onnx", "is one of 2 ranks"), ("nothing.onnx", "does not exist")]
+)
+def test_a_dry_run_reads_the_model(cli, folder, name, says):
+    cli("verify", folder, folder / name, "--tp", 2, "--dry-run").refused(2, says)
+
+
 def test_a_dry_run_of_one_engine(cli, folder):
     cli("bench", folder / "rank0.opfuse", "--dry-run").refused(2, "give --tp N too")
 

@@ -104,6 +104,10 @@ CONSTANTS = {
     "one off": (
         -FALLING * abs(DISTANCE) - 0.5 * (DISTANCE == 3), "logits = Add(scores, table)", False,
     ),
+    "beside a head of a large number": (
+        np.where(FALLING == 0.5, -1e9, FALLING * np.arange(6) ** 2),
+        "biased = Add(scores, table)\n" + CAUSAL, False,
+    ),
 }  # fmt: skip
 
 
@@ -131,6 +135,21 @@ def test_a_bias_that_is_written_down(case):
 )
 def test_what_no_slope_says_is_left(logits):
     outcome = widened(logits)
+    assert slopes_of(outcome) is None
+    outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(("heads", "part"), [(4, "[2], [3]"), (8, "[4], [8]")])
+def test_slopes_of_some_of_the_heads_are_left(heads, part):
+    text = f"""
+        away = Abs(distance)
+        far = Cast<to=1>(away)
+        whole_bias = Mul(far, more)
+        bias = Slice(whole_bias, {part}, [0])
+        logits = Add(scores, bias)
+    """
+    more = -np.arange(1, heads + 1, dtype=np.float32).reshape(heads, 1, 1)
+    outcome = widened(text, weights={**WEIGHTS, "more": more})
     assert slopes_of(outcome) is None
     outcome.same(*SIZES)
 

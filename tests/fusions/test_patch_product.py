@@ -82,13 +82,19 @@ def test_what_is_no_product_says_why(old, new, message):
 
 @pytest.mark.parametrize(
     ("perm", "row"),
-    [("1, 0, 2", "[0, 5, 12]"), ("0, 2, 1", "[0, 10, 6]"), ("2, 0, 1", "[0, 5, 12]")],
+    [
+        ("1, 0, 2", "[0, 5, 12]"),
+        ("0, 2, 1", "[0, 10, 6]"),
+        ("2, 0, 1", "[0, 5, 12]"),
+        ("0, 2, 1", "[1, -1, 12]"),
+    ],
 )
 def test_other_orders_of_the_patches_say_why(perm, row):
     text = FLAT.replace("0, 2, 1", perm).replace("[0, 5, 12]", row)
     outcome = made(text)
     assert "Conv" in outcome.ops
     assert outcome.fused.misses[-1].kind == "GemmAct"
+    outcome.same(*SIZES)
 
 
 def test_patches_that_something_else_reads_stay():

@@ -110,8 +110,9 @@ class _Ramps:
         if inner is None:
             return None
         have, want = (self._work.shape(t) for t in (node.inputs[0], node.outputs[0]))
-        by_head = inner.factor.size > 1 and node.op in ("Unsqueeze", "Reshape")
-        if by_head and not _only_in_front(have, want):
+        by_head = inner.factor.size > 1 and node.op in ("Unsqueeze", "Reshape", "Slice")
+        stays = _same_in_front if node.op == "Slice" else _only_in_front
+        if by_head and not stays(have, want):
             return None
         whole = inner.line if have is None else inner.line.aligned(len(have))
         line = (self._lines.part if node.op == "Slice" else self._lines.moved)(node, whole)
@@ -144,8 +145,15 @@ def _only_in_front(have: Shape | None, want: Shape | None) -> bool:
     return have is not None and want is not None and want == (1,) * (len(want) - len(have)) + have
 
 
+def _same_in_front(have: Shape | None, want: Shape | None) -> bool:
+    """Tell whether a shape keeps all but its last two axes."""
+    return have is not None and want is not None and have[:-2] == want[:-2]
+
+
 def _same(values: np.ndarray, ramp: np.ndarray) -> bool:
-    return bool((np.abs(values - ramp) <= _ROUNDING * np.abs(values).max()).all())
+    """Tell whether each head is its ramp but for rounding; one may be far larger than another."""
+    largest = np.abs(values).max(axis=(-2, -1), keepdims=True)
+    return bool((np.abs(values - ramp) <= _ROUNDING * largest).all())
 
 
 class _Slopes:

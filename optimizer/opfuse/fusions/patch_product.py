@@ -143,8 +143,8 @@ def _check_order(
     if list(last.attrs.get("perm", reversed(range(rank)))) != want:
         raise Miss(f"turns the patches by {last.attrs.get('perm')}, want {want}", last)
     if flat:
-        row = work.shape(behind[0].outputs[0])
-        if row is None or len(row) != 3 or row[2] != prod(counts):
+        row, given = (work.shape(tensor) for tensor in (behind[0].outputs[0], behind[0].inputs[0]))
+        if row is None or given is None or row != (*given[:2], prod(counts)):
             raise Miss(f"gives {text(row)}, want (batch, channels, {prod(counts)})", behind[0])
 
 

@@ -214,6 +214,8 @@ def _plugins(config: Config) -> tuple[dict[str, str] | None, str]:
 
 
 def _built(path: Path) -> bounds.Built:
+    if path.suffix == ".onnx":
+        raise InputError(f"{path} is a model, and no engine", "name what opfuse build made of it")
     try:
         size = path.stat().st_size if path.is_file() else 0
     except (OSError, ValueError):

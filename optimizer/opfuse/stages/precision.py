@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 _TASK = "the conversion"
 _LARGEST = 5.0  # of one value, in tolerances
 _SHOWN = 12  # layers in a message
+_OTHER = {
+    "fp16": "--precision bf16 has fewer digits and more range",
+    "bf16": "--precision fp16 has more digits and less range",
+}
 
 
 def prepare(fused: Fused, config: Config) -> bool:
@@ -123,7 +127,7 @@ def judge(
         error = comparison.refused or f"relative error {comparison.max_rel_err:.1e}"
         raise CheckFailed(
             f"{source.path}: in {config.precision} the model does not compute what it did: {error}",
-            "--rtol allows more, --precision bf16 has fewer digits and more range; "
+            f"--rtol allows more, {_OTHER[config.precision]}; "
             "--no-prove writes the result all the same",
         )
     return replace(precision, comparison=comparison)

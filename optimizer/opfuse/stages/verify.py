@@ -13,6 +13,7 @@ from opfuse.graph.collectives import refuse_ranks
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.shares import Parts
 from opfuse.numerics.whole import Comparison
+from opfuse.runtime.origin import report_of
 from opfuse.stages.load import load, protect
 
 __all__ = ["Comparison", "verify"]
@@ -105,6 +106,12 @@ def verify_ranks(bundle: Path, parts: Parts, model: Path, config: Config) -> Com
     if comparison.not_run:
         raise InputError(f"{model} does not run: {comparison.not_run}", _fix(config))
     return comparison
+
+
+def precision_of(engine: Path) -> dict[str, str]:
+    """The options by which its build converted the model, where the report beside it tells them."""
+    converted = (report_of(engine, None) or {}).get("precision") or {}
+    return {name: converted[name] for name in ("precision", "io_precision") if name in converted}
 
 
 def _is_engine(path: Path) -> bool:
