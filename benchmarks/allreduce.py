@@ -21,7 +21,6 @@ import argparse
 import importlib.util
 import math
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,12 +212,10 @@ NAMES = ("ours", "fused", "separate", "sum", "nccl")
 
 def environment(group: Group) -> dict[str, object]:
     """What the figures hang on besides the machine."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
     return {
         "gpu": torch.cuda.get_device_name(),
         "gpus": dist.get_world_size(),
-        "driver": driver[0] if driver else "",
+        "driver": measure.driver(),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import engine_tables, engine_tuning
+from benchmarks import engine_text, engine_tuning
 from benchmarks.engine_export import IMPLEMENTATIONS, NETWORKS
 from benchmarks.engine_peers import Peer
 from benchmarks.measure import versions, write
@@ -174,7 +174,7 @@ def compared(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
         own = [export for export in exports if export.name == name]
         rows += measured(own, torch.get(name), args.rounds)
         for row in rows[-len(own) :]:
-            print(engine_tables.brief(row), flush=True)
+            print(engine_text.brief(row), flush=True)
     for peer in (*torch.values(), *(export.peer for export in exports if export.peer)):
         peer.end()
     yield {"rows": rows}
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = {"gpu": here.name if here else "", "versions": versions(PACKAGES)}
     with tempfile.TemporaryDirectory() as scratch:
         for facts in compared(args.folder or Path(scratch), args):
-            text = engine_tables.report({**where, **facts})
+            text = engine_text.report({**where, **facts})
             write("engine_speed", {**where, **facts}).with_suffix(".txt").write_text(text)
     print(text, flush=True)
     os._exit(0)  # no process of its own is left to wait for

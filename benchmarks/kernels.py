@@ -234,11 +234,9 @@ def _filler() -> torch.Tensor:
 
 def environment() -> dict[str, object]:
     """What the figures hang on besides the machine."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": driver,
+        "driver": measure.driver(),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "triton": triton.__version__,

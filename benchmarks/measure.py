@@ -108,6 +108,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def driver() -> str:
+    """The version of NVIDIA's driver; of the first GPU where there are several."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return lines[0] if lines else ""
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -22,6 +22,20 @@ from opfuse.stages.normalise import normalise
 
 DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64}
 TOLERANCE = {np.float32: 2e-5, np.float16: 8e-3, np.float64: 1e-6}
+# The norm of ``sum`` as exporters of fp16 write it, in fp32; its last Cast is to be named.
+RMS_NORM_WIDE = """
+    wide = Cast<to=1>(sum)
+    two = Constant<value_float=2.0>()
+    square = Pow(wide, two)
+    mean = ReduceMean<axes=[-1]>(square)
+    epsilon = Constant<value_float=1e-6>()
+    variance = Add(mean, epsilon)
+    root = Sqrt(variance)
+    inverse = Reciprocal(root)
+    unit = Mul(wide, inverse)
+    narrow = Cast<to=T>(unit)
+    y = Mul(gamma, narrow)
+"""
 _NUMBER = r"-?(?:\d+\.\d*(?:e[-+]?\d+)?|inf)"
 _LITERAL = re.compile(rf"\[[-\d, ]*\]|(?<![\w.\-])(?:{_NUMBER})(?![\w.])")
 _ARGUMENTS = re.compile(r"\(([^()]*)\)")

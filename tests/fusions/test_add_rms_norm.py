@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.small import fuse_model, model
+from tests.small import RMS_NORM_WIDE, fuse_model, model
 
 NORM = """
     square = Mul(sum, sum)
@@ -14,19 +14,7 @@ NORM = """
     unit = Div(sum, root)
     y = Mul(unit, gamma)
 """
-ISLAND = """
-    wide = Cast<to=1>(sum)
-    two = Constant<value_float=2.0>()
-    square = Pow(wide, two)
-    mean = ReduceMean<axes=[-1]>(square)
-    epsilon = Constant<value_float=1e-6>()
-    variance = Add(mean, epsilon)
-    root = Sqrt(variance)
-    inverse = Reciprocal(root)
-    unit = Mul(wide, inverse)
-    narrow = Cast<to=10>(unit)
-    y = Mul(gamma, narrow)
-"""
+ISLAND = RMS_NORM_WIDE.replace("<to=T>", "<to=10>")
 SIZES = ({"B": 2, "S": 5}, {"B": 1, "S": 1}, {"B": 3, "S": 7})
 
 

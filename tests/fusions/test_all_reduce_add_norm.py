@@ -8,22 +8,10 @@ import pytest
 from opfuse.graph.collectives import Rank, rank_of, state
 from opfuse.numerics.alone import stand_in
 from opfuse.stages import fuse
-from tests.small import Outcome, fuse_model, model
+from tests.small import RMS_NORM_WIDE, Outcome, fuse_model, model
 
 REDUCE = 'total = opfuse.AllReduce<group_size=3, reduce_op="sum">(x)\n'
-RMS = """
-    wide = Cast<to=1>(sum)
-    two = Constant<value_float=2.0>()
-    square = Pow(wide, two)
-    mean = ReduceMean<axes=[-1]>(square)
-    epsilon = Constant<value_float=1e-6>()
-    variance = Add(mean, epsilon)
-    root = Sqrt(variance)
-    inverse = Reciprocal(root)
-    unit = Mul(wide, inverse)
-    narrow = Cast<to=T>(unit)
-    y = Mul(gamma, narrow)
-"""
+
 LAYER = "\ny = LayerNormalization<epsilon=1e-5>(sum, gamma, beta)\n"
 SIZES = ({"B": 2, "S": 5}, {"B": 1, "S": 1})
 WEIGHTS = {"gamma": (7,), "beta": (7,), "bias": (7,)}
@@ -59,7 +47,7 @@ def same(outcome: Outcome, *sizes) -> None:
         "biased = Add(bias, total)\nsum = Add(residual, biased)",
     ],
 )
-@pytest.mark.parametrize("norm", [RMS, LAYER], ids=["rms", "layer"])
+@pytest.mark.parametrize("norm", [RMS_NORM_WIDE, LAYER], ids=["rms", "layer"])
 def test_every_spelling_fuses(norm, add, dtype, outputs):
     outcome = fused(add + norm, outputs=outputs, dtype=dtype)
     assert outcome.ops == ["AllReduceAddNorm"]
@@ -93,21 +81,21 @@ def test_nodes_with_and_without_a_bias_have_one_definition():
 
 
 def test_the_rank_is_still_told():
-    assert rank_of(fused("sum = Add(total, residual)" + RMS).after) == Rank(1, 3, "plan")
+    assert rank_of(fused("sum = Add(total, residual)" + RMS_NORM_WIDE).after) == Rank(1, 3, "plan")
 
 
 @pytest.mark.parametrize(
     ("text", "outputs", "node", "reason"),
     [
-        ("sum = Add(total, residual)" + RMS, "y, total", "total", "leaves the graph"),
+        ("sum = Add(total, residual)" + RMS_NORM_WIDE, "y, total", "total", "leaves the graph"),
         (
-            "sum = Add(total, residual)" + RMS + "z = Neg(total)",
+            "sum = Add(total, residual)" + RMS_NORM_WIDE + "z = Neg(total)",
             "y, z",
             "z",
             "is also read by",
         ),
         (
-            "biased = Add(total, 0.5)\nsum = Add(biased, residual)" + RMS,
+            "biased = Add(total, 0.5)\nsum = Add(biased, residual)" + RMS_NORM_WIDE,
             "y",
             "biased",
             "has shape (), want (7)",
@@ -123,14 +111,14 @@ def test_near_misses_say_why(text, outputs, node, reason):
 
 def test_a_maximum_is_no_sum():
     text = REDUCE.replace("sum", "max").replace("total", "most")
-    outcome = fused(text + "sum = Add(most, residual)" + RMS)
+    outcome = fused(text + "sum = Add(most, residual)" + RMS_NORM_WIDE)
     outcome.refused("AllReduceAddNorm", "most", "reduces by max, want sum")
 
 
 def test_one_model_has_one_kind_of_norm():
     text = (
         "sum = Add(total, residual)\n" + LAYER + REDUCE.replace("total", "total2") + "\n"
-        "sum2 = Add(total2, sum)\n" + RMS.replace("sum", "sum2").replace("y =", "z =")
+        "sum2 = Add(total2, sum)\n" + RMS_NORM_WIDE.replace("sum", "sum2").replace("y =", "z =")
     )
     outcome = fused(text, outputs="y, z")
     assert outcome.counts["AllReduceAddNorm"] == 1
@@ -149,7 +137,7 @@ def test_a_definition_that_adds_the_bias_twice_is_refuted(monkeypatch):
     from opfuse.numerics import extract
     from opfuse.numerics.prover import judge
 
-    text = "biased = Add(total, bias)\nsum = Add(biased, residual)" + RMS
+    text = "biased = Add(total, bias)\nsum = Add(biased, residual)" + RMS_NORM_WIDE
     outcome = fused(text)
     (match,) = [m for m in outcome.fused.matches if m.kind == "AllReduceAddNorm"]
     right = judge(extract.build(match, outcome.after, None), 0)

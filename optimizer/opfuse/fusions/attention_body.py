@@ -134,20 +134,9 @@ def causal(with_window: bool = False) -> str:
     """
     keep = _window() if with_window else "keep = Identity(before)"
     return f"""
-        first = Constant<value_int: int = 0>()
-        step = Constant<value_int: int = 1>()
-        column = Constant<value_ints: ints = [1]>()
+        {_positions("masked")}
         causal0 = Constant<value_int: int = @causal>()
         everything = Equal(causal0, first)
-        queries1 = Shape<start: int = -2, end: int = -1>(masked)
-        keys1 = Shape<start: int = -1>(masked)
-        queries = Squeeze(queries1)
-        count = Squeeze(keys1)
-        rows = Range(first, queries, step)
-        columns = Range(first, count, step)
-        offset = Sub(count, queries)
-        limits = Add(rows, offset)
-        limit = Unsqueeze(limits, column)
         visible = LessOrEqual(columns, limit)
         before = Or(visible, everything)
         {keep}
@@ -155,6 +144,27 @@ def causal(with_window: bool = False) -> str:
         minus_inf32 = Log(nothing)
         minus_inf = CastLike(minus_inf32, masked)
         logits = Where(keep, masked, minus_inf)"""
+
+
+def _positions(scores: str, end: str = "") -> str:
+    """Return what makes ``limit`` [queries, 1] and ``columns`` [keys] of ``scores``, both int64.
+
+    They are the key that each query stands at, the last one at the last, and the keys themselves.
+    ``end`` ends the names, also of ``first``, which is 0.
+    """
+    return f"""
+        first{end} = Constant<value_int: int = 0>()
+        step{end} = Constant<value_int: int = 1>()
+        column{end} = Constant<value_ints: ints = [1]>()
+        queries1{end} = Shape<start: int = -2, end: int = -1>({scores})
+        keys1{end} = Shape<start: int = -1>({scores})
+        queries{end} = Squeeze(queries1{end})
+        count{end} = Squeeze(keys1{end})
+        rows{end} = Range(first{end}, queries{end}, step{end})
+        columns{end} = Range(first{end}, count{end}, step{end})
+        offset{end} = Sub(count{end}, queries{end})
+        limits{end} = Add(rows{end}, offset{end})
+        limit{end} = Unsqueeze(limits{end}, column{end})"""
 
 
 def _window() -> str:
@@ -179,21 +189,9 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
-_SLOPES = """
-        from0 = Constant<value_int: int = 0>()
-        by1 = Constant<value_int: int = 1>()
-        column1 = Constant<value_ints: ints = [1]>()
+_SLOPES = f"""{_positions("level", "_sloped")}
         by_head = Constant<value_ints: ints = [1, -1, 1, 1]>()
-        rows1 = Shape<start: int = -2, end: int = -1>(level)
-        columns1 = Shape<start: int = -1>(level)
-        row_count = Squeeze(rows1)
-        column_count = Squeeze(columns1)
-        row_steps = Range(from0, row_count, by1)
-        column_steps = Range(from0, column_count, by1)
-        behind = Sub(column_count, row_count)
-        stands = Add(row_steps, behind)
-        stands_at = Unsqueeze(stands, column1)
-        away = Sub(stands_at, column_steps)
+        away = Sub(limit_sloped, columns_sloped)
         away_abs = Abs(away)
         away32 = Cast<to: int = 1>(away_abs)
         slopes32 = Cast<to: int = 1>(slopes)

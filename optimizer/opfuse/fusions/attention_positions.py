@@ -7,6 +7,7 @@ fused nodes, where the plugin library has the op: in a body a mask costs no more
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -128,12 +129,17 @@ def _rest(work: Work, node: gs.Node, mask: Mask, made: list[NewNode]) -> tuple[g
         chosen = work.fresh(old, "kept")
         made.append(NewNode("Where", (keep, zero, fill), (chosen,), {}, ""))
         parts.insert(0, chosen)
-    total = parts[:1]
+    return added(work, parts, made)
+
+
+def added(work: Work, parts: Sequence[gs.Tensor], made: list[NewNode]) -> tuple[gs.Tensor, ...]:
+    """Return the sum of ``parts``, or nothing of none; adds the nodes that make it."""
+    total = tuple(parts[:1])
     for part in parts[1:]:
-        out = work.fresh(old, "sum")
+        out = work.fresh(part, "sum")
         made.append(NewNode("Add", (*total, part), (out,), {}, ""))
-        total = [out]
-    return tuple(total)
+        total = (out,)
+    return total
 
 
 FUSION = _Positions()

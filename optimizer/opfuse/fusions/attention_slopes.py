@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_body import MASK
-from opfuse.fusions.attention_positions import OPS, fits
+from opfuse.fusions.attention_positions import OPS, added, fits
 from opfuse.fusions.guards import FLOATS
 from opfuse.fusions.position_masks import nodes_behind
 from opfuse.fusions.positions import LAYOUT, SMALL, Line, Lines
@@ -187,7 +187,7 @@ class _Slopes:
         heads = int(node.attrs["num_heads"])
         each = np.broadcast_to(slopes.reshape(-1), (heads,)).astype(np.float32)
         made: list[NewNode] = []
-        left = _total(work, [part for part in parts if part is not bias], made)
+        left = added(work, [part for part in parts if part is not bias], made)
         before = nodes_behind(node.inputs[MASK:], [part for part in parts if part is not bias])
         strange = next((other for other in before if other.op not in _OPS), None)
         if strange is not None:
@@ -234,15 +234,6 @@ def _summands(tensor: gs.Tensor) -> list[gs.Tensor]:
     if node is None or node.op != "Add" or node.domain:
         return [tensor]
     return [part for each in node.inputs for part in _summands(each)]
-
-
-def _total(work: Work, parts: list[gs.Tensor], made: list[NewNode]) -> list[gs.Tensor]:
-    total = parts[:1]
-    for part in parts[1:]:
-        out = work.fresh(part, "sum")
-        made.append(NewNode("Add", (*total, part), (out,), {}, ""))
-        total = [out]
-    return total
 
 
 FUSION = _Slopes()
