@@ -7,6 +7,7 @@
 - ``leave``: the fused graph, its fused ops as their bodies;
 - ``plugin``: the fused graph with every plugin that there is;
 - ``auto``: what opfuse builds by its table;
+- ``unshared``: the same with an engine for every segment, also for those that are alike;
 - ``tune``, ``locked``: by measuring, and by the lock of an earlier measurement;
 - ``conv``: as ``plugin``, with convolutions over patches left to TensorRT;
 - ``only:OP+OP`` and ``not:OP+OP``: with these plugins alone, or with all but these.
@@ -19,13 +20,14 @@ import json
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import opfuse
 from opfuse import pipeline
-from opfuse.engine import assemble
+from opfuse.engine import alike, assemble
 from opfuse.fusions import patch_product
 from opfuse.progress import Progress
 from opfuse.runtime.library import describe, find
@@ -51,20 +53,24 @@ def build(folder: Path, variant: str, lock: Path) -> dict[str, Any]:
             pipeline.unfused(model, Path(inner), 0, config, Progress()).rename(output)
         return {"parts": "1 + 0", "choices": {}, "seconds": time.perf_counter() - began}
     options: dict[str, Any] = {"backend": "segmented", "prove": False}
-    if variant in ("auto", "tune", "locked"):
-        options |= {"lock": Path("none") if variant == "auto" else lock, "tune": variant == "tune"}
+    if variant in ("auto", "unshared", "tune", "locked"):
+        by_table = variant in ("auto", "unshared")
+        options |= {"lock": Path("none") if by_table else lock, "tune": variant == "tune"}
     else:
         options["lower"] = "leave" if variant == "leave" else "plugin"
     chosen = mock.patch.object(library, "choose_library", _chosen(variant))
     wider = [f for f in fuse.WIDENINGS if variant != "conv" or f is not patch_product.FUSION]
     fewer = mock.patch.object(fuse, "WIDENINGS", wider)
-    with chosen, fewer, mock.patch.object(assemble, "_fallback", lambda base_dir: {}):
+    small = mock.patch.object(assemble, "_fallback", lambda base_dir: {})
+    merged = _each_alone if variant == "unshared" else alike.merged
+    with chosen, fewer, small, mock.patch.object(assemble, "merged", merged):
         report = opfuse.build(model, output, **options)
     assert report.engine is not None
     choices = Counter(f"{item.op} {item.choice}: {item.reason}" for item in report.lowering)
-    segments, launches = (int(word) for word in report.engine.notes[0].split() if word.isdigit())
+    words = report.engine.notes[0].split()
+    segments, *engines, launches = (word for word in words if word.isdigit())
     return {
-        "parts": f"{segments} + {launches}",
+        "parts": f"{'/'.join((*engines, segments))} + {launches}",
         "choices": dict(choices),
         "seconds": time.perf_counter() - began,
     }
@@ -80,6 +86,13 @@ def _chosen(variant: str) -> Any:
     every = frozenset(op.name for op in describe(find(None)).ops)
     kept = named if kind == "only" else every - named
     return lambda config: library.Library(find(None), kept)
+
+
+def _each_alone(model: Any, segments: Any, *others: Any) -> Any:
+    """As `alike.merged`, which merges nothing where it sees one segment at a time."""
+    made = [alike.merged(model, [segment], *others) for segment in segments]
+    uses = [replace(use, engine=number) for number, (_, (use,)) in enumerate(made)]
+    return [part for (part,), _ in made], uses
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def _times(rows: Sequence[Row]) -> list[str]:
         lines.append([*cells, f"{row['torch_fp16_error']:.1e}"])
     return [
         "us of one run by CUDA graph (median), relative error against torch in fp32, "
-        "(engines + plugin launches):",
+        "(engines/runs of them + plugin launches):",
         *_table(["network", *variants, "err of torch fp16"], lines),
     ]
 

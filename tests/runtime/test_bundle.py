@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -22,7 +23,7 @@ SCHEDULE = Schedule(
     between=(Value("h", 1, ("batch", 4)),),
     constants=(Value("gamma", 1, (4,)),),
     steps=(
-        EngineStep("engines/0", ("x",), ("h",)),
+        EngineStep.alone("engines/0", ("x",), ("h",)),
         PluginStep("RmsNorm", "'n' (RmsNorm)", {"epsilon": 1e-6}, ("h", "gamma"), ("y",)),
     ),
 )
@@ -78,7 +79,7 @@ def test_any_zip_tool_reads_it(path):
     command = [sys.executable, "-m", "zipfile", "-t", str(path)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     with zipfile.ZipFile(path) as archive:
-        assert json.loads(archive.read("manifest.json"))["schema"] == 1
+        assert json.loads(archive.read("manifest.json"))["schema"] == 2
 
 
 def test_every_flipped_byte_is_refused(path):
@@ -116,12 +117,14 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         Bundle.open(tmp_path / "no such.opfuse")
 
 
-def test_a_format_of_the_future_is_refused(path, monkeypatch):
-    monkeypatch.setattr(bundle, "SCHEMA", 2)
+@pytest.mark.parametrize(("schema", "fix"), [(1, "^build it again"), (3, "^update opfuse")])
+def test_another_format_is_refused(path, monkeypatch, schema, fix):
+    monkeypatch.setattr(bundle, "SCHEMA", schema)
     write(path, MANIFEST, MEMBERS)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="has format 2, this opfuse reads 1"):
+    with pytest.raises(InputError, match=f"has format {schema}, this opfuse reads 2") as refused:
         Bundle.open(path)
+    assert re.match(fix, refused.value.fix)
 
 
 def test_a_manifest_that_lacks_something_is_refused(path):

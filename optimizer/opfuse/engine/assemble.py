@@ -14,10 +14,10 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 import opfuse
 from opfuse.engine import gpu, wheel
+from opfuse.engine.alike import Use, merged
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
 from opfuse.engine.cut import Cut, Segment, View, cut
 from opfuse.engine.layers import dtype_name
-from opfuse.engine.parts import extract
 from opfuse.engine.profile import Profile
 from opfuse.engine.tensors import Typed, range_of, types_of
 from opfuse.engine.views import views
@@ -37,8 +37,8 @@ from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Valu
 class Draft:
     """A cut model before its engines exist.
 
-    ``models`` are the files of the segments in the order of the schedule's engine steps,
-    ``weights`` the values that plugins read, ``rank`` which of several ranks the model is.
+    ``models`` are the files of the engines in the order of their first runs in the schedule,
+    ``weights`` the values that plugins and engines read, ``rank`` which of several ranks it is.
     """
 
     schedule: Schedule
@@ -86,13 +86,13 @@ def draft(
         name: types[name].info(name) for s in plan.segments for name in (*s.inputs, *s.outputs)
     }
     infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
-    models = []
-    for index, segment in enumerate(plan.segments):
-        models.append(base_dir / f"{prefix}-{index}.onnx")
-        ends = ([infos[name] for name in names] for names in (segment.inputs, segment.outputs))
-        write_atomically(models[-1], extract(model, segment.nodes, *ends).SerializeToString())
-    schedule = _schedule(model, plan, types)
-    weights = {v.name: _weight(model, v.name, base_dir) for v in schedule.constants}
+    weigh = _Weights(model, base_dir)
+    made, uses = merged(model, plan.segments, types, infos, weigh.values)
+    models = [base_dir / f"{prefix}-{index}.onnx" for index in range(len(made))]
+    for path, part in zip(models, made, strict=True):
+        write_atomically(path, part.SerializeToString())
+    schedule = _schedule(model, plan, uses, types)
+    weights = {value.name: weigh.values(value.name) for value in schedule.constants}
     return Draft(schedule, types, tuple(models), weights, plan.left, library, rank_of(model))
 
 
@@ -105,10 +105,9 @@ def requests(
         EngineError: The sizes of a tensor between two segments do not follow from the inputs.
     """
     made = []
-    steps = [step for step in parts.schedule.steps if isinstance(step, EngineStep)]
-    for step, model in zip(steps, parts.models, strict=True):
+    for step, model in zip(parts.schedule.engines(), parts.models, strict=True):
         ranges = {}
-        for name in step.inputs:
+        for name, port in zip(step.inputs, step.input_ports, strict=True):
             if all(isinstance(dim, int) for dim in parts.types[name].shape):
                 continue
             found = profile.ranges.get(name) or range_of(parts.types[name], profile)
@@ -117,7 +116,7 @@ def requests(
                     f"the sizes of {name!r}, which lies between two segments, are not known",
                     "use another backend, or --lower leave, which makes one segment",
                 )
-            ranges[name] = found
+            ranges[port] = found
         engine = None if folder is None else folder / step.engine.replace("/", "-")
         made.append(Request(model, engine, ranges, verbose=verbose))
     return made
@@ -145,9 +144,9 @@ def pack(
     Raises:
         InputError: The file cannot be written.
     """
-    engines = [step.engine for step in parts.schedule.steps if isinstance(step, EngineStep)]
     members: dict[str, Path | bytes] = {
-        name: Path(info.path) for name, info in zip(engines, built, strict=True)
+        step.engine: Path(info.path)
+        for step, info in zip(parts.schedule.engines(), built, strict=True)
     }
     constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
     members |= {constants[name]: data for name, data in parts.weights.items()}
@@ -216,14 +215,18 @@ def _check_known(names: Sequence[str], types: Mapping[str, Typed]) -> None:
             )
 
 
-def _schedule(model: ModelProto, plan: Cut, types: Mapping[str, Typed]) -> Schedule:
+def _schedule(
+    model: ModelProto, plan: Cut, uses: Sequence[Use], types: Mapping[str, Typed]
+) -> Schedule:
     graph = model.graph
     weights = {item.name for item in graph.initializer}
     steps: list[Step] = []
+    left = iter(uses)
     for step in plan.steps:
         if isinstance(step, Segment):
-            number = sum(isinstance(done, EngineStep) for done in steps)
-            steps.append(EngineStep(f"engines/{number}", step.inputs, step.outputs))
+            use = next(left)
+            ends = use.inputs, use.outputs, use.input_ports, use.output_ports
+            steps.append(EngineStep(f"engines/{use.engine}", *ends))
         elif isinstance(step, View):
             steps.append(ViewStep((step.source,), (step.name,), step.target))
         else:
@@ -264,14 +267,23 @@ def _value(name: str, types: Mapping[str, Typed]) -> Value:
     return Value(name, typed.element, shape)
 
 
-def _weight(model: ModelProto, name: str, base_dir: Path) -> bytes:
-    tensor = TensorProto()
-    tensor.CopyFrom(next(item for item in model.graph.initializer if item.name == name))
-    if tensor.data_location == TensorProto.EXTERNAL:
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(base_dir))
-        tensor.data_location = TensorProto.DEFAULT
-    values: bytes = numpy_helper.to_array(tensor).tobytes()
-    return values
+class _Weights:
+    """The values of a model's weights, of which some lie in files."""
+
+    def __init__(self, model: ModelProto, base_dir: Path) -> None:
+        self._base_dir = base_dir
+        self._tensors = {item.name: item for item in model.graph.initializer}
+
+    def values(self, name: str) -> bytes:
+        """The bytes of a weight."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._tensors[name])
+        if tensor.data_location == TensorProto.EXTERNAL:
+            load = onnx.external_data_helper.load_external_data_for_tensor
+            load(tensor, str(self._base_dir))
+            tensor.data_location = TensorProto.DEFAULT
+        found: bytes = numpy_helper.to_array(tensor).tobytes()
+        return found
 
 
 def no_engine() -> EngineInfo:
@@ -313,8 +325,10 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
     """The segments as one engine, which is not written yet."""
     between = _largest(parts, profile)
     counted = Counter(step.op for step in parts.schedule.plugins())
+    runs = sum(isinstance(step, EngineStep) for step in parts.schedule.steps)
+    shared = "" if runs == len(built) else f", which are {len(built)} engines,"
     notes = [
-        f"{len(built)} segments and {sum(counted.values())} plugin launches",
+        f"{runs} segments{shared} and {sum(counted.values())} plugin launches",
         f"what lies between them takes {between[0]} bytes at the largest shapes "
         f"({between[1]} if nothing shared memory)",
     ]

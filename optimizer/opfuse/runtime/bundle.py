@@ -1,8 +1,9 @@
 """The ``.opfuse`` file: a zip archive, stored, whose last bytes are the SHA-256 of all before them.
 
-Members: ``manifest.json`` (schedule, lock, hashes), the engines, the weights that plugins read, the
-plugin library where it is embedded, and ``fused.onnx`` with its data file. Equal contents give
-equal bytes.
+Members: ``manifest.json`` (schedule, lock, hashes), the engines, the weights that are in none of
+them, the plugin library where it is embedded, and ``fused.onnx`` with its data file. Equal contents
+give equal bytes. In the schedule of format 2 several steps may run one engine, and say which tensor
+goes to which port of it; in format 1 every step had an engine with the schedule's names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from opfuse.graph.collectives import Rank
 from opfuse.runtime.lock import Lock
 from opfuse.runtime.schedule import Schedule
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, FUSED, LIBRARY = "manifest.json", "fused.onnx", "plugins/libopfuse_plugins.so"
 _DIGITS = 64  # of a SHA-256
 _BLOCK = 1 << 20
@@ -52,7 +53,7 @@ class Bundle:
         """Open a bundle after comparing it with its hashes.
 
         Raises:
-            InputError: It is no bundle, is damaged, or was written by a newer opfuse.
+            InputError: It is no bundle, is damaged, or has another format.
         """
         damage = _damage(path)
         try:
@@ -63,8 +64,10 @@ class Bundle:
         if damage:
             raise InputError(f"{path} is damaged: {_culprit(archive, manifest)} differs", _AGAIN)
         if manifest.get("schema") != SCHEMA:
-            what = f"{path} has format {manifest.get('schema')}, this opfuse reads {SCHEMA}"
-            raise InputError(what, "update opfuse, or build the bundle again")
+            found = manifest.get("schema")
+            older = isinstance(found, int) and found < SCHEMA
+            fix = "build it again" if older else "update opfuse, or build it again"
+            raise InputError(f"{path} has format {found}, this opfuse reads {SCHEMA}", fix)
         return Bundle(path, archive, manifest)
 
     def read(self, member: str) -> bytes:

@@ -17,10 +17,11 @@ from onnx import helper
 from opfuse.errors import InputError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import dlpack, loading
+from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.group import Group
-from opfuse.runtime.program import Layout, Place, Program, Shape
-from opfuse.runtime.schedule import EngineStep, Schedule, Value, ViewStep
+from opfuse.runtime.program import Layout, Place, Program
+from opfuse.runtime.schedule import Schedule, Value, ViewStep
 
 AnyPath = str | os.PathLike[str]
 
@@ -180,10 +181,11 @@ class Engine:
 
     def written_by(self) -> list[tuple[str, tuple[str, ...]]]:
         """Each step in words, and the tensors that it writes; views write nothing."""
-        steps = (step for step in self.schedule.steps if not isinstance(step, ViewStep))
+        schedule = self.schedule
         return [
-            (step.engine if isinstance(step, EngineStep) else step.node, step.outputs)
-            for step in steps
+            (title, step.outputs)
+            for title, step in zip(schedule.titles(), schedule.steps, strict=True)
+            if not isinstance(step, ViewStep)
         ]
 
     def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

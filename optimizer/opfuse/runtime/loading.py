@@ -78,7 +78,7 @@ def _one_step(engine: Any) -> Schedule:
     inputs = tuple(v for v, port in zip(values, found, strict=True) if port.is_input)
     outputs = tuple(v for v, port in zip(values, found, strict=True) if not port.is_input)
     names = tuple(v.name for v in inputs), tuple(v.name for v in outputs)
-    return Schedule(inputs, outputs, (), (), (EngineStep(PLAIN, *names),))
+    return Schedule(inputs, outputs, (), (), (EngineStep.alone(PLAIN, *names),))
 
 
 def _bundle(path: Path, plugins: Path | None, open_device: Callable[..., Device]) -> Program:
@@ -127,10 +127,9 @@ def _opened(
     api = import_module(lock.module)
     check_tensorrt(lock, path, api.__version__)
     check_gpu(lock, path, device.gpu)
-    steps = [step for step in opened.schedule.steps if isinstance(step, EngineStep)]
     loader = Loader(api)
     engines = {}
-    for step in steps:
+    for step in opened.schedule.engines():
         engines[step.engine] = loader.load(opened.read(step.engine), f"{path}: {step.engine}")
     usual = {name: tuple(levels[1]) for name, levels in opened.manifest["profile"].items()}
     constants = {name: opened.read(member) for name, member in opened.constants.items()}

@@ -5,22 +5,21 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from opfuse.errors import EngineError, InputError, OpfuseError
+from opfuse.errors import EngineError, OpfuseError
 from opfuse.graph.protos import type_name
 from opfuse.runtime import abi, memory
 from opfuse.runtime.cold import Cold
+from opfuse.runtime.contexts import Contexts, Shape, Shapes
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.dlpack import byte_count
 from opfuse.runtime.group import Group
 from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value, ViewStep
 from opfuse.runtime.tensorrt import Loader, ports
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 MakePlugin = Callable[[str, Mapping[str, abi.AttributeValue]], Any]
 """Makes an op of the plugin library; a test gives another that needs no GPU."""
 
@@ -69,6 +68,7 @@ class Program:
         for step in schedule.steps:
             if isinstance(step, EngineStep):
                 self._check_ports(step)
+        self.titles = schedule.titles()
         self.constant_bytes = sum(memory.rounded(len(data)) for data in constants.values())
         self._block = device.allocate(self.constant_bytes) if constants else 0
         self.constants = self._uploaded(constants)
@@ -118,9 +118,10 @@ class Program:
 
     def _check_ports(self, step: EngineStep) -> None:
         found = ports(self.engines[step.engine])
-        for is_input, names in ((True, step.inputs), (False, step.outputs)):
+        inputs, outputs = (step.input_ports, step.inputs), (step.output_ports, step.outputs)
+        for is_input, pairs in ((True, inputs), (False, outputs)):
             there = {port.name: port.element for port in found if port.is_input is is_input}
-            want = {name: self.values[name].dtype for name in names}
+            want = {port: self.values[name].dtype for port, name in zip(*pairs, strict=True)}
             if there != want:
                 raise EngineError(
                     f"{step.engine} has {_listed(there)}, the schedule says {_listed(want)}",
@@ -164,26 +165,24 @@ class Place:
         self._layouts: OrderedDict[tuple[Any, ...], Layout] = OrderedDict()
         self._set: Shapes | None = None
         self._warm: set[tuple[Any, ...]] = set()
-        self._runners: list[Any] = []
+        self._plugins: dict[int, Any] = {}
         program.cold.do(self._open)
 
     def _open(self) -> None:
         program = self.program
-        for step in program.schedule.steps:
-            if isinstance(step, EngineStep):
-                self._runners.append(program.loader.context(program.engines[step.engine]))
-            elif isinstance(step, ViewStep):
-                self._runners.append(None)
-            else:
+        self._contexts = Contexts(program.loader, program.engines)
+        for index, step in enumerate(program.schedule.steps):
+            if isinstance(step, PluginStep):
                 assert program.make_plugin is not None
-                self._runners.append(program.make_plugin(step.op, step.attributes))
+                self._plugins[index] = program.make_plugin(step.op, step.attributes)
 
     def close(self) -> None:
         """Free what is on the device."""
         device = self.program.device
         device.enter()
         self._drop_graphs()
-        self._runners.clear()
+        self._plugins.clear()
+        self._contexts.close()
         device.free(self._arena)
         device.close_stream(self.stream)
 
@@ -243,11 +242,12 @@ class Place:
         for index, step in enumerate(self.program.schedule.steps):
             scratch = where.get(index, 0)
             if isinstance(step, EngineStep):
-                self._run_engine(index, step, where, scratch, layout.scratch.get(index, 0))
+                memory = scratch, layout.scratch.get(index, 0)
+                self._contexts.run(step, where, memory, self.stream, self.program.titles[index])
             elif isinstance(step, ViewStep):
                 where[step.outputs[0]] = where[step.inputs[0]]
             else:
-                self._runners[index].enqueue(
+                self._plugins[index].enqueue(
                     self._tensors(step.inputs, layout.shapes, where),
                     self._tensors(step.outputs, layout.shapes, where),
                     self.stream,
@@ -260,16 +260,17 @@ class Place:
 
         TensorRT times layers one after the other, so together they take longer than a run does.
         """
-        loader = self.program.loader
         steps = self.program.schedule.steps
-        with ExitStack() as stack:
-            found = {
-                index: stack.enter_context(loader.profiling(self._runners[index]))
-                for index, step in enumerate(steps)
-                if isinstance(step, EngineStep)
-            }
-            self.program.cold.do(lambda: self._enqueue(layout, {}, lambda step: None))
-            self.program.device.synchronize(self.stream)
+        found: dict[int, list[tuple[str, float]]] = {}
+        with self._contexts.profiled() as told:
+
+            def after(index: int) -> None:
+                self.program.device.synchronize(self.stream)
+                if isinstance(steps[index], EngineStep):
+                    found[index] = list(told)
+                told.clear()
+
+            self.program.cold.do(lambda: self._enqueue(layout, {}, after))
         return found
 
     def replay(self, layout: Layout) -> None:
@@ -296,17 +297,6 @@ class Place:
         self.program.device.synchronize(self.stream)
         return self.program.device.capture(self.stream, work)
 
-    def _run_engine(
-        self, index: int, step: EngineStep, where: Mapping[str | int, int], scratch: int, size: int
-    ) -> None:
-        context = self._runners[index]
-        for name in (*step.inputs, *step.outputs):
-            context.set_tensor_address(name, where[name])
-        if size:
-            context.set_device_memory(scratch, size)
-        if not context.execute_async_v3(self.stream):
-            raise self.program.loader.complaint(f"to run {step.engine}")
-
     def _tensors(
         self, names: tuple[str, ...], shapes: Shapes, where: Mapping[str | int, int]
     ) -> list[abi.Tensor]:
@@ -319,20 +309,16 @@ class Place:
         shapes |= {v.name: _fixed(v) for v in self.program.schedule.constants}
         scratch: dict[int, int] = {}
         self._set = None
+        self._contexts.begin()
         for index, step in enumerate(self.program.schedule.steps):
-            runner = self._runners[index]
             if isinstance(step, EngineStep):
-                self._set_inputs(runner, step, shapes)
-                for name in step.outputs:
-                    shapes[name] = tuple(runner.get_tensor_shape(name))
-                    if min(shapes[name], default=0) < 0:
-                        raise EngineError(f"the shape of {name!r} is not known before it is run")
-                size = int(runner.update_device_memory_size_for_shapes())
+                made, size = self._contexts.infer(step, shapes)
+                shapes |= made
             elif isinstance(step, ViewStep):
                 shapes[step.outputs[0]] = step.shape(shapes[step.inputs[0]])
                 continue
             else:
-                size = self._infer_plugin(runner, step, shapes)
+                size = self._infer_plugin(self._plugins[index], step, shapes)
             if size:
                 scratch[index] = size
         self._set = shapes
@@ -350,18 +336,10 @@ class Place:
         if self._set is shapes:
             return
         self._set = None
-        for index, step in enumerate(self.program.schedule.steps):
-            if isinstance(step, EngineStep):
-                self._set_inputs(self._runners[index], step, shapes)
-                self._runners[index].update_device_memory_size_for_shapes()
+        self._contexts.begin()
+        for step in self.program.schedule.engines():
+            self._contexts.set(step, shapes)
         self._set = shapes
-
-    def _set_inputs(self, context: Any, step: EngineStep, shapes: Shapes) -> None:
-        for name in step.inputs:
-            if not context.set_input_shape(name, shapes[name]):
-                what = f"{name!r} in shape {list(shapes[name])}"
-                error = self.program.loader.complaint(what)
-                raise InputError(error.what, "keep to the shapes that the engine was built for")
 
     def _lives(self, shapes: Shapes, scratch: Mapping[int, int], staged: bool) -> list[memory.Life]:
         schedule = self.program.schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -23,11 +24,22 @@ class Value:
 
 @dataclass(frozen=True)
 class EngineStep:
-    """Runs the engine in the bundle's member ``engine``."""
+    """Runs the engine in the bundle's member ``engine``, which several steps may do.
+
+    ``input_ports`` and ``output_ports`` are the engine's own names for the tensors in ``inputs``
+    and ``outputs``, in their order.
+    """
 
     engine: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    input_ports: tuple[str, ...]
+    output_ports: tuple[str, ...]
+
+    @staticmethod
+    def alone(engine: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> EngineStep:
+        """A step of an engine that has the names of the schedule."""
+        return EngineStep(engine, inputs, outputs, inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class Schedule:
     """The steps in order, and every tensor that they touch.
 
     ``inputs`` and ``outputs`` are the model's, ``between`` what only steps hand to each other,
-    ``constants`` the weights that plugins read, which the bundle holds by these names.
+    ``constants`` the weights that are not inside an engine: those that plugins read, and those in
+    which the runs of one engine differ. The bundle holds them by these names.
     """
 
     inputs: tuple[Value, ...]
@@ -102,6 +115,19 @@ class Schedule:
                 if name in own:
                     found[name] = (found.get(name, (index, index))[0], index)
         return found
+
+    def engines(self) -> tuple[EngineStep, ...]:
+        """The first step of each engine."""
+        found: dict[str, EngineStep] = {}
+        for step in self.steps:
+            if isinstance(step, EngineStep):
+                found.setdefault(step.engine, step)
+        return tuple(found.values())
+
+    def titles(self) -> tuple[str, ...]:
+        """What messages and reports call each step: one of several runs by what it writes."""
+        runs = Counter(step.engine for step in self.steps if isinstance(step, EngineStep))
+        return tuple(_title(step, runs) for step in self.steps)
 
     def plugins(self) -> Iterator[PluginStep]:
         """The steps that launch a plugin."""
@@ -153,13 +179,24 @@ class Schedule:
         return schedule
 
 
+def _title(step: Step, runs: Mapping[str, int]) -> str:
+    if isinstance(step, PluginStep):
+        return step.node
+    if isinstance(step, ViewStep):
+        return f"a view of {step.inputs[0]!r}"
+    return step.engine if runs[step.engine] == 1 else f"{step.engine} -> {step.outputs[0]!r}"
+
+
 _KINDS: Mapping[type[Step], str] = {EngineStep: "engine", PluginStep: "plugin", ViewStep: "view"}
 
 
 def _step(facts: Mapping[str, Any]) -> Step:
     reads, writes = tuple(facts["inputs"]), tuple(facts["outputs"])
     if facts["kind"] == "engine":
-        return EngineStep(facts["engine"], reads, writes)
+        ports = tuple(facts["input_ports"]), tuple(facts["output_ports"])
+        if tuple(map(len, ports)) != (len(reads), len(writes)):
+            raise InputError(f"a step of {facts['engine']} has not a tensor for each port")
+        return EngineStep(facts["engine"], reads, writes, *ports)
     if facts["kind"] == "view":
         (source,), (view,) = reads, writes
         return ViewStep((source,), (view,), tuple(map(int, facts["target"])))

@@ -16,10 +16,11 @@ from opfuse import child
 from opfuse.errors import EngineError, InputError
 from opfuse.graph.collectives import SPEAKING
 from opfuse.graph.protos import type_name
+from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.engine import Engine
 from opfuse.runtime.group import Group
-from opfuse.runtime.program import Layout, Place, Shape
+from opfuse.runtime.program import Layout, Place
 from opfuse.runtime.schedule import EngineStep, PluginStep
 
 
@@ -207,11 +208,12 @@ def step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tu
     medians = [float(np.median(found)) for found in samples]
     layers = place.layer_times(layout)
     found_steps = []
+    titles = engine.schedule.titles()
     for index, (step, median) in enumerate(zip(steps, medians, strict=True)):
         if isinstance(step, EngineStep):
-            found_steps.append(StepTime(step.engine, False, median, tuple(layers[index])))
+            found_steps.append(StepTime(titles[index], False, median, tuple(layers[index])))
         elif isinstance(step, PluginStep):
-            found_steps.append(StepTime(step.node, True, median))
+            found_steps.append(StepTime(titles[index], True, median))
     return tuple(found_steps)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from opfuse.errors import EngineError, InputError, MissingComponent
+from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import open_device
-from opfuse.runtime.program import Shape
 from opfuse.runtime.timing import Clock, Latency, Measurement, draw, largest
 
 _FIX = "name a Python file and a function in it that returns the module: model.py:make"

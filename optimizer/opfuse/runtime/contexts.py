@@ -1,0 +1,112 @@
+"""The execution contexts of one place: one for each engine, whichever steps run it.
+
+An engine that several steps run has the same shapes at all of them, for they have the same
+dimensions in the model; what differs is where its tensors lie. One stream puts the runs in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from opfuse.errors import EngineError, InputError
+from opfuse.runtime.schedule import EngineStep
+from opfuse.runtime.tensorrt import Loader
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+class Contexts:
+    """Execution contexts with the shapes that they were given last.
+
+    Args:
+        loader: The TensorRT of the engines.
+        engines: The loaded engines by their names in the schedule.
+    """
+
+    def __init__(self, loader: Loader, engines: Mapping[str, Any]) -> None:
+        self._loader = loader
+        self._contexts = {name: loader.context(engine) for name, engine in engines.items()}
+        self._shapes: dict[str, tuple[Shape, ...]] = {}
+
+    def close(self) -> None:
+        """Drop them; none may be running."""
+        self._contexts.clear()
+
+    def begin(self) -> None:
+        """Shapes of other inputs follow."""
+        self._shapes.clear()
+
+    def set(self, step: EngineStep, shapes: Shapes) -> int:
+        """Give the engine of a step its shapes; the bytes of scratch memory that it asks for.
+
+        Raises:
+            InputError: It does not take them, or was given others for a step before.
+        """
+        context = self._contexts[step.engine]
+        own = tuple(shapes[name] for name in step.inputs)
+        if self._shapes.setdefault(step.engine, own) != own:
+            raise InputError(
+                f"{step.engine} would run in the shapes {self._shapes[step.engine]} and {own}",
+                "give dimensions that have one name in the model one size",
+            )
+        for name, port, shape in zip(step.inputs, step.input_ports, own, strict=True):
+            if not context.set_input_shape(port, shape):
+                error = self._loader.complaint(f"{name!r} in shape {list(shape)}")
+                raise InputError(error.what, "keep to the shapes that the engine was built for")
+        return int(context.update_device_memory_size_for_shapes())
+
+    def infer(self, step: EngineStep, shapes: Shapes) -> tuple[dict[str, Shape], int]:
+        """As `set`, with the shapes of what the step writes.
+
+        Raises:
+            InputError: As `set` does.
+            EngineError: A shape is not known before the engine has run.
+        """
+        size = self.set(step, shapes)
+        found = {}
+        for name, port in zip(step.outputs, step.output_ports, strict=True):
+            found[name] = tuple(self._contexts[step.engine].get_tensor_shape(port))
+            if min(found[name], default=0) < 0:
+                raise EngineError(f"the shape of {name!r} is not known before it is run")
+        return found, size
+
+    def run(
+        self,
+        step: EngineStep,
+        where: Mapping[str | int, int],
+        memory: tuple[int, int],
+        stream: int,
+        title: str,
+    ) -> None:
+        """Put one run on the stream.
+
+        Args:
+            step: Its engine has its shapes.
+            where: The address of every tensor.
+            memory: The address and the bytes of the scratch memory.
+            stream: The stream.
+            title: What messages call the step.
+
+        Raises:
+            EngineError: TensorRT refuses.
+        """
+        context = self._contexts[step.engine]
+        for names, ports in (step.inputs, step.input_ports), (step.outputs, step.output_ports):
+            for name, port in zip(names, ports, strict=True):
+                context.set_tensor_address(port, where[name])
+        if memory[1]:
+            context.set_device_memory(*memory)
+        if not context.execute_async_v3(stream):
+            raise self._loader.complaint(f"to run {title}")
+
+    @contextmanager
+    def profiled(self) -> Iterator[list[tuple[str, float]]]:
+        """The layers that run in the block and their microseconds, in a list that grows."""
+        told: list[tuple[str, float]] = []
+        with ExitStack() as stack:
+            for context in self._contexts.values():
+                stack.enter_context(self._loader.profiling(context, told))
+            yield told
