@@ -365,7 +365,7 @@ def _built(
         with progress.stage("lower"):
             save(fused.graph, model, source.base_dir, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
-        note = ""
+        note = "--tune measured nothing: --lower auto and a plugin library would" if config.tune else ""
         if config.lower == "auto" and library.path is not None:
             with progress.stage("tune"):
                 from opfuse.stages.tune import decide

@@ -326,7 +326,7 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
     between = _largest(parts, profile)
     counted = Counter(step.op for step in parts.schedule.plugins())
     runs = sum(isinstance(step, EngineStep) for step in parts.schedule.steps)
-    shared = "" if runs == len(built) else f", which are {len(built)} engines,"
+    shared = "" if runs == len(built) else f", {len(built)} of them distinct,"
     notes = [
         f"{runs} segments{shared} and {sum(counted.values())} plugin launches",
         f"what lies between them takes {between[0]} bytes at the largest shapes "

@@ -157,6 +157,8 @@ class _Tuner:
         """All choices, and where they come from."""
         told = ", ".join(sorted(self._sources)) or "no plugin"
         note = f"plugins or TensorRT for {self._gpu} ({self._target}): {told}"
+        if self._config.tune and not self._measures:
+            note = f"--tune measured nothing, for there is no GPU: {gpu.absent()}; {note}"
         return Decided(self._nodes, note)
 
     def _unmeasured(self, region: Region, table: Mapping[str, Any]) -> Verdict:
