@@ -91,8 +91,8 @@ def _chosen(variant: str) -> Any:
 def _each_alone(model: Any, segments: Any, *others: Any) -> Any:
     """As `alike.merged`, which merges nothing where it sees one segment at a time."""
     made = [alike.merged(model, [segment], *others) for segment in segments]
-    uses = [replace(use, engine=number) for number, (_, (use,)) in enumerate(made)]
-    return [part for (part,), _ in made], uses
+    runs = [replace(run, engine=f"engines/{number}") for number, (_, (run,)) in enumerate(made)]
+    return [part for (part,), _ in made], runs
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from opfuse.files import file_hash
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
 from opfuse.numerics.whole import Comparison
+from opfuse.runtime import bundle
 from opfuse.stages.report_text import comparison_as_text
 from opfuse.stages.verify import verify
 from tests.small import model
@@ -111,6 +112,37 @@ def test_the_report_beside_the_engine_names_the_precision(path, built):
         bisect(engine, path, Config(path, opt_shapes={"x": (2, 8)}))
         _, config, _ = built[-1]
         assert (config.precision, config.io_precision) == (want, want)
+
+
+RANGE = [[1, 8], [4, 8], [9, 8]]
+
+
+def test_it_is_built_with_the_options_of_the_engine(path, built):
+    engine = path.with_name("m.engine")
+    engine.write_bytes(b"vtrt and more")
+    ports = [{"name": "x", "range": RANGE}, {"name": "y", "range": None}]
+    report = {
+        "engine": {"sha256": file_hash(engine), "io": ports},
+        "asked": {"lower": "plugin", "calibrate": ["a.npz"]},
+        "precision": {"precision": "fp16", "io_precision": "keep"},
+    }
+    engine.with_suffix(".json").write_text(json.dumps(report))
+    bisect(engine, path, Config(path, opt_shapes={"x": (2, 8)}))
+    _, config, _ = built[-1]
+    assert (config.lower, config.calibrate) == ("plugin", (Path("a.npz"),))
+    shapes = [config.min_shapes, config.opt_shapes, config.max_shapes]
+    assert shapes == [{"x": (1, 8)}, {"x": (4, 8)}, {"x": (9, 8)}]
+
+
+def test_a_bundle_tells_its_shapes_itself_and_runs_in_those_of_the_comparison(
+    path, built, monkeypatch
+):
+    engine, compared, ran = path.with_name("m.opfuse"), pipeline.verify, []
+    bundle.write(engine, {"profile": {"x": RANGE}}, {})
+    monkeypatch.setattr(pipeline, "verify", lambda *given: ran.append(given[2]) or compared(*given))
+    bisect(engine, path, Config(path, opt_shapes={"x": (2, 8)}))
+    assert {tuple(c.max_shapes.items()) for _, c, _ in built} == {(("x", (9, 8)),)}
+    assert {tuple(c.opt_shapes.items()) for c in ran} == {(("x", (2, 8)),)}
 
 
 def test_verify_looks_only_where_something_differs(path, monkeypatch):

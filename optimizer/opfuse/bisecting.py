@@ -9,7 +9,7 @@ of a fusion may then be told of its last operator.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,23 +50,24 @@ def bisect(engine: Path, model: Path, config: Config, progress: Progress | None 
     Empty where no engine with one more output has anything wrong.
 
     Args:
-        engine: Tells which backend builds; the report beside it, in which precision.
+        engine: Tells which backend builds; the report beside it, with which options.
         model: What the engine was built from.
-        config: Shapes, tolerance, and seed of the comparison; the lowering and the lock of builds.
+        config: Shapes, tolerance, and seed of the comparison; the lock of the builds, and the
+            options that nothing beside the engine tells.
         progress: Told about each build.
 
     Raises:
         OpfuseError: A model cannot be built or run.
     """
     from opfuse.stages.load import load
-    from opfuse.stages.verify import precision_of
+    from opfuse.stages.verify import options_of
 
     source, progress = load(model), progress or Progress()
     with engine.open("rb") as file:
         backend, suffix = _OF_MAGIC.get(file.read(4), ("tensorrt", ".engine"))
     shapes = dict(config.opt_shapes)
     built: dict[str, Any] = {f"{level}_shapes": shapes for level in ("min", "opt", "max")}
-    built |= precision_of(engine)
+    built |= options_of(engine)
     config = replace(config, backend=backend, prove=False, layers=False, reports=(), **built)
 
     with scratch() as folder:
@@ -75,7 +76,7 @@ def bisect(engine: Path, model: Path, config: Config, progress: Progress | None 
         def is_wrong(place: Place) -> bool:
             progress.step(f"up to {place.operator}")
             files = folder / "with-output.onnx", folder / f"with-output{suffix}"
-            return _is_wrong(source.proto, place, *files, config)
+            return _is_wrong(source.proto, place, *files, config, shapes)
 
         found = first_wrong(_places(source.proto), is_wrong)
     return "" if found is None else found.operator
@@ -121,8 +122,18 @@ def _copy_weights(source: Source, folder: Path) -> None:
         shutil.copyfile(source.base_dir / place, target)
 
 
-def _is_wrong(model: ModelProto, place: Place, file: Path, engine: Path, config: Config) -> bool:
-    """Whether an engine of the model with this output has another value there than the model."""
+def _is_wrong(
+    model: ModelProto,
+    place: Place,
+    file: Path,
+    engine: Path,
+    config: Config,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> bool:
+    """Whether an engine of the model with this output has another value there than the model.
+
+    The engine is built for the shapes of ``config``, and runs in ``shapes`` where they are given.
+    """
     from onnx import ModelProto
 
     from opfuse import pipeline
@@ -134,7 +145,7 @@ def _is_wrong(model: ModelProto, place: Place, file: Path, engine: Path, config:
         longer.graph.output.append(place.value)
     file.write_bytes(longer.SerializeToString())
     pipeline.run(replace(config, model=file, output=engine), "build")
-    comparison = pipeline.verify(file, engine, replace(config, bisect=False))
+    comparison = pipeline.verify(file, engine, replace(config, bisect=False, opt_shapes=shapes))
     difference = comparison.outputs.get(name)
     return bool(comparison.refused) or (
         difference is not None and not difference.within(comparison.tolerance)

@@ -365,7 +365,8 @@ def _built(
         with progress.stage("lower"):
             save(fused.graph, model, source.base_dir, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
-        note = "--tune measured nothing: --lower auto and a plugin library would" if config.tune else ""
+        note = "--tune measured nothing: that is for --lower auto with a plugin library"
+        note = note if config.tune else ""
         if config.lower == "auto" and library.path is not None:
             with progress.stage("tune"):
                 from opfuse.stages.tune import decide
@@ -382,7 +383,8 @@ def _built(
     left = {node: ("leave", reason) for node, reason in engine.left.items()}
     if note:
         engine = replace(engine, notes=(*engine.notes, note))
-    return {"lowering": _with_reasons(lowering, left), "engine": engine}
+    asked = {"lower": config.lower, "calibrate": config.calibrate}
+    return {"lowering": _with_reasons(lowering, left), "engine": engine, "asked": asked}
 
 
 def _with_reasons(

@@ -50,8 +50,12 @@ def of_segments(model, segments, types):
     return merged(model, segments, types, infos, known.__getitem__)
 
 
+def numbers(runs):
+    return [int(run.engine.removeprefix("engines/")) for run in runs]
+
+
 def engines(model):
-    return [use.engine for use in shared(model)[1]]
+    return numbers(shared(model)[1])
 
 
 def vector(*values):
@@ -66,11 +70,11 @@ g (float[b,4] x) => (float[b,4] y) {{
 
 def test_weights_that_differ_become_inputs():
     weights = {f"g{at}": vector(at, 1, 2, 3) for at in range(3)}
-    models, uses = shared(parsed(CHAIN, **weights))
-    assert [use.engine for use in uses] == [0, 0, 0]
-    assert [use.inputs for use in uses] == [("x", "g0"), ("n", "g1"), ("m", "g2")]
-    assert [use.outputs for use in uses] == [("a",), ("c",), ("y",)]
-    assert {(use.input_ports, use.output_ports) for use in uses} == {
+    models, runs = shared(parsed(CHAIN, **weights))
+    assert numbers(runs) == [0, 0, 0]
+    assert [run.inputs for run in runs] == [("x", "g0"), ("n", "g1"), ("m", "g2")]
+    assert [run.outputs for run in runs] == [("a",), ("c",), ("y",)]
+    assert {(run.input_ports, run.output_ports) for run in runs} == {
         (("in_0", "weight_0"), ("out_0",))
     }
     (model,) = models
@@ -80,8 +84,8 @@ def test_weights_that_differ_become_inputs():
 
 
 def test_equal_weights_stay_inside():
-    models, uses = shared(parsed(CHAIN, **{f"g{at}": vector(1, 2, 3, 4) for at in range(3)}))
-    assert [use.inputs for use in uses] == [("x",), ("n",), ("m",)]
+    models, runs = shared(parsed(CHAIN, **{f"g{at}": vector(1, 2, 3, 4) for at in range(3)}))
+    assert [run.inputs for run in runs] == [("x",), ("n",), ("m",)]
     (model,) = models
     assert numpy_helper.to_array(model.graph.initializer[0]).tolist() == [1, 2, 3, 4]
 
@@ -96,11 +100,11 @@ def test_the_same_model_gives_the_same_bytes_and_no_name_of_a_place():
 
 
 def test_a_segment_that_is_like_no_other_keeps_its_names():
-    models, uses = shared(
+    models, runs = shared(
         parsed(CHAIN.replace("c = Mul", "c = Add"), g0=vector(1), g1=vector(2), g2=vector(3))
     )
-    assert [use.engine for use in uses] == [0, 1, 0]
-    assert uses[1].input_ports == uses[1].inputs == ("n",)
+    assert numbers(runs) == [0, 1, 0]
+    assert runs[1].input_ports == runs[1].inputs == ("n",)
     assert [node.op_type for node in models[1].graph.node] == ["Add"]
 
 
@@ -153,8 +157,8 @@ def test_dimensions_of_other_names_stay_apart(dim, expected):
     }}"""
     model = parsed(graph, g0=vector(1, 2, 3, 4), g1=vector(4, 3, 2, 1))
     segments = [Segment((0,), ("x",), ("a",)), Segment((1,), ("z",), ("q",))]
-    _, uses = of_segments(model, segments, types_of(model))
-    assert [use.engine for use in uses] == expected
+    _, runs = of_segments(model, segments, types_of(model))
+    assert numbers(runs) == expected
 
 
 def test_a_function_is_looked_into():
@@ -163,8 +167,8 @@ def test_a_function_is_looked_into():
         a = opfuse.RmsNorm_body(x, s0, h0)  n = {PLUGIN}(a)  y = opfuse.RmsNorm_body(n, s1, h1)
     }}"""
     half = {f"s{at}": vector(at, 1, 2, 3).astype(np.float16) for at in range(2)}
-    models, uses = shared(parsed(graph, **half, h0=vector(1), h1=vector(1)))
-    assert [use.inputs for use in uses] == [("x", "s0"), ("n", "s1")]
+    models, runs = shared(parsed(graph, **half, h0=vector(1), h1=vector(1)))
+    assert [run.inputs for run in runs] == [("x", "s0"), ("n", "s1")]
     assert [item.name for item in models[0].graph.initializer] == ["weight_1"]
 
 

@@ -206,6 +206,7 @@ def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkey
     monkeypatch.setattr(tune.verdicts, "table", lambda capability: table)
     model, found = decided(tmp_path / "a", tune=True)
     assert not (tmp_path / "l").exists()
+    assert found.note.startswith("--tune measured nothing, for there is no GPU: ")
     assert "no GPU here, H100" in found.note
     assert "the table of a GPU of a day" in found.note
     kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]

@@ -18,6 +18,7 @@ from opfuse.engine.cut import Segment
 from opfuse.engine.parts import extract
 from opfuse.engine.tensors import Typed
 from opfuse.graph.protos import subgraphs
+from opfuse.runtime.schedule import EngineStep
 
 _WIDEST = 1 << 16  # elements of a weight that may become an input
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -30,20 +31,6 @@ _TAKE_ANY = frozenset(
 )
 
 Functions = Mapping[tuple[str, str], FunctionProto]
-
-
-@dataclass(frozen=True)
-class Use:
-    """One segment's run of an engine: which tensor of the model goes to which port of it.
-
-    ``engine`` counts engines from 0 in the order of their first runs.
-    """
-
-    engine: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    input_ports: tuple[str, ...]
-    output_ports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,8 +51,8 @@ def merged(
     types: Mapping[str, Typed],
     infos: Mapping[str, ValueInfoProto],
     values: Callable[[str], bytes],
-) -> tuple[list[ModelProto], list[Use]]:
-    """The models of the engines, and for every segment its run of one.
+) -> tuple[list[ModelProto], list[EngineStep]]:
+    """The models of the engines in the order of their first runs, and every segment's run of one.
 
     Args:
         model: The cut model.
@@ -77,20 +64,23 @@ def merged(
     families = _Families(model, types, values).of(segments)
     models: list[ModelProto] = []
     numbers: dict[int, int] = {}
-    uses = []
+    runs = []
     for segment in segments:
         family = families.get(segment)
         if family is None:
             ends = ([infos[n] for n in names] for names in (segment.inputs, segment.outputs))
             models.append(extract(model, segment.nodes, *ends))
-            own = segment.inputs, segment.outputs, segment.inputs, segment.outputs
-            uses.append(Use(len(models) - 1, *own))
+            runs.append(EngineStep.alone(_name(len(models) - 1), segment.inputs, segment.outputs))
             continue
         if id(family) not in numbers:
             numbers[id(family)] = len(models)
             models.append(family.model())
-        uses.append(family.use(segment, numbers[id(family)]))
-    return models, uses
+        runs.append(family.run(segment, _name(numbers[id(family)])))
+    return models, runs
+
+
+def _name(number: int) -> str:
+    return f"engines/{number}"
 
 
 class _Families:
@@ -199,10 +189,10 @@ class _Family:
                 made.graph.initializer[-1].name = item.name
         return made
 
-    def use(self, segment: Segment, engine: int) -> Use:
-        """A segment's run of the engine of this number."""
+    def run(self, segment: Segment, engine: str) -> EngineStep:
+        """A segment's run of the engine of this name."""
         weights = self._parts[segment].weights
-        return Use(
+        return EngineStep(
             engine,
             (*segment.inputs, *(weights[at] for at in self._ports)),
             segment.outputs,

@@ -14,7 +14,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 import opfuse
 from opfuse.engine import gpu, wheel
-from opfuse.engine.alike import Use, merged
+from opfuse.engine.alike import merged
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
 from opfuse.engine.cut import Cut, Segment, View, cut
 from opfuse.engine.layers import dtype_name
@@ -80,20 +80,26 @@ def draft(
     check = _Check(types, library)
     seen = views(model, types)
     plan = cut(model, ranks, check.reason, around_attention=around_attention, views=seen)
-    for segment in plan.segments:
-        _check_known((*segment.inputs, *segment.outputs), types)
-    infos = {
-        name: types[name].info(name) for s in plan.segments for name in (*s.inputs, *s.outputs)
-    }
-    infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
     weigh = _Weights(model, base_dir)
-    made, uses = merged(model, plan.segments, types, infos, weigh.values)
+    made, runs = _engines(model, plan, types, weigh)
     models = [base_dir / f"{prefix}-{index}.onnx" for index in range(len(made))]
     for path, part in zip(models, made, strict=True):
         write_atomically(path, part.SerializeToString())
-    schedule = _schedule(model, plan, uses, types)
+    schedule = _schedule(model, plan, runs, types)
     weights = {value.name: weigh.values(value.name) for value in schedule.constants}
     return Draft(schedule, types, tuple(models), weights, plan.left, library, rank_of(model))
+
+
+def _engines(
+    model: ModelProto, plan: Cut, types: Mapping[str, Typed], weigh: _Weights
+) -> tuple[list[ModelProto], list[EngineStep]]:
+    """The models of the engines, and what each segment does with which of them."""
+    segments = plan.segments
+    for segment in segments:
+        _check_known((*segment.inputs, *segment.outputs), types)
+    infos = {n: types[n].info(n) for s in segments for n in (*s.inputs, *s.outputs)}
+    infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
+    return merged(model, segments, types, infos, weigh.values)
 
 
 def requests(
@@ -216,17 +222,15 @@ def _check_known(names: Sequence[str], types: Mapping[str, Typed]) -> None:
 
 
 def _schedule(
-    model: ModelProto, plan: Cut, uses: Sequence[Use], types: Mapping[str, Typed]
+    model: ModelProto, plan: Cut, runs: Sequence[EngineStep], types: Mapping[str, Typed]
 ) -> Schedule:
     graph = model.graph
     weights = {item.name for item in graph.initializer}
     steps: list[Step] = []
-    left = iter(uses)
+    left = iter(runs)
     for step in plan.steps:
         if isinstance(step, Segment):
-            use = next(left)
-            ends = use.inputs, use.outputs, use.input_ports, use.output_ports
-            steps.append(EngineStep(f"engines/{use.engine}", *ends))
+            steps.append(next(left))
         elif isinstance(step, View):
             steps.append(ViewStep((step.source,), (step.name,), step.target))
         else:

@@ -101,12 +101,24 @@ def is_bundle(path: Path) -> bool:
 
 def rank_in(path: Path) -> Rank | None:
     """Which rank's bundle this is, by its manifest alone; None for everything else."""
+    stated = _stated(path, "ranks")
+    return None if stated is None else Rank(**stated)
+
+
+def profile_in(path: Path) -> dict[str, list[list[int]]]:
+    """Smallest, usual, and largest shapes of dynamic inputs, by the manifest of a bundle alone.
+
+    Empty for everything else.
+    """
+    return dict(_stated(path, "profile") or {})
+
+
+def _stated(path: Path, key: str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
-            stated = json.loads(archive.read(MANIFEST)).get("ranks")
+            return json.loads(archive.read(MANIFEST)).get(key)
     except (OSError, ValueError, AttributeError, *_UNREADABLE):
         return None
-    return None if stated is None else Rank(**stated)
 
 
 def write(

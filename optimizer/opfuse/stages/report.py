@@ -44,6 +44,7 @@ class Report:
         precision: The conversion to another type; None where none was asked for.
         explanation: Anchors, savings, and layers; None where nobody asked for them.
         unwritten: The files that a dry run did not write; None where it was none.
+        asked: Options of a build that its engine depends on and nothing else here tells.
     """
 
     model: Mapping[str, Any]
@@ -57,6 +58,7 @@ class Report:
     explanation: Explanation | None = None
     precision: Precision | None = None
     unwritten: tuple[str, ...] | None = None
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The report in the stable schema that the JSON file has."""
@@ -65,6 +67,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "model": plain(self.model),
+            **({"asked": plain(self.asked)} if self.asked else {}),
             "fusions": {kind: self._fusion(kind) for kind in self._all_kinds()},
             "proof": _proof(self.proof),
             **({"precision": plain(converted)} if converted else {}),

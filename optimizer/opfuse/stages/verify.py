@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import gpu
+from opfuse.engine.profile import LEVELS
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import scratch
 from opfuse.graph.collectives import refuse_ranks
 from opfuse.numerics.handover import Handover
 from opfuse.numerics.shares import Parts
 from opfuse.numerics.whole import Comparison
+from opfuse.runtime import bundle
 from opfuse.runtime.origin import report_of
 from opfuse.stages.load import load, protect
 
@@ -108,10 +111,21 @@ def verify_ranks(bundle: Path, parts: Parts, model: Path, config: Config) -> Com
     return comparison
 
 
-def precision_of(engine: Path) -> dict[str, str]:
-    """The options by which its build converted the model, where the report beside it tells them."""
-    converted = (report_of(engine, None) or {}).get("precision") or {}
-    return {name: converted[name] for name in ("precision", "io_precision") if name in converted}
+def options_of(engine: Path) -> dict[str, Any]:
+    """The options that the engine was built with, as far as the report beside it tells them.
+
+    A bundle tells its shapes itself; where those of an engine are told nowhere, there are none.
+    """
+    report = report_of(engine, None) or {}
+    converted, asked = report.get("precision") or {}, report.get("asked") or {}
+    found = {name: converted[name] for name in ("precision", "io_precision") if name in converted}
+    if "lower" in asked:
+        found |= {"lower": asked["lower"], "calibrate": tuple(map(Path, asked["calibrate"]))}
+    ports = (report.get("engine") or {}).get("io", ())
+    ranges = bundle.profile_in(engine) or {p["name"]: p["range"] for p in ports if p["range"]}
+    for at, level in enumerate(LEVELS if ranges else ()):
+        found[f"{level}_shapes"] = {name: tuple(levels[at]) for name, levels in ranges.items()}
+    return found
 
 
 def _is_engine(path: Path) -> bool:
