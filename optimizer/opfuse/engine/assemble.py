@@ -235,15 +235,8 @@ def _schedule(
             steps.append(ViewStep((step.source,), (step.name,), step.target))
         else:
             node = graph.node[step]
-            steps.append(
-                PluginStep(
-                    node.op_type,
-                    label(node),
-                    attributes(node),
-                    tuple(node.input),
-                    tuple(node.output),
-                )
-            )
+            ends = tuple(node.input), tuple(node.output)
+            steps.append(PluginStep(node.op_type, label(node), attributes(node), *ends))
     inputs = [item.name for item in graph.input if item.name not in weights]
     outputs = [item.name for item in graph.output]
     touched = dict.fromkeys(name for step in steps for name in (*step.inputs, *step.outputs))
