@@ -12,7 +12,7 @@ from opfuse.errors import InputError
 from opfuse.files import check_output, pending_folder, translated
 from opfuse.pipeline import fuse_and_prove, fuse_model
 from opfuse.progress import Progress
-from opfuse.sharding.result import KIND, PLAN
+from opfuse.sharding.result import KIND, PLAN, plan_in
 from opfuse.stages.report import plain
 
 if TYPE_CHECKING:
@@ -137,18 +137,10 @@ def _checked_target(config: Config) -> Path:
     if not target.is_dir():
         raise InputError(f"output {target} is no folder", "name another one")
     with translated(target):
-        if any(target.iterdir()) and not _is_ours(target / PLAN):
+        if any(target.iterdir()) and plan_in(target) is None:
             raise InputError(
                 f"output folder {target} holds other files", "name a new one, or an empty one"
             )
     if config.model.resolve().parent.is_relative_to(target.resolve()):
         raise InputError(f"the model lies in the output folder {target}", "name another one")
     return target
-
-
-def _is_ours(plan: Path) -> bool:
-    try:
-        found = json.loads(plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("kind") == KIND

@@ -33,12 +33,16 @@ class Started:
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a dry run found: what would run where."""
+    """What a dry run found: what would run where.
+
+    ``same_model`` tells whether the model to compare with is the one that was sharded.
+    """
 
     tp: int
     bundles: tuple[str, ...]
     facts: dict[str, Any]
     gpus: int
+    same_model: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -97,6 +101,7 @@ def bench(
     members = of.read(folder, config.tp)
     of.refuse_ranks(others)
     if config.dry_run:
+        of.check_others(others)
         return _prospect(config, members)
     place = of.place(members)
     if place is None:
@@ -122,9 +127,7 @@ def verify(
     folder: Path, model: Path, config: Config, progress: Progress, argv: Sequence[str]
 ) -> Comparison | Prospect | Started | None:
     """Compare what all ranks in ``folder`` compute with ``model``; as for :func:`bench`."""
-    from opfuse.graph.collectives import refuse_ranks
     from opfuse.stages import members as of
-    from opfuse.stages.load import load
     from opfuse.stages.start import start
     from opfuse.stages.verify import verify_ranks
 
@@ -134,8 +137,7 @@ def verify(
         raise InputError(f"{option} is for one bundle", "leave it out with --tp")
     members = of.read(folder, config.tp)
     if config.dry_run:
-        refuse_ranks(load(model).proto)
-        return _prospect(config, members)
+        return replace(_prospect(config, members), same_model=of.check_model(members, model))
     place = of.place(members)
     if place is None:
         of.require_gpus(members)

@@ -8,14 +8,29 @@ from dataclasses import replace
 
 import pytest
 
+from models import tiny
 from opfuse.engine import gpu
+from opfuse.engine.gpu import Gpu
 from opfuse.errors import EngineError
 from opfuse.runtime import bundle
 from opfuse.runtime.lock import Lock
 from opfuse.stages import start
 
 LOCK = Lock("tensorrt_rtx", "1.4.0.76", None, "", (), "0.1.0")
-SCHEDULE = {"inputs": [], "outputs": [], "between": [], "constants": [], "steps": []}
+H100 = Gpu("NVIDIA H100", "9.0")
+PORTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def schedule(node, outputs=("logits",)):
+    """One sum over the ranks between the Llama's inputs and outputs."""
+    step = {"kind": "plugin", "op": "AllReduce", "node": node, "attributes": {"group_size": 2}}
+    return {
+        "inputs": [{"name": name, "dtype": 7, "shape": ["batch", "seq"]} for name in PORTS],
+        "outputs": [{"name": name, "dtype": 1, "shape": ["batch", "seq", 8]} for name in outputs],
+        "between": [],
+        "constants": [],
+        "steps": [{**step, "inputs": ["input_ids"], "outputs": list(outputs)}],
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +48,12 @@ def folder(cli, llama, tmp_path):
     return tmp_path / "r"
 
 
-def built(folder, number, lock=LOCK, **changes):
+def built(folder, number, lock=LOCK, node="sum", outputs=("logits",), **changes):
     plan = json.loads((folder / "plan.json").read_text())
     stated = {"rank": number, "size": plan["ranks"], "plan": plan["sha256"]} | changes
-    manifest = {"schedule": SCHEDULE, "lock": lock.as_dict(), "constants": {}, "profile": {}}
-    bundle.write(folder / f"rank{number}.opfuse", manifest | {"ranks": stated}, {})
+    manifest = {"schedule": schedule(node, outputs), "lock": lock.as_dict(), "ranks": stated}
+    manifest |= {"constants": {}, "profile": {}}
+    bundle.write(folder / f"rank{number}.opfuse", manifest, {})
 
 
 COMMANDS = [["bench", "{folder}"], ["verify", "{folder}", "{model}"]]
@@ -72,10 +88,14 @@ def test_too_few_gpus(cli, folder, llama, command):
         (lambda f: (f / "rank1.opfuse").unlink(), 2, "there is no"),
         (lambda f: (f / "plan.json").write_text("{}"), 2, "has no plan.json of opfuse shard"),
         (lambda f: (f / "rank1.opfuse").write_bytes(b"PK\3\4"), 2, "is no opfuse bundle"),
-        (lambda f: built(f, 1, rank=0), 4, "rank1.opfuse is rank 0"),
-        (lambda f: built(f, 1, plan="another"), 4, "rank1.opfuse has plan another"),
-        (lambda f: built(f, 1, replace(LOCK, tensorrt="1.5")), 4, "has tensorrt tensorrt_rtx 1.5"),
-        (lambda f: built(f, 1, replace(LOCK, library="ab")), 4, "has library ab"),
+        (lambda f: built(f, 1, rank=0), 4, "rank 1 was given the file of rank 0"),
+        (lambda f: built(f, 1, plan="another"), 4, "rank1.opfuse is of another plan"),
+        (lambda f: built(f, 1, size=3), 4, "differ in how many ranks there are: 2 and 3"),
+        (lambda f: built(f, 1, replace(LOCK, tensorrt="1.5")), 4, "what the bundle was built with"),
+        (lambda f: built(f, 1, replace(LOCK, gpu=H100)), 4, "for any GPU and tensorrt_rtx"),
+        (lambda f: built(f, 1, replace(LOCK, library="ab")), 4, "differ in the plugin library"),
+        (lambda f: built(f, 1, replace(LOCK, opfuse="9")), 4, "differ in the version of opfuse"),
+        (lambda f: built(f, 1, node="another sum"), 4, "differ in the order of their collectives"),
     ],
 )
 def test_ranks_that_do_not_belong_together(cli, folder, break_it, code, says):
@@ -104,6 +124,60 @@ def test_a_launcher_of_another_number(cli, folder, monkeypatch):
 )
 def test_a_dry_run_reads_the_model(cli, folder, name, says):
     cli("verify", folder, folder / name, "--tp", 2, "--dry-run").refused(2, says)
+
+
+def test_a_dry_run_knows_the_model_that_was_sharded(cli, folder, llama, tmp_path):
+    words = ("--tp", 2, "--dry-run")
+    assert json.loads(cli("verify", folder, llama, *words, "--json").out)["same_model"] is True
+    assert "the model is the one that was sharded" in cli("verify", folder, llama, *words).out
+    other = tiny.llama(layers=2).write(tmp_path / "other.onnx")
+    text = cli("verify", folder, other, *words).out
+    assert "it is another model than the one that was sharded" in text
+
+
+def test_a_dry_run_refuses_a_model_with_other_outputs(cli, folder, tmp_path):
+    bert = tiny.bert(layers=1).write(tmp_path / "bert.onnx")
+    result = cli("verify", folder, bert, "--tp", 2, "--dry-run")
+    result.refused(2, "the inputs of", "only one side has", "name the model that was sharded")
+    for rank in range(2):
+        built(folder, rank, outputs=("scores",))
+    result = cli("verify", folder, tmp_path / "llama.onnx", "--tp", 2, "--dry-run")
+    result.refused(2, "the outputs of", "only one side has 'logits'")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nothing", "there is no"),
+        ("plan.opfuse", "plan.opfuse is no opfuse bundle"),
+        ("rank0.onnx", "is one of 2 ranks"),
+    ],
+)
+def test_a_dry_run_reads_what_the_ranks_are_timed_beside(cli, folder, name, says):
+    (folder / "plan.opfuse").write_text("{}")
+    cli("bench", folder, "--tp", 2, "--dry-run", "--vs", folder / name).refused(2, says)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bench", "{folder}"),
+        ("bench", "x.opfuse", "--vs", "{folder}"),
+        ("verify", "{folder}", "{model}"),
+        ("verify", "{model}", "{folder}"),
+        ("verify", "--bisect", "{folder}", "{model}"),
+        ("verify", "--layers", "{folder}", "{model}"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_of_ranks_where_one_model_is_wanted(cli, folder, llama, words):
+    result = cli(*line(words, folder, llama))
+    result.refused(2, "holds the 2 ranks of a sharded model", "give --tp 2 too")
+
+
+def test_a_folder_of_ranks_beside_the_ranks(cli, folder):
+    result = cli("bench", folder, "--tp", 2, "--vs", folder)
+    result.refused(2, "holds the 2 ranks of a sharded model")
 
 
 def test_a_dry_run_of_one_engine(cli, folder):

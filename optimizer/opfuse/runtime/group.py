@@ -15,14 +15,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from opfuse.errors import EngineError, InputError, MissingComponent, OpfuseError
-from opfuse.runtime import world
+from opfuse.runtime import alike, world
 from opfuse.runtime.communicator import TIMED_OUT, WELL, Communicator
 from opfuse.runtime.meeting import LIMIT_S, Meeting, RankLost
 from opfuse.runtime.world import World
@@ -31,15 +31,6 @@ LIMIT = "OPFUSE_RANKS_TIMEOUT"  # seconds for the ranks to come, and to answer e
 NCCL = "OPFUSE_NCCL"  # the path of libnccl.so.2
 GRACE_S = 5.0
 _BUSY_S = 600.0  # for ranks that are there and at work: should one die, the others are told at once
-_TOGETHER = "load the files of one opfuse shard, built alike, on all ranks"
-_WORDS = {
-    "size": "how many ranks there are",
-    "plan": "what was sharded (the plan)",
-    "opfuse": "the version of opfuse",
-    "library": "the plugin library",
-    "lock": "what the bundle was built with",
-    "steps": "the order of their collectives",
-}
 
 
 class Group:
@@ -75,8 +66,8 @@ class Group:
             RankLost: They differ; the message says in what and which.
         """
         told = [json.loads(data) for data in self.share(json.dumps(dict(mine)).encode())]
-        if difference := _difference(told):
-            raise RankLost(difference, _TOGETHER)
+        if found := alike.difference(told):
+            raise RankLost(found, alike.TOGETHER)
 
     def share(self, mine: bytes, limit_s: float | None = None) -> list[bytes]:
         """What each rank gives, by rank; all of them have to call it.
@@ -230,22 +221,6 @@ def nccl_library() -> str | None:
     places = [] if wheel is None else wheel.submodule_search_locations or []
     files = [Path(place, "lib", "libnccl.so.2") for place in places]
     return next((str(path) for path in files if path.is_file()), None)
-
-
-def _difference(told: Sequence[Mapping[str, Any]]) -> str:
-    """In what the ranks differ; empty where they are the parts of one."""
-    for rank, facts in enumerate(told):
-        if facts["rank"] != rank:
-            return f"rank {rank} was given the file of rank {facts['rank']}"
-    for name, words in _WORDS.items():
-        for rank, facts in enumerate(told):
-            if facts[name] != told[0][name]:
-                return f"ranks 0 and {rank} differ in {words}: {told[0][name]} and {facts[name]}"
-    places: dict[str, int] = {}
-    for rank, facts in enumerate(told):
-        if (first := places.setdefault(facts["gpu"], rank)) != rank:
-            return f"ranks {first} and {rank} are on one GPU: {facts['gpu']}"
-    return ""
 
 
 def gpu_name(device: Any) -> str:

@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import opfuse
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.files import file_hash
-from opfuse.graph.collectives import SPEAKING, Rank
-from opfuse.runtime import abi, bundle, group, library
+from opfuse.runtime import abi, alike, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
 from opfuse.runtime.program import MakePlugin, Program
@@ -22,7 +20,6 @@ from opfuse.runtime.schedule import EngineStep, Schedule, Value
 from opfuse.runtime.tensorrt import Loader, import_module, module_of, ports
 
 PLAIN = "engine"
-_SHOWN = 12  # digits of a hash
 
 
 def load(path: Path, plugins: Path | None, open_device: Callable[..., Device]) -> Program:
@@ -89,33 +86,12 @@ def _bundle(path: Path, plugins: Path | None, open_device: Callable[..., Device]
     members = group.join(rank.size, path)
     with members.telling():
         device = open_device(members.world.local_rank)
-        members.agree(_facts(opened, rank, device))
+        members.agree({**alike.facts(opened, rank), "gpu": group.gpu_name(device)})
         program = _opened(opened, plugins, lambda: device)
         if opened.lock.library:
             members.open(_library(opened, plugins))
     program.group = members
     return program
-
-
-def _facts(opened: bundle.Bundle, rank: Rank, device: Device) -> dict[str, Any]:
-    """What has to be alike on all ranks, and what must not."""
-    lock = opened.lock
-    steps = [
-        (step.op, step.node, sorted(step.attributes.items()))
-        for step in opened.schedule.plugins()
-        if step.op in SPEAKING
-    ]
-    built_for = "any GPU" if lock.gpu is None else lock.gpu.compute_capability
-    return {
-        "rank": rank.rank,
-        "size": rank.size,
-        "plan": rank.plan[:_SHOWN],
-        "opfuse": f"{opfuse.__version__} (the bundle {lock.opfuse})",
-        "library": lock.library[:_SHOWN],
-        "lock": f"{lock.module} {lock.tensorrt} for {built_for}",
-        "steps": hashlib.sha256(repr(steps).encode()).hexdigest()[:_SHOWN],
-        "gpu": group.gpu_name(device),
-    }
 
 
 def _opened(

@@ -6,7 +6,6 @@ TensorRT's own collectives (docs/multi_device.md there).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from opfuse.errors import InputError
 from opfuse.serving.subject import Subject, examine
-from opfuse.sharding.result import KIND, PLAN
+from opfuse.sharding.result import PLAN, plan_in
 
 OLDEST = 11  # the first TensorRT that such a Triton is built with
 _BUILD = "opfuse build {0} -o {1} --backend tensorrt --lower native --report {2}"
@@ -85,14 +84,10 @@ def examine_ranks(folder: Path) -> Ranks:
 
 
 def _plan(folder: Path) -> Mapping[str, Any]:
-    try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        known = plan.get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        known = False
-    if not known:
+    plan = plan_in(folder)
+    if plan is None:
         raise InputError(f"{folder} has no {PLAN} of opfuse shard", "name an engine, or its folder")
-    return dict(plan)
+    return plan
 
 
 def _engine(folder: Path, name: Path, rank: int, plan: Mapping[str, Any]) -> Subject:

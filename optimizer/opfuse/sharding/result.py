@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opfuse.errors import InputError
 
 PLAN, KIND = "plan.json", "opfuse shard"
 
@@ -70,6 +75,7 @@ class Plan:
         collectives: How many of each kind a run takes, by operator.
         apart: The sums over the ranks that no norm was fused with, and why.
         sha256: Of the model and of all this but the files; every rank carries it.
+        model_sha256: Of the model and its weights.
         weight_bytes: Of the whole model, and of one rank.
         files: The file of each rank, relative to the plan.
     """
@@ -84,5 +90,29 @@ class Plan:
     collectives: Mapping[str, int]
     apart: tuple[Left, ...] = ()
     sha256: str = ""
+    model_sha256: str = ""
     weight_bytes: Mapping[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+
+def plan_in(folder: Path) -> dict[str, Any] | None:
+    """The plan in a folder as JSON has it; None where there is none of ours."""
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return plan if plan.get("kind") == KIND else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def refuse_folders(paths: Sequence[Path]) -> None:
+    """Refuse the ranks of a sharded model where one model or engine is wanted.
+
+    Raises:
+        InputError: One of the paths is their folder.
+    """
+    for path in paths:
+        if plan := plan_in(path):
+            count = plan["ranks"]
+            raise InputError(
+                f"{path} holds the {count} ranks of a sharded model", f"give --tp {count} too"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 
 from opfuse.engine import gpu
 from opfuse.errors import EngineError, InputError, MissingComponent
-from opfuse.runtime import world
-from opfuse.runtime.bundle import Bundle, rank_in
-from opfuse.sharding.result import KIND, PLAN
+from opfuse.graph.collectives import refuse_ranks as refuse_ranks_of
+from opfuse.runtime import alike, world
+from opfuse.runtime.bundle import Bundle, is_bundle, rank_in
+from opfuse.sharding.result import PLAN, plan_in, refuse_folders
+from opfuse.stages.load import content_hash, load
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Members:
         bundles: They, by rank.
         parts: The inputs and outputs that ranks have parts of: axis and positions, by name.
         sha256: What the plan is known by.
+        model_sha256: Of the model that was sharded; empty where the plan does not tell.
     """
 
     folder: Path
     bundles: tuple[Path, ...]
     parts: Mapping[str, tuple[int, tuple[np.ndarray[Any, Any], ...]]]
     sha256: str
+    model_sha256: str = ""
 
 
 def read(folder: Path, tp: int) -> Members:
@@ -40,13 +43,8 @@ def read(folder: Path, tp: int) -> Members:
     Raises:
         InputError: It is none, of another number of ranks, or a rank is not built.
     """
-    path = folder / PLAN
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        known = plan.get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        known = False
-    if not known:
+    plan = plan_in(folder)
+    if plan is None:
         raise InputError(f"{folder} has no {PLAN} of opfuse shard", "name the folder that it wrote")
     if plan["ranks"] != tp:
         raise InputError(f"{folder} is cut for {plan['ranks']} ranks, not {tp}", "give that --tp")
@@ -61,7 +59,7 @@ def read(folder: Path, tp: int) -> Members:
         port["name"]: (int(port["axis"]), tuple(np.asarray(part) for part in port["ranks"]))
         for port in (*plan["inputs"], *plan["outputs"])
     }
-    return Members(folder, bundles, parts, str(plan["sha256"]))
+    return Members(folder, bundles, parts, str(plan["sha256"]), str(plan.get("model_sha256", "")))
 
 
 def place(members: Members) -> world.World | None:
@@ -98,16 +96,32 @@ def require_gpus(members: Members) -> None:
 
 
 def refuse_ranks(others: Sequence[Path]) -> None:
-    """Refuse bundles that do not run alone, where engines for one GPU are wanted.
+    """Refuse what does not run alone, where engines or models for one GPU are wanted.
 
     Raises:
-        InputError: One is a rank's.
+        InputError: One is a rank's, or is not there.
     """
+    refuse_folders(others)
     for path in others:
+        if not path.is_file():
+            raise InputError(f"there is no {path}", "name an engine or a model")
         if (rank := rank_in(path)) is not None:
             raise InputError(
                 f"{path} is rank {rank.rank} of {rank.size}", "name an engine of the whole model"
             )
+
+
+def check_others(others: Sequence[Path]) -> None:
+    """Read what the ranks would be timed beside.
+
+    Raises:
+        InputError: It cannot be read, or is a rank's.
+    """
+    for path in others:
+        if path.suffix == ".onnx":
+            refuse_ranks_of(load(path).proto)
+        elif path.suffix == ".opfuse" or is_bundle(path):
+            Bundle.open(path)
 
 
 def gpus() -> int:
@@ -116,32 +130,50 @@ def gpus() -> int:
 
 
 def check(members: Members) -> dict[str, Any]:
-    """Compare the bundles as the ranks would when they meet; the facts that all of them share.
+    """Compare the bundles as the ranks do when they meet; what is told of all of them.
 
     Raises:
         InputError: A bundle is damaged, or of no rank.
         EngineError: They do not belong together.
     """
-    facts: dict[str, Any] = {}
-    for rank, path in enumerate(members.bundles):
+    told = []
+    for path in members.bundles:
         opened = Bundle.open(path)
         if opened.rank is None:
             raise InputError(f"{path} is no rank's bundle", "build it from the rank's .onnx")
-        if opened.rank.rank != rank:
-            raise EngineError(f"{path} is rank {opened.rank.rank}", "build each from its own .onnx")
-        lock = opened.lock
-        own = {
-            "plan": opened.rank.plan,
-            "ranks": opened.rank.size,
-            "opfuse": lock.opfuse,
-            "tensorrt": f"{lock.module} {lock.tensorrt}",
-            "library": lock.library,
-        }
-        facts = facts or {**own, "plan": members.sha256, "ranks": len(members.bundles)}
-        for name, value in own.items():
-            if value != facts[name]:
-                raise EngineError(
-                    f"{path} has {name} {value}, want {facts[name]}",
-                    "build all ranks of one opfuse shard alike",
-                )
-    return facts
+        if opened.rank.plan != members.sha256:
+            raise EngineError(f"{path} is of another plan than {members.folder}", alike.TOGETHER)
+        told.append(alike.facts(opened, opened.rank))
+    if found := alike.difference(told):
+        raise EngineError(f"{members.folder}: {found}", alike.TOGETHER)
+    lock = opened.lock
+    return {
+        "plan": members.sha256,
+        "ranks": len(members.bundles),
+        "opfuse": lock.opfuse,
+        "tensorrt": f"{lock.module} {lock.tensorrt}",
+        "library": lock.library,
+    }
+
+
+def check_model(members: Members, model: Path) -> bool | None:
+    """Whether a model is the one that was sharded; None where the plan does not say which was.
+
+    Raises:
+        InputError: It is no model, or has other inputs or outputs than the ranks.
+    """
+    source = load(model)
+    refuse_ranks_of(source.proto)
+    graph, schedule = source.proto.graph, Bundle.open(members.bundles[0]).schedule
+    weights = {item.name for item in graph.initializer}
+    for what, ours, theirs in (
+        ("inputs", schedule.inputs, [item for item in graph.input if item.name not in weights]),
+        ("outputs", schedule.outputs, graph.output),
+    ):
+        mine, other = {item.name for item in ours}, {item.name for item in theirs}
+        if odd := sorted(mine ^ other):
+            raise InputError(
+                f"the {what} of {model} are not those of the ranks: only one side has {odd[0]!r}",
+                "name the model that was sharded",
+            )
+    return content_hash(source) == members.model_sha256 if members.model_sha256 else None

@@ -89,9 +89,12 @@ def with_sums(sharded: Sharded, fused: Fused, digest: str) -> Sharded:
         digest: SHA-256 of the model that was sharded.
     """
     plan = replace(
-        sharded.plan, collectives=_collectives(fused.graph), apart=_apart(fused, _Names(fused))
+        sharded.plan,
+        collectives=_collectives(fused.graph),
+        apart=_apart(fused, _Names(fused)),
+        model_sha256=digest,
     )
-    facts = [digest, *(getattr(plan, item.name) for item in fields(plan) if item.name != "model")]
+    facts = [getattr(plan, item.name) for item in fields(plan) if item.name != "model"]
     text = json.dumps(plain(facts), sort_keys=True)
     return replace(sharded, plan=replace(plan, sha256=hashlib.sha256(text.encode()).hexdigest()))
 

@@ -25,6 +25,9 @@ def _prospect(found: Any) -> Iterator[RenderableType]:
     yield Text(f"built by {found.facts['tensorrt']} and opfuse {found.facts['opfuse']}")
     for rank, path in enumerate(found.bundles):
         yield Text(f"rank {rank}: {path} on GPU {rank}")
+    if found.same_model is not None:
+        which = "the model is" if found.same_model else "it is another model than"
+        yield Text(f"{which} the one that was sharded")
     lack = "" if found.gpus >= found.tp else f": {found.tp} are needed"
     yield Text(f"this machine has {found.gpus} GPUs{lack}")
 
