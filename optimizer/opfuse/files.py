@@ -331,3 +331,9 @@ def _is_left(descriptor: int) -> bool:
     except OSError:
         return time.time() - os.fstat(descriptor).st_mtime > _LEFT_AFTER_S
     return True
+
+
+def is_module(path: Path) -> bool:
+    """Whether this names a function of a Python file."""
+    file, _, name = path.name.rpartition(":")
+    return file.endswith(".py") and name.isidentifier()

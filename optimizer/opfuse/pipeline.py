@@ -13,7 +13,6 @@ from opfuse.config import Config
 from opfuse.errors import CheckFailed, InputError
 from opfuse.files import check_output, scratch
 from opfuse.progress import Progress
-from opfuse.sharding.result import refuse_folders
 from opfuse.stages.report import (
     BENCH_SUFFIXES,
     COMPARISON_SUFFIXES,
@@ -101,7 +100,6 @@ def verify(a: Path, b: Path, config: Config, progress: Progress | None = None) -
     from opfuse.stages.verify import verify as compare
 
     check_reports(config, COMPARISON_SUFFIXES)
-    refuse_folders((a, b))
     with (progress or Progress()).stage("verify"):
         comparison = compare(a, b, config)
     if config.bisect and not comparison.passed and not comparison.refused:
@@ -121,7 +119,6 @@ def bench(
     from opfuse.stages.bench import require_gpu
 
     check_reports(config, BENCH_SUFFIXES)
-    refuse_folders((engine, *others))
     if any(path.suffix == ".onnx" for path in (engine, *others)):
         require_gpu()
     progress = progress or Progress()

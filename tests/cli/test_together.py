@@ -175,6 +175,10 @@ def test_a_folder_of_ranks_where_one_model_is_wanted(cli, folder, llama, words):
     result.refused(2, "holds the 2 ranks of a sharded model", "give --tp 2 too")
 
 
+def test_a_module_may_be_timed_beside_the_ranks(cli, folder):
+    assert cli("bench", folder, "--tp", 2, "--dry-run", "--vs", "module.py:make").code == 0
+
+
 def test_a_folder_of_ranks_beside_the_ranks(cli, folder):
     result = cli("bench", folder, "--tp", 2, "--vs", folder)
     result.refused(2, "holds the 2 ranks of a sharded model")

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto
 
 from opfuse.errors import EngineError, InputError, MissingComponent
+from opfuse.files import is_module
 from opfuse.runtime import torch_module
-from opfuse.stages.bench import _is_module
 from tests.runtime import host
 
 MODEL = """
@@ -115,4 +115,4 @@ def test_without_torch(tmp_path, monkeypatch):
     [("a/m.py:make", True), ("m.py:", False), ("m.py", False), ("m.engine:make", False)],
 )
 def test_what_names_a_module(path, module):
-    assert _is_module(Path(path)) is module
+    assert is_module(Path(path)) is module

@@ -11,8 +11,9 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
-from opfuse.files import file_hash
+from opfuse.files import file_hash, is_module
 from opfuse.progress import Progress
+from opfuse.sharding.result import refuse_folders
 
 if TYPE_CHECKING:
     from opfuse.runtime.timing import Measurement
@@ -42,14 +43,15 @@ def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
         EngineError: TensorRT refuses one, or dies on it.
         TimeLimit: ``config.time_limit`` has passed.
     """
+    refuse_folders(paths)
     first, *others = paths
     for path in paths:
-        if not path.is_file() and (path is first or not _is_module(path)):
+        if not path.is_file() and (path is first or not is_module(path)):
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
     require_gpu()
     found = [measured(first, config, progress)]
     for path in others:
-        if _is_module(path):
+        if is_module(path):
             found.append(_module(path, found[0], config, progress))
         else:
             found.append(measured(path, config, progress))
@@ -67,12 +69,6 @@ def require_gpu() -> None:
             f"opfuse bench runs engines on a GPU: {reason}",
             "run it on a machine with an NVIDIA GPU",
         )
-
-
-def _is_module(path: Path) -> bool:
-    """Whether this names a function of a Python file."""
-    file, _, name = path.name.rpartition(":")
-    return file.endswith(".py") and name.isidentifier()
 
 
 def _module(path: Path, like: Measurement, config: Config, progress: Progress) -> Measurement:

@@ -11,6 +11,7 @@ import numpy as np
 
 from opfuse.engine import gpu
 from opfuse.errors import EngineError, InputError, MissingComponent
+from opfuse.files import is_module
 from opfuse.graph.collectives import refuse_ranks as refuse_ranks_of
 from opfuse.runtime import alike, world
 from opfuse.runtime.bundle import Bundle, is_bundle, rank_in
@@ -103,7 +104,7 @@ def refuse_ranks(others: Sequence[Path]) -> None:
     """
     refuse_folders(others)
     for path in others:
-        if not path.is_file():
+        if not path.is_file() and not is_module(path):
             raise InputError(f"there is no {path}", "name an engine or a model")
         if (rank := rank_in(path)) is not None:
             raise InputError(

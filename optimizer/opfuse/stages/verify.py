@@ -17,6 +17,7 @@ from opfuse.numerics.shares import Parts
 from opfuse.numerics.whole import Comparison
 from opfuse.runtime import bundle
 from opfuse.runtime.origin import report_of
+from opfuse.sharding.result import refuse_folders
 from opfuse.stages.load import load, protect
 
 __all__ = ["Comparison", "verify"]
@@ -41,6 +42,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         EngineError: One of them kills the process that runs it.
         TimeLimit: ``config.time_limit`` has passed.
     """
+    refuse_folders((a, b))
     engines = [path for path in (a, b) if _is_engine(path)]
     if len(engines) == 2:
         raise InputError(
