@@ -1,0 +1,155 @@
+"""What TensorRT for RTX adds up in when a reduction's input and output are fp16 or bf16.
+
+`--precision` lets some sums be in the low type (precision/rules.py), which is right only where they
+accumulate in fp32 inside. Each case is one operator in one engine, run on the GPU, on values whose
+sum or whose squares are beyond fp16, and on a row of 65,536 values of one sign, in which a sum kept
+in the low type is off by far more than a rounding. A case passes where the result is finite and as
+near the exact one as a result that is rounded once. The exit code is 1 where one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from benchmarks.measure import versions, write
+from opfuse.engine import gpu, network
+from opfuse.engine.backend import Request
+from opfuse.runtime import Engine
+from opfuse.runtime.tensorrt import import_module
+
+Values = np.ndarray[Any, Any]
+TYPES = {"fp16": ("float16", np.dtype(np.float16), 2.0**-11)}
+TYPES["bf16"] = ("bfloat16", np.dtype(ml_dtypes.bfloat16), 2.0**-8)
+_ROUNDINGS = 1.6  # of the result: one, and what the order of the sum leaves in fp32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator: its node, its input, and what is exact.
+
+    Attributes:
+        node: In the syntax of ``onnx.parser``, from ``x`` to ``y``; what it reads beside ``x`` is
+            an initializer.
+        shape: Of ``x``.
+        middle: The mean of ``x``.
+        exact: ``y`` in fp64; None where it is as ``norm`` says.
+    """
+
+    node: str
+    shape: tuple[int, ...]
+    middle: float
+    exact: Callable[[Values], Values]
+
+
+def norm(*axes: int) -> Callable[[Values], Values]:
+    """A normalisation over ``axes``."""
+
+    def exact(x: Values) -> Values:
+        return np.asarray((x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True))
+
+    return exact
+
+
+def cases() -> Iterator[Case]:
+    """Means, sums, lengths, and norms over rows and over images."""
+    for last in (300, 4096, 65536):
+        rows = (8, last)
+        yield Case("ReduceMean (x, last)", rows, 3000.0, lambda x: x.mean(-1, keepdims=True))
+        yield Case("ReduceSum (x, last)", rows, 0.5, lambda x: x.sum(-1, keepdims=True))
+        yield Case("ReduceL1 (x, last)", rows, 0.5, lambda x: np.abs(x).sum(-1, keepdims=True))
+        yield Case("ReduceL2 (x, last)", rows, 200.0, lambda x: _length(x, -1))
+    for side in (56, 512):
+        image, yonder = (2, 16, side, side), (2, 3)
+        for node in ("ReduceMean (x, image)", "GlobalAveragePool (x)"):
+            yield Case(node, image, 3000.0, lambda x: x.mean(yonder, keepdims=True))
+        yield Case("ReduceL2 (x, image)", image, 200.0, lambda x: _length(x, yonder))
+        yield Case("InstanceNormalization (x, one16, nil16)", image, 100.0, norm(2, 3))
+    turned = (2, 56, 56, 16)  # channels last, as convnextv2 writes its response norm
+    yield Case("ReduceL2 (x, middle)", turned, 200.0, lambda x: _length(x, (1, 2)))
+    yield Case("ReduceMean (x, middle)", turned, 3000.0, lambda x: x.mean((1, 2), keepdims=True))
+    row = (8, 4096)
+    yield Case("LayerNormalization (x, one4096, nil4096)", row, 100.0, norm(-1))
+    pooled = "AveragePool <kernel_shape = [56, 56]> (x)"
+    yield Case(pooled, (2, 16, 56, 56), 3000.0, lambda x: x.mean((2, 3), keepdims=True))
+
+
+def _length(x: Values, axes: int | tuple[int, ...]) -> Values:
+    return np.asarray(np.sqrt((x * x).sum(axes, keepdims=True)))
+
+
+def main() -> int:
+    """Run every case in both types."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--build-only", action="store_true", help="where there is no GPU")
+    only = parser.parse_args().build_only
+    if not only and gpu.absent():
+        print(f"not run: {gpu.absent()}", file=sys.stderr)
+        return 3
+    rows: list[dict[str, Any]] = []
+    for precision in TYPES:
+        for case in cases():
+            row = {"type": precision, "node": case.node, "shape": case.shape, "mean": case.middle}
+            row |= measure(case, precision, only)
+            rows.append(row)
+            error = "built" if only else f"{row['error']:8.2e} {row['allowed']:8.2e} {row['ok']}"
+            print(f"{precision} {case.node:42} {list(case.shape)!s:22} {error}", flush=True)
+    if only:
+        return 0
+    facts = {"versions": versions(["opfuse"]), "gpu": str(gpu.current()), "rows": rows}
+    print(write("sums", facts))
+    return int(not all(row["ok"] for row in rows))
+
+
+def measure(case: Case, precision: str, build_only: bool) -> dict[str, Any]:
+    """The largest error of one case, relative to the exact value's size."""
+    _, dtype, unit = TYPES[precision]
+    values = case.middle + np.random.default_rng(0).standard_normal(case.shape)
+    if case.middle < 1:  # of one sign
+        values = np.random.default_rng(0).random(case.shape)
+    x = values.astype(dtype)
+    with tempfile.TemporaryDirectory() as name:
+        source, path = Path(name, "sum.onnx"), Path(name, "sum.engine")
+        onnx.save(model(case, precision), source)
+        network.build(import_module("tensorrt_rtx"), "tensorrt-rtx", Request(source, path, {}))
+        if build_only:
+            return {}
+        with Engine.load(path) as engine:
+            (found,) = engine.run({"x": x}).values()
+    exact = case.exact(x.astype(np.float64))
+    size = np.maximum(np.abs(exact), 1.0)
+    with np.errstate(invalid="ignore"):
+        error = float(np.max(np.abs(np.asarray(found).astype(np.float64) - exact) / size))
+    return {"error": error, "allowed": _ROUNDINGS * unit, "ok": error <= _ROUNDINGS * unit}
+
+
+def model(case: Case, precision: str) -> onnx.ModelProto:
+    """The one operator, typed: nothing is fused or converted."""
+    kind, dtype, _ = TYPES[precision]
+    inside = ", ".join(map(str, case.shape))
+    made = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 22]> one ({kind}[{inside}] x) => ({kind} y) '
+        f"{{ y = {case.node} }}"
+    )
+    axes = {"last": [-1], "image": [2, 3], "middle": [1, 2]}
+    weights = {name: np.array(value, np.int64) for name, value in axes.items()}
+    for size in (16, 4096):
+        weights |= {f"one{size}": np.ones(size, dtype), f"nil{size}": np.zeros(size, dtype)}
+    read = set(made.graph.node[0].input)
+    for name, value in weights.items():
+        if name in read:
+            made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return onnx.shape_inference.infer_shapes(made)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
