@@ -28,6 +28,7 @@ from opfuse.runtime import Engine
 from opfuse.runtime.tensorrt import import_module
 
 Values = np.ndarray[Any, Any]
+Exact = Callable[[Values], Values]
 TYPES = {"fp16": ("float16", np.dtype(np.float16), 2.0**-11)}
 TYPES["bf16"] = ("bfloat16", np.dtype(ml_dtypes.bfloat16), 2.0**-8)
 _ROUNDINGS = 1.6  # of the result: one, and what the order of the sum leaves in fp32
@@ -42,49 +43,55 @@ class Case:
             an initializer.
         shape: Of ``x``.
         middle: The mean of ``x``.
-        exact: ``y`` in fp64; None where it is as ``norm`` says.
+        exact: ``y`` in fp64.
     """
 
     node: str
     shape: tuple[int, ...]
     middle: float
-    exact: Callable[[Values], Values]
-
-
-def norm(*axes: int) -> Callable[[Values], Values]:
-    """A normalisation over ``axes``."""
-
-    def exact(x: Values) -> Values:
-        return np.asarray((x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True))
-
-    return exact
+    exact: Exact
 
 
 def cases() -> Iterator[Case]:
     """Means, sums, lengths, and norms over rows and over images."""
     for last in (300, 4096, 65536):
         rows = (8, last)
-        yield Case("ReduceMean (x, last)", rows, 3000.0, lambda x: x.mean(-1, keepdims=True))
-        yield Case("ReduceSum (x, last)", rows, 0.5, lambda x: x.sum(-1, keepdims=True))
-        yield Case("ReduceL1 (x, last)", rows, 0.5, lambda x: np.abs(x).sum(-1, keepdims=True))
-        yield Case("ReduceL2 (x, last)", rows, 200.0, lambda x: _length(x, -1))
+        yield Case("ReduceMean (x, last)", rows, 3000.0, mean(-1))
+        yield Case("ReduceSum (x, last)", rows, 0.5, total(-1))
+        yield Case("ReduceL1 (x, last)", rows, 0.5, total(-1))
+        yield Case("ReduceL2 (x, last)", rows, 200.0, length(-1))
     for side in (56, 512):
-        image, yonder = (2, 16, side, side), (2, 3)
-        for node in ("ReduceMean (x, image)", "GlobalAveragePool (x)"):
-            yield Case(node, image, 3000.0, lambda x: x.mean(yonder, keepdims=True))
-        yield Case("ReduceL2 (x, image)", image, 200.0, lambda x: _length(x, yonder))
+        image = (2, 16, side, side)
+        yield Case("ReduceMean (x, image)", image, 3000.0, mean(2, 3))
+        yield Case("GlobalAveragePool (x)", image, 3000.0, mean(2, 3))
+        yield Case("ReduceL2 (x, image)", image, 200.0, length(2, 3))
         yield Case("InstanceNormalization (x, one16, nil16)", image, 100.0, norm(2, 3))
     turned = (2, 56, 56, 16)  # channels last, as convnextv2 writes its response norm
-    yield Case("ReduceL2 (x, middle)", turned, 200.0, lambda x: _length(x, (1, 2)))
-    yield Case("ReduceMean (x, middle)", turned, 3000.0, lambda x: x.mean((1, 2), keepdims=True))
-    row = (8, 4096)
-    yield Case("LayerNormalization (x, one4096, nil4096)", row, 100.0, norm(-1))
+    yield Case("ReduceL2 (x, middle)", turned, 200.0, length(1, 2))
+    yield Case("ReduceMean (x, middle)", turned, 3000.0, mean(1, 2))
+    yield Case("LayerNormalization (x, one4096, nil4096)", (8, 4096), 100.0, norm(-1))
     pooled = "AveragePool <kernel_shape = [56, 56]> (x)"
-    yield Case(pooled, (2, 16, 56, 56), 3000.0, lambda x: x.mean((2, 3), keepdims=True))
+    yield Case(pooled, (2, 16, 56, 56), 3000.0, mean(2, 3))
 
 
-def _length(x: Values, axes: int | tuple[int, ...]) -> Values:
-    return np.asarray(np.sqrt((x * x).sum(axes, keepdims=True)))
+def mean(*axes: int) -> Exact:
+    """The mean over ``axes``, which stay."""
+    return lambda x: np.asarray(x.mean(axes, keepdims=True))
+
+
+def total(*axes: int) -> Exact:
+    """The sum over ``axes`` of what is not negative."""
+    return lambda x: np.asarray(x.sum(axes, keepdims=True))
+
+
+def length(*axes: int) -> Exact:
+    """The root of the sum of squares over ``axes``."""
+    return lambda x: np.asarray(np.sqrt((x * x).sum(axes, keepdims=True)))
+
+
+def norm(*axes: int) -> Exact:
+    """A normalisation over ``axes``."""
+    return lambda x: (x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True)
 
 
 def main() -> int:
