@@ -26,13 +26,14 @@ _EXACT = frozenset(
 # NumPy's last bit of these hangs on the vector instructions that the processor has (AVX-512's Pow
 # differs from AVX2's), so they are computed in double precision and rounded once.
 _INEXACT = frozenset(
-    {"Cos", "Erf", "Exp", "Log", "Pow", "ReduceL2", "ReduceSum", "Sigmoid", "Sin", "Tanh"}
+    {"Cos", "Erf", "Exp", "Log", "Pow", "ReduceL2", "ReduceSum", "Sigmoid", "Sin", "Softplus"}
+    | {"Tanh"}
 )
 
 # Each value of what they give comes from one value of the one tensor that they take.
 _EACH = frozenset(
     {"Abs", "Cast", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Neg", "Not", "Reciprocal"}
-    | {"Relu", "Sigmoid", "Sign", "Sin", "Sqrt", "Tanh"}
+    | {"Relu", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Tanh"}
 )
 
 
