@@ -52,6 +52,23 @@ def test_no_processor_folds_to_other_bits(op):
     assert np.array_equal(onnx.numpy_helper.to_array(result), exact[op].astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["c = Sin(b)", "a = Neg(b)\nc = Exp(a)", "a = Cast<to = 10>(b)\nc = Cast<to = 1>(a)"],
+)
+def test_what_is_computed_of_copies_of_a_constant_is_computed_once(text):
+    shape = "n = Shape<start = 0, end = 1>(x)\nat = Concat<axis = 0>(n, [4])\nb = Expand(w, at)\n"
+    outcome = folded(f"{shape}{text}\ny = Concat<axis = 1>(x, c)", w=(4,))
+    assert {"Sin", "Neg", "Exp", "Cast"}.isdisjoint(outcome.ops) and "Expand" in outcome.ops
+    outcome.same(*SIZES)
+
+
+def test_copies_of_what_is_no_constant_stay_before_what_is_computed_of_them():
+    text = "b = Expand(w, [3, 4])\nc = Sin(b)\ny = MatMul(x, c)"
+    outcome = folded(text, "T[S, 3] x, T[4] w", "T y")
+    assert outcome.ops == ["Expand", "Sin", "MatMul"]
+
+
 def test_an_input_that_is_left_out_keeps_nothing_from_being_folded():
     outcome = folded("a = Clip(w, , 2.0)\nb = Exp(a)\ny = Mul(x, b)", w=(4,))
     assert outcome.ops == ["Mul"]

@@ -26,7 +26,14 @@ _EXACT = frozenset(
 # NumPy's last bit of these hangs on the vector instructions that the processor has (AVX-512's Pow
 # differs from AVX2's), so they are computed in double precision and rounded once.
 _INEXACT = frozenset(
-    {"Cos", "Erf", "Exp", "Log", "Pow", "ReduceL2", "ReduceSum", "Sigmoid", "Sin", "Tanh"}
+    {"Cos", "Erf", "Exp", "Log", "Pow", "ReduceL2", "ReduceSum", "Sigmoid", "Sin", "Softplus"}
+    | {"Tanh"}
+)
+
+# Each value of what they give comes from one value of the one tensor that they take.
+_EACH = frozenset(
+    {"Abs", "Cast", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Neg", "Not", "Reciprocal"}
+    | {"Relu", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Tanh"}
 )
 
 
@@ -74,6 +81,18 @@ def computable(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
         return None
     result = _evaluate(rewriter, node)
     return None if result is None else rewriter.constant(node.outputs[0], result)
+
+
+def of_copies(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Compute of a constant what is computed of copies of it, and copy that.
+
+    Exporters write angles of positions that are known for a batch that is not.
+    """
+    copies = edit.producer(node.inputs[0]) if node.op in _EACH and node.inputs else None
+    if copies is None or copies.op != "Expand" or not _small(copies.inputs[0]):
+        return None
+    once = rewriter.emit(node.op, [copies.inputs[0]], node.attrs, node.outputs[0])
+    return rewriter.emit("Expand", [once, copies.inputs[1]], {}, node.outputs[0])
 
 
 def split(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:

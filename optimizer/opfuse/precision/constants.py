@@ -45,6 +45,7 @@ class Weights:
         self._limits, self._name, self._base_dir = LIMITS[low], name, base_dir
         # The constant is kept beside its verdict: a freed one's id would be given out again.
         self._known: dict[int, tuple[gs.Constant, str, bool]] = {}
+        self._ranges: dict[int, tuple[gs.Constant, float, float]] = {}
 
     def refusal(self, constant: gs.Constant) -> str:
         """Return why ``constant``, which is fp32, cannot be cast; "" where it can."""
@@ -53,6 +54,20 @@ class Weights:
     def is_tiny(self, constant: gs.Constant) -> bool:
         """Whether it is refused because most of its values would lose their digits, or be 0."""
         return self._judged(constant)[1]
+
+    def has_sign(self, constant: gs.Constant, sign: int) -> bool:
+        """Whether none of its values has the other sign than ``sign``, 1 or -1."""
+        if id(constant) not in self._ranges:
+            ends = [
+                (float(values.min()), float(values.max()))
+                for values in pieces(constant, self._base_dir)
+                if values.size
+            ]
+            lowest = min((low for low, _ in ends), default=0.0)
+            highest = max((high for _, high in ends), default=0.0)
+            self._ranges[id(constant)] = constant, lowest, highest
+        _, lowest, highest = self._ranges[id(constant)]
+        return lowest >= 0 if sign > 0 else highest <= 0
 
     def _judged(self, constant: gs.Constant) -> tuple[str, bool]:
         if id(constant) not in self._known:

@@ -16,6 +16,7 @@ from opfuse.graph.pattern import OPFUSE
 from opfuse.precision import rules
 from opfuse.precision.constants import LIMITS, Weights
 from opfuse.precision.signature import Signature
+from opfuse.precision.signs import Signs
 from opfuse.precision.types import FLOATS
 
 
@@ -36,6 +37,8 @@ class Verdict:
 # a scale of 1e-6, and 3e-8 of a product) is below the last digit of the sum.
 _FAR, _BESIDE = 128.0, 2.0**-10
 _FULL = 2.0**-4  # of a result: an epsilon below fp16's normal numbers is none of its digits
+_EXPONENT = 9.0  # e to it is the margin
+_MILD = frozenset({"Exp", "Pow", "Softplus"})  # in some cases
 _IMAGES = 4  # axes: batch, channels, height, width
 _EITHER = Verdict(None)
 _LOW = Verdict(True)
@@ -60,7 +63,7 @@ class Judge:
         """
         self._low, self._facts, self._weights = low, facts, weights
         self._ranges, self._exact, self._limits = ranges, exact, LIMITS[low]
-        self._ends = ends
+        self._ends, self._signs = ends, Signs(facts, weights)
         self._products = {
             name
             for name, function in functions.items()
@@ -88,12 +91,12 @@ class Judge:
             return Verdict(False, "TensorRT does not build it in that type", kept=True)
         if node.op in rules.PRODUCTS:
             return _LOW
-        if node.op == "Pow" and self._is_mild(node):
+        if node.op in _MILD and self._is_mild(node):
             return _EITHER
         if node.op in rules.IN_FP32:
             return Verdict(False, rules.IN_FP32[node.op], kept=True)
         if node.op in rules.REDUCTIONS:
-            long = self._is_long(node) and not self._pools(node)
+            long = node.op != "ReduceMean" and self._is_long(node)
             return Verdict(False, rules.SUMS, kept=True) if long else _EITHER
         if node.op in rules.EITHER:
             return _EITHER
@@ -182,12 +185,21 @@ class Judge:
         return "computes with quantised values" if quantised else ""
 
     def _is_mild(self, node: gs.Node) -> bool:
-        """Whether a power is a root, a square, or a cube; the ranges see whether it overflows."""
+        """Whether an operator that may grow fast does not.
+
+        So are a root, a square, or a cube; an exponential of what is never positive, which is off
+        by a rounding of 1 at most; and a softplus, whose slope is below 1, where no runtime's
+        exponential in it overflows. The ranges see whether the result does.
+        """
+        if node.op == "Exp":
+            return self._signs.never_positive(node.inputs[0])
+        if node.op == "Softplus":
+            return 0 < self._largest(node.inputs[0]) <= _EXPONENT
         value = self._facts.value(node.inputs[1])
         return value is not None and all(item in (0.5, 1, 2, 3) for item in value.ravel())
 
     def _is_long(self, node: gs.Node) -> bool:
-        """Whether a reduction adds up many values, or nobody knows how many."""
+        """Whether a sum is of more values than were tried, or of as many as an input is long."""
         terms = self._terms(node)
         return terms is None or terms > rules.LONG
 

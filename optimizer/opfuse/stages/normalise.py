@@ -61,7 +61,8 @@ def normalise(source: Source) -> Normal:
     facts = begin(graph)
     for sweep in range(_SWEEPS):
         rewriter = Rewriter(graph, facts)
-        rewriter.run(rules, (folding.known, folding.computable, folding.Common()))
+        everywhere = (folding.known, folding.computable, folding.of_copies, folding.Common())
+        rewriter.run(rules, everywhere)
         edit.sweep(graph)
         equal = equal_sizes(graph, facts) if sweep == 0 else {}
         branched = take_branches(graph, facts)

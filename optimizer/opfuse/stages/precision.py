@@ -19,6 +19,7 @@ from opfuse.graph.inferred import value_types
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.weights import DerivedValues
 from opfuse.numerics import stored
+from opfuse.numerics.astray import Astray
 from opfuse.numerics.chunks import LIMIT
 from opfuse.numerics.compare import TOLERANCE, Array
 from opfuse.numerics.handover import Handover
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _TASK = "the conversion"
 _LARGEST = 5.0  # of one value, in tolerances
 _SHOWN = 12  # layers in a message
+_FRESH = 1  # the ranges are those of the seed itself: the result has to hold for other inputs
 _OTHER = {
     "fp16": "--precision bf16 has fewer digits and more range",
     "bf16": "--precision fp16 has more digits and less range",
@@ -117,20 +119,34 @@ def judge(
         merged = _derived(fused.graph, source.base_dir)
         converted = handover.subject(model, source.base_dir, merged)
         pair = (handover.subject(source.proto, source.base_dir), replace(converted, rounds=True))
+        shapes = dict(config.opt_shapes)
         comparison: Comparison = _in_child(
             "opfuse.numerics.whole:compare_models",
-            (*pair, config.seed, rtol, dict(config.opt_shapes), LIMIT, samples),
+            (*pair, config.seed + _FRESH, rtol, shapes, LIMIT, samples),
             config,
             progress,
         )
-    if not _passed(comparison, rtol):
-        error = comparison.refused or f"relative error {comparison.max_rel_err:.1e}"
-        raise CheckFailed(
-            f"{source.path}: in {config.precision} the model does not compute what it did: {error}",
-            f"--rtol allows more, {_OTHER[config.precision]}; "
-            "--no-prove writes the result all the same",
-        )
-    return replace(precision, comparison=comparison)
+        if _passed(comparison, rtol):
+            return replace(precision, comparison=comparison)
+        where: Astray | None = None
+        if not comparison.refused:
+            asked = (converted, config.seed + _FRESH, rtol, shapes, samples)
+            where = _in_child("opfuse.numerics.astray:astray", asked, config, progress)
+    error = comparison.refused or f"relative error {comparison.max_rel_err:.1e}"
+    raise CheckFailed(
+        f"{source.path}: in {config.precision} the model does not compute what it did: {error}"
+        f"{_place(where, fused)}",
+        f"--rtol allows more, {_OTHER[config.precision]}; "
+        "--no-prove writes the result all the same",
+    )
+
+
+def _place(where: Astray | None, fused: Fused) -> str:
+    """Name the layer of the user's model that a conversion goes wrong at."""
+    if where is None:
+        return ""
+    owner = fused.user.owner(where.tensor, where.op)
+    return f"; it begins at {owner.label if owner else where.tensor}: {where.told}"
 
 
 def check_engine(engine: EngineInfo, precision: Precision) -> None:
