@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from opfuse.runtime.meeting import Meeting, RankLost
 from opfuse.runtime.world import World
 from tests.runtime.ports import free_port
+
+SOURCE = Path(sys.modules["opfuse"].__file__).parent.parent
 
 
 def worlds(size, port=None, job="job"):
@@ -127,3 +134,44 @@ def test_a_rank_of_this_job_that_is_there_already(met):
         for one in (first, *both):
             if one.exception() is None:
                 one.result().leave()
+
+
+MEET = """
+import os
+from opfuse.runtime import world
+from opfuse.runtime.meeting import Meeting
+meeting = Meeting(world.find(), 60)
+words = meeting.exchange(os.environ["START"].encode())
+meeting.exchange(b"")
+meeting.leave()
+print(f"{meeting.world.rank} {meeting.world.local_rank} {b' '.join(words).decode()}")
+"""
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "mpiexec"])
+def test_an_mpi_that_is_here_starts_ranks_that_meet(launcher):
+    """Two starts at once: those of one meet nobody of the other."""
+    if (program := shutil.which(launcher)) is None:
+        pytest.skip(f"not run: there is no {launcher}")
+    known = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OPFUSE_JOB")
+    bare = {name: text for name, text in os.environ.items() if name not in known}
+    bare |= dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    # Open MPI counts processors, under two names in its versions.
+    bare["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    bare |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PYTHONPATH": str(SOURCE)}
+    starts = [
+        subprocess.Popen(
+            [program, "-n", "3", sys.executable, "-c", MEET],
+            env={**bare, "START": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    for name, start in zip("ab", starts, strict=True):
+        out, err = start.communicate(timeout=120)
+        assert start.returncode == 0, err
+        ranks, places, *words = zip(*(line.split() for line in out.splitlines()), strict=True)
+        assert sorted(ranks) == sorted(places) == ["0", "1", "2"]  # not always alike
+        assert words == [(name,) * 3] * 3
