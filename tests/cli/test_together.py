@@ -116,6 +116,7 @@ def test_a_rank_beside_the_ranks(cli, folder):
 def test_a_launcher_of_another_number(cli, folder, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     cli("bench", folder, "--tp", 2).refused(2, "3 processes were started for 2 ranks")
 
 
