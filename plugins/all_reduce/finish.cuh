@@ -6,10 +6,10 @@
 namespace opfuse {
 
 // What follows the sum over ranks.
-template <class T, int kItems>
+template <class T, int kItems, class Team>
 class Finish {
   public:
-    __device__ Finish(Reduction<T> const& call, Walk<T, kItems> const& walk, device::Team& team)
+    __device__ Finish(Reduction<T> const& call, Walk<T, kItems> const& walk, Team& team)
         : call_(call), walk_(walk), team_(team), share_(device::settled(1.f / call.cols)) {}
 
     // Once, behind wait_for_previous(): weights are on their way while other ranks are waited for.
@@ -51,11 +51,14 @@ class Finish {
             if constexpr (kItems > 0) kept_[item] = made;
         });
         if (call_.norm == Norm::kNone) return;
-        float mean = 0.f;
-        if (call_.norm == Norm::kLayer)
-            mean = total(row, [](float value) { return value; }) * share_;
-        auto const square = [mean](float value) { return (value - mean) * (value - mean); };
-        float const scale = rsqrtf(total(row, square) * share_ + call_.epsilon);
+        float mean = 0.f, scale = 0.f;
+#pragma unroll 1
+        for (bool of_squares : {false, true}) {
+            if (!of_squares && call_.norm != Norm::kLayer) continue;
+            float const found = average(row, mean, of_squares);
+            (of_squares ? scale : mean) = found;
+        }
+        scale = rsqrtf(scale + call_.epsilon);
         walk_.each([&](int part, int item) {
             Place const place = walk_.place(row, part);
             auto const gamma = kItems == 1 ? gamma_ : parameter_at<T>(call_.gamma, place);
@@ -77,22 +80,24 @@ class Finish {
             return load_at(call_.sum, place);
     }
 
-    template <class Term>
-    __device__ float total(int64_t row, Term term) {
+    // Of the sums of a row, or of the squares of what they differ from `mean`.
+    __device__ float average(int64_t row, float mean, bool of_squares) {
         float own = 0.f;
         walk_.each([&](int part, int item) {
             Place const place = walk_.place(row, part);
             auto const wide = device::widen(again(place, item));
 #pragma unroll
-            for (int i = 0; i < kVecOf<T>; ++i)
-                if (i < place.count) own += term(wide.at[i]);
+            for (int i = 0; i < kVecOf<T>; ++i) {
+                float const off = wide.at[i] - mean;
+                if (i < place.count) own += of_squares ? off * off : wide.at[i];
+            }
         });
-        return team_.sum(own);
+        return team_.sum(own) * share_;
     }
 
     Reduction<T> const& call_;
     Walk<T, kItems> const& walk_;
-    device::Team& team_;
+    Team& team_;
     float const share_;
     VecOf<T> kept_[kItems > 0 ? kItems : 1];
     device::Vec<float, kVecOf<T>> gamma_;  // one item has the same columns of every row

@@ -14,11 +14,11 @@ namespace opfuse {
 // ---- kernels
 
 template <class T, int kItems>
-__global__ void __launch_bounds__(tuning::most_lanes(1))
+__global__ void __launch_bounds__(tuning::kMostLanes)
     alone_kernel(__grid_constant__ Reduction<T> const call, bool aligned) {
-    device::Team team;
+    device::TeamOf<device::Reach::kBlock> team;
     Walk<T, kItems> const walk(call, aligned, team);
-    Finish<T, kItems> finish(call, walk, team);
+    Finish finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
     finish.fetch();
@@ -31,13 +31,13 @@ __global__ void __launch_bounds__(tuning::most_lanes(1))
 
 // An inbox holds x of all other ranks, one behind another.  A row is sent while the one ahead of it
 // is waited for.
-template <class T, int kItems, int kRanks>
-__global__ void __launch_bounds__(tuning::most_lanes(kRanks))
+template <class T, int kItems, int kRanks, int kLanes>
+__global__ void __launch_bounds__(kLanes)
     one_shot_kernel(__grid_constant__ Reduction<T> const call,
                     __grid_constant__ device::Peers const peers, bool aligned) {
     device::Team team;
     Walk<T, kItems> const walk(call, aligned, team);
-    Finish<T, kItems> finish(call, walk, team);
+    Finish finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
     device::Mail mail(peers);
@@ -55,14 +55,15 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
         });
     };
     int const shift = __ffs(team.blocks()) - 1;  // a power of two
-    int64_t const step = gridDim.x >> shift;
-    int64_t row = blockIdx.x >> shift;
-    send_row(row);
-    mail.settle();
-    finish.fetch();
+    int64_t const step = gridDim.x >> shift, first = blockIdx.x >> shift;
     uint4* const inbox = mail.inbox(mail.rank());
-    for (; row < call.rows; row += step) {
+    for (int64_t row = first - step; row < call.rows; row += step) {
         if (row + step < call.rows) send_row(row + step);
+        if (row < first) {
+            mail.settle();
+            finish.fetch();
+            continue;
+        }
         finish.row(row, [&](int part, Place const& place) {
             auto const own = load_at(call.x, place);
             auto const residual = finish.residual(place);
@@ -76,13 +77,13 @@ __global__ void __launch_bounds__(tuning::most_lanes(kRanks))
 
 // Rows go in groups of one a rank, who adds it up.  An inbox holds the others' x of its rows, and
 // behind them the sums of all rows.
-template <class T, int kItems>
-__global__ void __launch_bounds__(tuning::most_lanes(device::kMostRanks))
+template <class T, int kItems, int kRanks, int kLanes>
+__global__ void __launch_bounds__(kLanes)
     two_shot_kernel(__grid_constant__ Reduction<T> const call,
                     __grid_constant__ device::Peers const peers, bool aligned) {
-    device::Team team;
+    device::TeamOf<device::Reach::kBlock> team;
     Walk<T, kItems> const walk(call, aligned, team);
-    Finish<T, kItems> finish(call, walk, team);
+    Finish finish(call, walk, team);
     device::let_next_start();
     device::wait_for_previous();
     device::Mail mail(peers);
@@ -93,49 +94,63 @@ __global__ void __launch_bounds__(tuning::most_lanes(device::kMostRanks))
         return group * others * walk.parts() + part;
     };
     auto const send_group = [&](int64_t group) {
-        for (int i = 1; i < ranks; ++i) {
-            int const to = (mail.rank() + i) % ranks;
-            int64_t const row = group * ranks + to;
-            if (row >= call.rows) continue;
-            walk.each([&](int part, int) {
-                uint4 const own = bits_of<T>(load_at(call.x, walk.place(row, part)));
-                device::send(mail.inbox(to) + place_of(group, part) +
-                                 static_cast<int64_t>(mail.place_at(to)) * walk.parts(),
-                             own);
-            });
-        }
+        walk.each([&](int part, int) {
+            uint4 own[kRanks];
+#pragma unroll
+            for (int i = 1; i < kRanks; ++i) {
+                int64_t const row = group * ranks + (mail.rank() + i) % ranks;
+                if (i < ranks && row < call.rows)
+                    own[i] = bits_of<T>(load_at(call.x, walk.place(row, part)));
+            }
+#pragma unroll
+            for (int i = 1; i < kRanks; ++i) {
+                int const to = (mail.rank() + i) % ranks;
+                if (i < ranks && group * ranks + to < call.rows)
+                    device::send(mail.inbox(to) + place_of(group, part) +
+                                     static_cast<int64_t>(mail.place_at(to)) * walk.parts(),
+                                 own[i]);
+            }
+        });
     };
-    int64_t group = blockIdx.x;
-    send_group(group);
-    mail.settle();
-    finish.fetch();
     uint4* const inbox = mail.inbox(mail.rank());
-    for (; group < groups; group += gridDim.x) {
-        if (group + gridDim.x < groups) send_group(group + gridDim.x);
+    auto const add_up_group = [&](int64_t group) {
         int64_t const row = group * ranks + mail.rank();
-        if (row < call.rows)
-            finish.row(row, [&](int part, Place const& place) {
-                auto const own = load_at(call.x, place);
-                auto const residual = finish.residual(place);
-                uint4 got[device::kMostRanks - 1];
-                mail.take(got, inbox + place_of(group, part), walk.parts(), others);
-                auto const sum = finish.round(add_up<T>(mail, own, got), residual, place);
-                for (int i = 1; i < ranks; ++i) {
-                    int const to = (mail.rank() + i) % ranks;
-                    device::send(mail.inbox(to) + sums + row * walk.parts() + part,
-                                 bits_of<T>(sum));
-                }
-                return sum;
-            });
+        if (row >= call.rows) return;
+        finish.row(row, [&](int part, Place const& place) {
+            auto const own = load_at(call.x, place);
+            auto const residual = finish.residual(place);
+            uint4 got[kRanks - 1];
+            mail.take(got, inbox + place_of(group, part), walk.parts(), others);
+            auto const sum = finish.round(add_up<T>(mail, own, got), residual, place);
+            for (int i = 1; i < ranks; ++i) {
+                int const to = (mail.rank() + i) % ranks;
+                device::send(mail.inbox(to) + sums + row * walk.parts() + part, bits_of<T>(sum));
+            }
+            return sum;
+        });
+    };
+    auto const collect_group = [&](int64_t group) {
+#pragma unroll 1
         for (int i = 1; i < ranks; ++i) {
-            int64_t const theirs = group * ranks + (mail.rank() + i) % ranks;
-            if (theirs >= call.rows) continue;
-            finish.row(theirs, [&](int part, Place const&) {
+            int64_t const row = group * ranks + (mail.rank() + i) % ranks;
+            if (row >= call.rows) continue;
+            finish.row(row, [&](int part, Place const&) {
                 uint4 got[1];
-                mail.take(got, inbox + sums + theirs * walk.parts() + part, 0, 1);
+                mail.take(got, inbox + sums + row * walk.parts() + part, 0, 1);
                 return vector_of<T>(got[0]);
             });
         }
+    };
+    int64_t const first = blockIdx.x, step = gridDim.x;
+    for (int64_t group = first - step; group < groups; group += step) {
+        if (group + step < groups) send_group(group + step);
+        if (group < first) {
+            mail.settle();
+            finish.fetch();
+            continue;
+        }
+        add_up_group(group);
+        collect_group(group);
     }
 }
 
@@ -215,20 +230,29 @@ int64_t parts_of(Reduction<T> const& call) {
     return (call.cols + kVecOf<T> - 1) / kVecOf<T>;
 }
 
-// `run(std::integral_constant<int, kItems>, lanes)`, for rows on `cluster` blocks.  What a block of
-// 1024 threads does not keep as one item a thread, it reads back.
-template <int kRanks, class Run>
-cudaError_t with_items(int64_t parts, int cluster, Run run) {
-    constexpr int kMostLanes = tuning::most_lanes(kRanks);
-    auto const lanes = [&](int items) {
-        int const warp = 32 * items * cluster;
-        return static_cast<int>((parts + warp - 1) / warp * 32);
-    };
-    if (parts <= kMostLanes * cluster) return run(std::integral_constant<int, 1>{}, lanes(1));
-    if constexpr (kMostLanes < 1024)
-        if (parts <= 2 * kMostLanes * cluster)
-            return run(std::integral_constant<int, 2>{}, lanes(2));
-    return run(std::integral_constant<int, 0>{}, kMostLanes);
+// What a kernel is made for.  A thread keeps kItems parts of a row: one, or none, where it reads
+// back what it stored.
+template <int kItemsOfThread, int kMostRanks, int kMostLanes>
+struct Form {
+    static constexpr int kItems = kItemsOfThread, kRanks = kMostRanks, kLanes = kMostLanes;
+};
+
+// `run(form, lanes)`, for rows on `cluster` blocks; kHasTwo where two ranks have a form of their
+// own.
+template <class T, bool kHasTwo, class Run>
+cudaError_t with_form(int ranks, int64_t parts, int cluster, Run run) {
+    using tuning::kMostLanes, tuning::kLanesForMany;
+    int64_t const warp = 32 * cluster, lanes = (parts + warp - 1) / warp * 32;
+    auto const count = static_cast<int>(lanes);
+    // Few models speak float over ranks: one form for all.
+    if constexpr (sizeof(T) < sizeof(float)) {
+        if constexpr (kHasTwo)
+            if (ranks == 2 && lanes <= kMostLanes) return run(Form<1, 2, kMostLanes>{}, count);
+        if (ranks <= 4 && lanes > kLanesForMany && lanes <= kMostLanes)
+            return run(Form<1, 4, kMostLanes>{}, count);
+    }
+    if (lanes <= kLanesForMany) return run(Form<1, device::kMostRanks, kLanesForMany>{}, count);
+    return run(Form<0, device::kMostRanks, kLanesForMany>{}, kLanesForMany);
 }
 
 // Blocks of a cluster on one row: several, where few rows would leave most of the GPU idle.
@@ -242,15 +266,18 @@ cudaError_t blocks_of_row(Reduction<T> const& call, int& blocks) {
     return status;
 }
 
-// Calls `run` with as many rows at once as `most` says.
+// Calls `run` with as many rows at once as `most` says, in slices as alike as multiples of `unit`
+// can be; `most` is one.
 template <class T, class Run>
-cudaError_t in_slices(Reduction<T> call, int64_t most, Run run) {
+cudaError_t in_slices(Reduction<T> call, int64_t most, int64_t unit, Run run) {
     int64_t const rows = call.rows;
     if (most < 1) return cudaErrorInvalidValue;
-    for (int64_t first = 0; first < rows; first += most) {
-        call.rows = std::min(most, rows - first);
+    int64_t const slices = (rows + most - 1) / most;
+    int64_t const each = (rows + slices * unit - 1) / (slices * unit) * unit;
+    for (int64_t first = 0; first < rows; first += each) {
+        call.rows = std::min(each, rows - first);
         if (cudaError_t const status = run(call); status != cudaSuccess) return status;
-        int64_t const done = most * call.cols;
+        int64_t const done = each * call.cols;
         call.x += done, call.y += done, call.count -= done;
         if (call.norm != Norm::kNone) call.residual += done, call.sum += done;
     }
@@ -260,11 +287,11 @@ cudaError_t in_slices(Reduction<T> call, int64_t most, Run run) {
 template <class T>
 cudaError_t reduce_alone(Reduction<T> const& call, cudaStream_t stream) {
     if (call.rows == 0 || call.cols == 0) return cudaSuccess;
-    auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
-        return launch_resident(alone_kernel<T, kItems>, call.rows, lanes, 1, stream, call,
-                               is_aligned(call));
-    };
-    return with_items<1>(parts_of(call), 1, launch);
+    int64_t const lanes = (parts_of(call) + 31) / 32 * 32;
+    bool const keeps = lanes <= tuning::kMostLanes;
+    return launch_resident(keeps ? alone_kernel<T, 1> : alone_kernel<T, 0>, call.rows,
+                           keeps ? static_cast<int>(lanes) : tuning::kMostLanes, 1, stream, call,
+                           is_aligned(call));
 }
 
 template <class T>
@@ -276,17 +303,13 @@ cudaError_t reduce_one_shot(Reduction<T> const& reduction, device::Peers const& 
     int cluster = 1;
     if (cudaError_t const status = blocks_of_row(reduction, cluster); status != cudaSuccess)
         return status;
-    auto const with_ranks = [&]<int kRanks>(std::integral_constant<int, kRanks>) {
-        auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
-            return in_slices(reduction, most, [&](Reduction<T> const& call) {
-                return launch_resident(one_shot_kernel<T, kItems, kRanks>, call.rows * cluster,
-                                       lanes, cluster, stream, call, peers, is_aligned(call));
-            });
-        };
-        return with_items<kRanks>(parts, cluster, launch);
-    };
-    if (peers.size == 2) return with_ranks(std::integral_constant<int, 2>{});
-    return with_ranks(std::integral_constant<int, device::kMostRanks>{});
+    return with_form<T, true>(peers.size, parts, cluster, [&]<class Form>(Form, int lanes) {
+        return in_slices(reduction, most, 1, [&](Reduction<T> const& call) {
+            return launch_resident(one_shot_kernel<T, Form::kItems, Form::kRanks, Form::kLanes>,
+                                   call.rows * cluster, lanes, cluster, stream, call, peers,
+                                   is_aligned(call));
+        });
+    });
 }
 
 template <class T>
@@ -295,13 +318,13 @@ cudaError_t reduce_two_shot(Reduction<T> const& reduction, device::Peers const& 
     if (reduction.rows == 0 || reduction.cols == 0) return cudaSuccess;
     int64_t const parts = parts_of(reduction), ranks = peers.size;
     int64_t const groups = device::kInboxVectors / (2 * ranks - 1) / parts;
-    auto const launch = [&]<int kItems>(std::integral_constant<int, kItems>, int lanes) {
-        return in_slices(reduction, groups * ranks, [&](Reduction<T> const& call) {
-            return launch_resident(two_shot_kernel<T, kItems>, (call.rows + ranks - 1) / ranks,
-                                   lanes, 1, stream, call, peers, is_aligned(call));
+    return with_form<T, false>(peers.size, parts, 1, [&]<class Form>(Form, int lanes) {
+        return in_slices(reduction, groups * ranks, ranks, [&](Reduction<T> const& call) {
+            return launch_resident(two_shot_kernel<T, Form::kItems, Form::kRanks, Form::kLanes>,
+                                   (call.rows + ranks - 1) / ranks, lanes, 1, stream, call, peers,
+                                   is_aligned(call));
         });
-    };
-    return with_items<device::kMostRanks>(parts, 1, launch);
+    });
 }
 
 template <class Element>

@@ -43,7 +43,8 @@ class Walk {
   public:
     static constexpr int kVec = kVecOf<T>;
 
-    __device__ Walk(Reduction<T> const& call, bool aligned, device::Team const& team)
+    template <class Team>
+    __device__ Walk(Reduction<T> const& call, bool aligned, Team const& team)
         : lane_(team.lane()),
           lanes_(team.lanes()),
           cols_(static_cast<int>(call.cols)),
@@ -82,23 +83,38 @@ class Walk {
     bool const aligned_;
 };
 
+// What does not lie on 16 bytes goes element by element, through the front of a vector that moves
+// on: a loop that is not unrolled, since every kernel has many of these.
+template <class Element, int kVec>
+__device__ void push_front(device::Vec<Element, kVec>& vector, Element const& element) {
+#pragma unroll
+    for (int i = kVec - 1; i > 0; --i) vector.at[i] = vector.at[i - 1];
+    vector.at[0] = element;
+}
+
+template <class Element, int kVec>
+__device__ Element pop_front(device::Vec<Element, kVec>& vector) {
+    Element const element = vector.at[0];
+#pragma unroll
+    for (int i = 1; i < kVec; ++i) vector.at[i - 1] = vector.at[i];
+    return element;
+}
+
 // Zeros where nothing exists.
 template <class T>
 __device__ VecOf<T> load_at(T const* data, Place const& place) {
     if (place.aligned) return device::load<kVecOf<T>>(data + place.first, 0);
     VecOf<T> out{};
-#pragma unroll
-    for (int i = 0; i < kVecOf<T>; ++i)
-        if (i < place.count) out.at[i] = data[place.first + i];
+#pragma unroll 1
+    for (int i = place.count - 1; i >= 0; --i) push_front(out, data[place.first + i]);
     return out;
 }
 
 template <class T>
-__device__ void store_at(T* data, Place const& place, VecOf<T> const& vector) {
+__device__ void store_at(T* data, Place const& place, VecOf<T> vector) {
     if (place.aligned) return device::store(data + place.first, 0, vector);
-#pragma unroll
-    for (int i = 0; i < kVecOf<T>; ++i)
-        if (i < place.count) data[place.first + i] = vector.at[i];
+#pragma unroll 1
+    for (int i = 0; i < place.count; ++i) data[place.first + i] = pop_front(vector);
 }
 
 template <class T>
@@ -106,9 +122,9 @@ __device__ device::Vec<float, kVecOf<T>> parameter_at(device::Parameter data, Pl
     device::Vec<float, kVecOf<T>> out{};
     if (!data.data) return out;
     if (place.aligned) return device::load_parameter<T, kVecOf<T>>(data, place.column / kVecOf<T>);
-#pragma unroll
-    for (int i = 0; i < kVecOf<T>; ++i)
-        if (i < place.count) out.at[i] = device::load_parameter<T, 1>(data, place.column + i).at[0];
+#pragma unroll 1
+    for (int i = place.count - 1; i >= 0; --i)
+        push_front(out, device::load_parameter<T, 1>(data, place.column + i).at[0]);
     return out;
 }
 
