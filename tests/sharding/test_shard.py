@@ -279,6 +279,18 @@ def test_a_part_is_taken_out_of_what_stays_whole(tmp_path):
     assert "Slice" in made.ops()
 
 
+def test_a_projection_in_front_of_the_first_layer_costs_it_nothing(tmp_path):
+    """By itself the layer's first product is worth a sum behind it; the residual needs it whole."""
+    text = "f = MatMul(x, p)\ne = Add(f, q)\nh = MatMul(e, w)\na = Abs(h)\nm = MatMul(a, v)\n"
+    weights = {**MLP_WEIGHTS, "p": (6, 6), "q": (6,)}
+    made = cut(model(text + "y = Add(m, e)\n", "T[B, S, 6] x", weights=weights), 2, tmp_path)
+    made.same(*ROWS)
+    assert made.products() == [("column", (6, 4)), ("row", (4, 6))]
+    assert made.plan.collectives["AllReduce"] == 1
+    (reason,) = made.reasons()
+    assert "by columns: nothing behind it takes a part" in reason
+
+
 def test_a_weight_that_two_layers_share_is_cut_once(tmp_path):
     text = MLP.replace("y =", "m =") + "h2 = MatMul(m, w)\na2 = Tanh(h2)\ny = MatMul(a2, v)\n"
     made = cut(model(text, "T[B, S, 6] x", weights=MLP_WEIGHTS), 2, tmp_path)

@@ -45,11 +45,25 @@ def choose(spreader: Spreader, outputs: Mapping[int, Shard]) -> Choice:
         outputs: Parts of graph outputs that are wanted, by the tensor's id.
     """
     nodes = list(spreader.graph.nodes)
+    lost: dict[int, str] = {}
+    while True:
+        rows, left = _wanted(spreader, nodes, lost)
+        spread = spreader.spread(rows, nodes, outputs, whole=rows.keys())
+        now = {id(n): _NEITHER.format(_why(n, spread)) for n in nodes if _starves(n, rows, spread)}
+        if not now:
+            return Choice(frozenset(rows), spread, _told(nodes, spread, left))
+        lost |= now  # without them others may be worth it: what they would have summed is whole
+
+
+def _wanted(
+    spreader: Spreader, nodes: list[gs.Node], lost: Mapping[int, str]
+) -> tuple[dict[int, Local], dict[int, str]]:
+    """Each product that is worth it by itself but those in ``lost``, and why the others are not."""
     rows: dict[int, Local] = {}
     columns: set[int] = set()
-    left: dict[int, str] = {}
+    left = dict(lost)
     for index, node in enumerate(nodes):
-        if id(node) in columns or not is_product(node):
+        if id(node) in columns or id(node) in lost or not is_product(node):
             continue
         try:
             how = row(spreader.view(node))
@@ -65,25 +79,11 @@ def choose(spreader: Spreader, outputs: Mapping[int, Shard]) -> Choice:
             columns |= own
         else:
             left[id(node)] = _NEITHER.format(_why(node, trial))
-    return _settled(spreader, nodes, rows, outputs, left)
+    return rows, left
 
 
-def _settled(
-    spreader: Spreader,
-    nodes: list[gs.Node],
-    rows: dict[int, Local],
-    outputs: Mapping[int, Shard],
-    left: dict[int, str],
-) -> Choice:
-    """Drop what is not worth it once everything that reads a tensor is heard."""
-    while True:
-        spread = spreader.spread(rows, nodes, outputs, whole=rows.keys())
-        lost = [n for n in nodes if id(n) in rows and not _fed(n, spread)]
-        if not lost:
-            break
-        for node in lost:
-            left[id(node)] = _NEITHER.format(_why(node, spread))
-            del rows[id(node)]
+def _told(nodes: list[gs.Node], spread: Spread, left: dict[int, str]) -> Mapping[int, str]:
+    """Why products and attentions stay whole, once everything that reads a tensor is heard."""
     for node in nodes:
         if id(node) in spread.nodes:
             left.pop(id(node), None)
@@ -91,7 +91,7 @@ def _settled(
             left[id(node)] = spread.reasons[id(node)]
         elif is_attention(node):
             left.setdefault(id(node), "no product behind it is split")
-    return Choice(frozenset(rows), spread, left)
+    return left
 
 
 def is_product(node: gs.Node) -> bool:
@@ -109,9 +109,11 @@ def _columns(spread: Spread) -> set[int]:
     return {key for key, how in spread.nodes.items() if how.column}
 
 
-def _fed(row: gs.Node, spread: Spread) -> bool:
-    """Whether a product that is split by features stands in front of ``row``."""
-    return any(spread.nodes[id(node)].column for node in _split_before(row, spread))
+def _starves(node: gs.Node, rows: Mapping[int, Local], spread: Spread) -> bool:
+    """Whether a node is one of ``rows`` with no product in front that is split by features."""
+    return id(node) in rows and not any(
+        spread.nodes[id(other)].column for other in _split_before(node, spread)
+    )
 
 
 def _split_before(row: gs.Node, spread: Spread) -> Iterator[gs.Node]:
