@@ -98,6 +98,9 @@ class HostDevice:
     def record(self, event, stream):
         pass
 
+    def mark(self, event, stream):
+        assert self.recording is not None
+
     def elapsed_us(self, start, end):
         return 1.0
 

@@ -131,6 +131,11 @@ class Device:
         """Mark the stream's place now."""
         self._call("cudaEventRecord", event, stream)
 
+    def mark(self, event: int, stream: int) -> None:
+        """Have a graph that is being captured mark the stream's place whenever it runs."""
+        external = self._runtime.cudaEventRecordExternal
+        self._call("cudaEventRecordWithFlags", event, stream, external)
+
     def elapsed_us(self, start: int, end: int) -> float:
         """Microseconds between two events, of which the second is waited for."""
         self._call("cudaEventSynchronize", end)
