@@ -1,7 +1,9 @@
 """Times AllReduceAddNorm between GPUs beside NCCL, on one host in one run.
 
-``torchrun --nproc-per-node 2 -m benchmarks.allreduce`` prints a table and writes
-``results/allreduce-<date>.json``. Per size, in microseconds of one call:
+``torchrun --nproc-per-node N -m benchmarks.allreduce`` prints a table and writes
+``results/allreduce_xN-<date>.json``; with ``--ways`` it times ours by each of its ways, whatever
+the size, which is where plugins/all_reduce/tuning.h has its limits from. Per size, in microseconds
+of one call:
 
 ours      AllReduceAddNorm: sum over ranks, residual, and RMSNorm in one kernel
 fused     NCCL's all-reduce, then the AddRmsNorm kernel
@@ -10,9 +12,9 @@ sum       AllReduce of the plugin library alone; nccl: NCCL's
 
 Each figure is the median of several replays of a CUDA graph of at least 20 calls, on the slowest
 rank. Calls take turns with sets of tensors that together are larger than the L2 cache. A replay
-begins when all ranks are there. ``worst`` is the slowest of five replays of ours that one rank,
-each in its turn, begins a millisecond late. Bus bandwidth is that of nccl-tests: bytes / time *
-2 (n - 1) / n.
+begins when all ranks are there, and does not wait for its host. ``worst`` is the slowest of five
+replays of ours that one rank, each in its turn, begins a millisecond late. Bus bandwidth is that of
+nccl-tests: bytes / time * 2 (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -31,14 +33,18 @@ import torch.distributed as dist
 
 from benchmarks import measure
 from opfuse.runtime import abi, library
-from opfuse.runtime.communicator import Communicator
+from opfuse.runtime.communicator import ENVIRONMENT, Communicator
 
 ONNX_TYPE = {torch.float16: 10, torch.bfloat16: 16}
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 HIDDEN = (4096, 8192)
 EPSILON = 1e-5
+SMALL_BYTES = 256 << 10
 LARGE_BYTES = 8 << 20  # from here on, 20 calls a graph are enough
 REPLAYS, LATE_REPLAYS, LATE_CYCLES = 9, 5, 2_000_000
+HEAD_START_CYCLES = 1_000_000  # what a replay takes is all on the stream by then, on every rank
+NAMES = ("ours", "fused", "separate", "sum", "nccl")
+WAYS = ("one-shot", "two-shot", "nccl")
 Launch = Callable[[int], object]
 
 
@@ -49,6 +55,20 @@ class Group:
     handle: object
     communicator: Communicator
     meet: torch.Tensor
+
+    @classmethod
+    def open(cls, handle: object, nccl: str | None) -> Group:
+        """Of all processes of torch's group; ``nccl`` is the path that the plugins are given."""
+        communicator = Communicator(
+            handle, dist.get_rank(), dist.get_world_size(), exchange, nccl=nccl
+        )
+        return cls(handle, communicator, torch.zeros(1, device="cuda"))
+
+    def close(self) -> None:
+        """Once all ranks have finished."""
+        torch.cuda.synchronize()
+        dist.barrier()
+        self.communicator.close()
 
     def microseconds(self, launch: Launch, launches: int) -> tuple[float, float]:
         """The time of one of ``launches`` calls on the slowest rank, and that where one is late.
@@ -76,6 +96,7 @@ class Group:
 
     def _replay(self, graph: torch.cuda.CUDAGraph, launches: int, turn: int | None = None) -> float:
         """Microseconds a launch on this rank; ``turn`` says who begins late."""
+        torch.cuda._sleep(HEAD_START_CYCLES)
         dist.all_reduce(self.meet)
         if turn is not None and turn % dist.get_world_size() == dist.get_rank():
             torch.cuda._sleep(LATE_CYCLES)
@@ -97,11 +118,12 @@ class Case:
         cache = 3 * torch.cuda.get_device_properties(0).L2_cache_size
         self.sets = min(self.launches, math.ceil(cache / (4 * self.bytes)) + 1)
         self.gamma = torch.ones(hidden, dtype=dtype, device="cuda")
-        # Zeros: NCCL adds in place, again and again.
         self.x, self.residual, self.y, self.sum = (
-            [torch.zeros(self.shape, dtype=dtype, device="cuda") for _ in range(self.sets)]
+            [torch.randn(self.shape, dtype=dtype, device="cuda") for _ in range(self.sets)]
             for _ in range(4)
         )
+        # Zeros: NCCL adds in place, again and again.
+        self.added = [torch.zeros_like(x) for x in self.x]
 
     def plugin(self, op: str, attributes: dict, inputs: list, outputs: list) -> Launch:
         """Calls an op of the library on the i-th set; a list that is no set serves for all."""
@@ -126,15 +148,15 @@ class Case:
 
     def nccl(self) -> Launch:
         """The all-reduce alone."""
-        return lambda index: dist.all_reduce(self.x[index % self.sets])
+        return lambda index: dist.all_reduce(self.added[index % self.sets])
 
     def fused(self) -> Launch:
         """NCCL, then one kernel."""
-        inputs = [self.x, self.residual, self.gamma]
+        inputs = [self.added, self.residual, self.gamma]
         norm = self.plugin("AddRmsNorm", {"epsilon": EPSILON}, inputs, [self.y, self.sum])
 
         def launch(index: int) -> None:
-            dist.all_reduce(self.x[index % self.sets])
+            dist.all_reduce(self.added[index % self.sets])
             norm(index)
 
         return launch
@@ -143,7 +165,7 @@ class Case:
         """NCCL, then torch."""
 
         def launch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            x = self.x[index % self.sets]
+            x = self.added[index % self.sets]
             dist.all_reduce(x)
             total = x + self.residual[index % self.sets]
             wide = total.float()
@@ -157,11 +179,10 @@ class Case:
         attributes = {"group_size": dist.get_world_size()}
         return self.plugin("AllReduce", attributes, [self.x], [self.y])
 
-    def row(self, quick: bool) -> dict:
+    def row(self) -> dict:
         """All figures of the case."""
-        ways = {"ours": self.ours(), "fused": self.fused()}
-        if not quick:
-            ways |= {"separate": self.separate(), "sum": self.plain(), "nccl": self.nccl()}
+        ways = {"ours": self.ours(), "fused": self.fused(), "separate": self.separate()}
+        ways |= {"sum": self.plain(), "nccl": self.nccl()}
         pairs = {
             name: self.group.microseconds(launch, self.launches) for name, launch in ways.items()
         }
@@ -193,24 +214,28 @@ def show(rows: list[dict]) -> None:
     """The table; the ratios are those of the others' time over ours."""
 
     def cells(row: dict) -> list[str]:
-        given = [row["worst_us"], *(row[f"{name}_us"] for name in NAMES if f"{name}_us" in row)]
-        faster = [row[f"{name}_us"] / row["ours_us"] for name in NAMES[1:3] if f"{name}_us" in row]
+        times = [row[f"{name}_us"] for name in NAMES]
         bus = row["bus_gb_per_s"]
-        speeds = [f"{bus[name]:.0f}" for name in ("ours", "sum", "nccl") if name in bus]
-        head = [f"{row['tokens']} x {row['hidden']} {row['dtype']}", f"{row['bytes'] / 1024:.0f}"]
-        return [*head, *(f"{time:.1f}" for time in given), *(f"{f:.2f}" for f in faster), *speeds]
+        return [
+            f"{row['tokens']} x {row['hidden']} {row['dtype']}",
+            f"{row['bytes'] / 1024:.0f}",
+            *(f"{time:.1f}" for time in (row["worst_us"], *times)),
+            *(f"{time / times[0]:.2f}" for time in times[1:3]),
+            *(f"{bus[name]:.0f}" for name in ("ours", "sum", "nccl")),
+        ]
 
-    there = [name for name in NAMES if f"{name}_us" in rows[0]]
-    header = ["case", "KiB", "worst us", *(f"{name} us" for name in there)]
-    header += [f"{name}/ours" for name in NAMES[1:3] if name in there]
-    header += [f"{name} GB/s" for name in ("ours", "sum", "nccl") if name in there]
+    header = ["case", "KiB", "worst us", *(f"{name} us" for name in NAMES)]
+    header += [*(f"{name}/ours" for name in NAMES[1:3]), "ours GB/s", "sum GB/s", "nccl GB/s"]
     measure.print_table(header, map(cells, rows))
+    for what, chosen in (
+        (f"up to {SMALL_BYTES >> 10} KiB", [row for row in rows if row["bytes"] <= SMALL_BYTES]),
+        ("above", [row for row in rows if row["bytes"] > SMALL_BYTES]),
+    ):
+        least = min(row["fused_us"] / row["ours_us"] for row in chosen)
+        print(f"least of fused/ours {what}: {least:.2f}")
 
 
-NAMES = ("ours", "fused", "separate", "sum", "nccl")
-
-
-def environment(group: Group) -> dict[str, object]:
+def environment(transport: str) -> dict[str, object]:
     """What the figures hang on besides the machine."""
     return {
         "gpu": torch.cuda.get_device_name(),
@@ -219,42 +244,72 @@ def environment(group: Group) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        "transport": group.communicator.transport,
-        "way": os.environ.get("OPFUSE_ALLREDUCE", "by size"),
+        "transport": transport,
+        "way": os.environ.get(ENVIRONMENT, "by size"),
         "commit": os.environ.get("OPFUSE_COMMIT", ""),
     }
+
+
+def measure_ways(handle: object) -> list[dict]:
+    """Microseconds of ours by each way, whatever the size, for fp16 x 4096 and x 8192."""
+    found: dict[tuple[int, int], dict] = {}
+    for way in WAYS:
+        os.environ[ENVIRONMENT] = way
+        group = Group.open(handle, nccl_path())
+        for width in HIDDEN:
+            for tokens in TOKENS:
+                case = Case(group, tokens, width, torch.float16)
+                row = found.setdefault((tokens, width), {"tokens": tokens, "hidden": width})
+                row[way], row[f"{way} late"] = group.microseconds(case.ours(), case.launches)
+        group.close()
+    return list(found.values())
+
+
+def show_ways(rows: list[dict]) -> None:
+    """Them, and the slowest of the replays that one rank begins late."""
+    names = [name for way in WAYS for name in (way, f"{way} late")]
+    measure.print_table(
+        ["case", "KiB", *names],
+        (
+            [
+                f"{row['tokens']} x {row['hidden']}",
+                f"{row['tokens'] * row['hidden'] / 512:.0f}",
+                *(f"{row[name]:.1f}" for name in names),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def measure_all(group: Group) -> list[dict]:
+    """A row for each size and type."""
+    return [
+        Case(group, tokens, width, dtype).row()
+        for dtype in ONNX_TYPE
+        for width in HIDDEN
+        for tokens in TOKENS
+    ]
 
 
 def main() -> None:
     """Measures, prints, and writes; as one rank of torchrun."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fp16 x 4096, ours and fused alone")
-    parser.add_argument("--nccl", action="store_true", help="give the plugins NCCL too")
+    parser.add_argument("--ways", action="store_true", help="ours alone, by each of its ways")
     options = parser.parse_args()
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     handle = abi.load(library.find())
-    path = nccl_path() if options.nccl else ""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    communicator = Communicator(handle, rank, ranks, exchange, nccl=path)
-    group = Group(handle, communicator, torch.zeros(1, device="cuda"))
-    hidden, dtypes = HIDDEN, list(ONNX_TYPE)
-    if options.quick:
-        hidden, dtypes = HIDDEN[:1], dtypes[:1]
-    rows = [
-        Case(group, tokens, width, dtype).row(options.quick)
-        for dtype in dtypes
-        for width in hidden
-        for tokens in TOKENS
-    ]
-    if rank == 0:
-        figures = {**environment(group), "rows": rows}
-        print({key: value for key, value in figures.items() if key != "rows"})
-        show(rows)
-        if not options.quick:
-            print(measure.write("allreduce", figures))
-    dist.barrier()
-    group.communicator.close()
+    if options.ways:
+        rows, facts = measure_ways(handle), environment("")
+    else:
+        group = Group.open(handle, "")
+        rows, facts = measure_all(group), environment(group.communicator.transport)
+        group.close()
+    if dist.get_rank() == 0:
+        print(facts)
+        (show_ways if options.ways else show)(rows)
+        name = f"allreduce{'_ways' if options.ways else ''}_x{dist.get_world_size()}"
+        print(measure.write(name, {**facts, "rows": rows}))
     dist.destroy_process_group()
 
 

@@ -13,13 +13,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.clocks import watched
 from benchmarks.measure import OPFUSE, print_table, run, versions, write
 from models import tiny
 from models.builder import Weight
@@ -53,7 +54,7 @@ def shapes(batch: int, tokens: int) -> dict[str, tuple[int, int]]:
 
 
 def prepare(folder: Path, ranks: Sequence[int], sizes: Mapping[str, int]) -> int:
-    """Write the model, cut it, and build all bundles, several at a time."""
+    """Write the model, cut it, and build all bundles at once."""
     folder.mkdir(exist_ok=True)
     graph = tiny.llama(**sizes, vocab=2048, dtype=np.float16)
     graph.weights = [
@@ -61,16 +62,20 @@ def prepare(folder: Path, ranks: Sequence[int], sizes: Mapping[str, int]) -> int
         for weight in graph.weights
     ]
     model = graph.write(folder / "model.onnx", external=True)
-    for count in ranks:
-        options = ["--tp", str(count), "-o", folder / f"tp{count}", "-q", "--no-prove"]
-        made = run([*OPFUSE, "shard", model, *options])
-        if made.code:
-            print(made.output)
-            return made.code
-    models = [model, *(folder / f"tp{n}" / f"rank{r}.onnx" for n in ranks for r in range(n))]
-    with ThreadPoolExecutor(max_workers=5) as pool:
-        codes = list(pool.map(_build, models))
-    return max(codes)
+    with ThreadPoolExecutor(max_workers=5 + sum(ranks)) as pool:
+        cuts = [pool.submit(_cut, model, count, pool) for count in ranks]
+        whole = pool.submit(_build, model)
+        builds = [whole, *(build for cut in cuts for build in cut.result())]
+        return max(build.result() for build in builds)
+
+
+def _cut(model: Path, count: int, pool: ThreadPoolExecutor) -> list[Future[int]]:
+    """The builds of all ranks, begun."""
+    folder = model.parent / f"tp{count}"
+    made = run([*OPFUSE, "shard", model, "--tp", str(count), "-o", folder, "-q", "--no-prove"])
+    if made.code:
+        raise SystemExit(made.output)
+    return [pool.submit(_build, folder / f"rank{rank}.onnx") for rank in range(count)]
 
 
 def _build(model: Path) -> int:
@@ -120,7 +125,8 @@ def _timed(engine: Engine, folder: Path, batch: int, tokens: int) -> dict[str, A
         once = trial.time("trial", lambda: place.replay(layout)).median_us
         runs = _agreed(engine, int(min(max(_SECONDS * 1e6 / once, 5), 200)))
         clock = timing.Clock(engine.device, place.stream, runs, 2, "graph")
-        graph = clock.time("graph", lambda: place.replay(layout))
+        with watched(engine.device.address) as seen:
+            graph = clock.time("graph", lambda: place.replay(layout))
         steps = timing.step_times(engine, place, layout, max(runs // 10, 3))
     ranks = timing.ranks_of(engine.group, graph, steps)
     return {
@@ -130,7 +136,37 @@ def _timed(engine: Engine, folder: Path, batch: int, tokens: int) -> dict[str, A
         "graph": asdict(graph),
         "rel_err": error,
         "ranks": [asdict(item) for item in ranks],
+        "ops": _by_op(steps),
+        "products": _products(engine, steps),
+        "gpu": seen.summary(),
     }
+
+
+def _by_op(steps: Sequence[timing.StepTime]) -> dict[str, float]:
+    """Microseconds of this rank's steps, by the op of ours or TensorRT."""
+    found: dict[str, float] = {}
+    for step in steps:
+        op = step.what.rpartition("(")[2].rstrip(")") if step.plugin else "TensorRT"
+        found[op] = found.get(op, 0.0) + step.median_us
+    return found
+
+
+def _products(engine: Engine, steps: Sequence[timing.StepTime]) -> list[dict[str, Any]]:
+    """The products of this rank's layers by the shape of their weight: how many, and how long."""
+    weights = {value.name: value.shape for value in engine.schedule.constants}
+    shapes = {
+        step.node: weights[step.inputs[1]]
+        for step in engine.schedule.plugins()
+        if step.op in ("GemmAct", "GatedGemm") and step.inputs[1] in weights
+    }
+    found: dict[tuple[int | str, ...], list[float]] = {}
+    for step in steps:
+        if step.what in shapes:
+            found.setdefault(shapes[step.what], []).append(step.median_us)
+    return [
+        {"weight": shape, "count": len(times), "us": sum(times)}
+        for shape, times in sorted(found.items())
+    ]
 
 
 def _agreed(engine: Engine, runs: int) -> int:
@@ -167,8 +203,38 @@ def table(folder: Path) -> int:
     rows.sort(key=lambda row: (int(row[0].split("x")[1]), int(row[0].split("x")[0]), int(row[1])))
     heads = ("batch x tokens", "GPUs", "us", "speed-up", "efficiency", "collectives us", "rel err")
     print_table(heads, rows)
+    print("\nstep by step on rank 0, in us; MHz and watts of its GPU meanwhile are medians:")
+    cases = [(str(item["gpus"]), case) for item in found for case in item["cases"]]
+    ops = sorted({op for _, case in cases for op in case["ops"]})
+    print_table(
+        ("batch x tokens", "GPUs", *ops, "MHz", "W", "at power limit"),
+        [_parts(gpus, case, ops) for gpus, case in sorted(cases, key=lambda it: _size(it[1]))],
+    )
+    print("\nproducts on rank 0, by their weight: us of all, and TFLOP/s:")
+    for gpus, case in sorted(cases, key=lambda item: _size(item[1])):
+        told = (_product(item, case["batch"] * case["tokens"]) for item in case["products"])
+        print(f"{case['batch']}x{case['tokens']} {gpus}:", "; ".join(told))
     write("shard_speed", {"sizes": SIZES, "runs": found, "versions": versions(_PACKAGES)})
     return 0
+
+
+def _product(item: Mapping[str, Any], rows: int) -> str:
+    (inner, columns), us = item["weight"], item["us"]
+    rate = 2 * rows * inner * columns * item["count"] / us / 1e6
+    return f"{item['count']} of {inner}x{columns} {us:.0f} ({rate:.0f})"
+
+
+def _size(case: Mapping[str, Any]) -> tuple[int, int]:
+    return case["tokens"], case["batch"]
+
+
+def _parts(gpus: str, case: Mapping[str, Any], ops: Sequence[str]) -> tuple[str, ...]:
+    gpu = case["gpu"]
+    board = (
+        (f"{gpu['mhz']:.0f}", f"{gpu['watts']:.0f}", f"{gpu['capped']:.0%}") if gpu else ("",) * 3
+    )
+    times = (f"{case['ops'].get(op, 0.0):.0f}" for op in ops)
+    return (f"{case['batch']}x{case['tokens']}", gpus, *times, *board)
 
 
 def _row(

@@ -7,9 +7,9 @@
 namespace opfuse::tuning {
 
 // Threads of a block on one row at most, and where those of seven others are waited for, which 64
-// registers do not hold.  4 ranks: 2048 rows (4096) by two shots take 90 on one block of 512 in 126
-// registers, 101 and 115 on two blocks in 64; 2048 rows (8192) take 204 on 512 threads with two
-// parts each, 195 on 1024 with one.
+// registers do not hold.  4 ranks, by two shots: 2048 rows (4096) take 90 on blocks of 512 in 126
+// registers, and 101 and 115 two a multiprocessor in 64, which took the sums of a group one group
+// later; 2048 rows (8192) take 204 on 512 threads with two parts each, 196 on 1024 with one.
 inline constexpr int kMostLanes = 1024, kLanesForMany = 512;
 
 // So few rows are split over clusters, where a row has more parts of 16 bytes than this: 1, 2, and

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,45 +22,66 @@ OPFUSE = (sys.executable, "-m", "opfuse")
 SIZES = "input_ids:2x40,attention_mask:2x40,position_ids:2x40"
 
 
+@pytest.fixture(scope="module", params=[2, 4])
+def size(request: pytest.FixtureRequest) -> int:
+    """How many ranks."""
+    if gpu.count() < request.param:
+        pytest.skip(f"not run: it takes {request.param} GPUs")
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks with a bundle each."""
-    if gpu.count() < 2:
-        pytest.skip("not run: it takes two GPUs")
+def folder(size: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ranks with a bundle each."""
     pytest.importorskip("cuda.bindings")
-    path = tmp_path_factory.mktemp("together") / "tp2"
-    opfuse.shard(MODEL, path, 2, shard_vocab=True, prove=False)
-    for rank in range(2):
+    path = tmp_path_factory.mktemp("together") / f"tp{size}"
+    opfuse.shard(MODEL, path, size, shard_vocab=True, prove=False)
+    for rank in range(size):
         own = path / f"rank{rank}.onnx"
         options = {"backend": "segmented", "lower": "plugin", "prove": False}
         opfuse.build(own, own.with_suffix(".opfuse"), **options)
     return path
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [*OPFUSE, *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
+def run(*words: object, starter: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    line = [*starter, *OPFUSE, *map(str, words)]
+    root = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=200, check=False, env={**os.environ, **root}
+    )
 
 
-def test_all_ranks_compute_what_the_model_does(folder: Path) -> None:
-    done = run("verify", "--tp", 2, folder, MODEL, "--optShapes", SIZES, "--json")
+STARTERS = {
+    "opfuse": (),
+    "torchrun": ("torchrun", "--nproc-per-node", "{size}", "--no-python"),
+    "mpirun": ("mpirun", "-n", "{size}"),
+}
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_all_ranks_compute_what_the_model_does(folder: Path, size: int, name: str) -> None:
+    starter = [word.format(size=size) for word in STARTERS[name]]
+    if starter and shutil.which(starter[0]) is None:
+        pytest.skip(f"not run: there is no {name}")
+    words = ("verify", "--tp", size, folder, MODEL, "--optShapes", SIZES, "--json")
+    done = run(*words, starter=starter)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["passed"]
     assert 0 < found["max_rel_err"] < found["tolerance"]
 
 
-def test_all_ranks_are_timed(folder: Path) -> None:
+def test_all_ranks_are_timed(folder: Path, size: int) -> None:
     words = ("--iterations", 20, "--optShapes", SIZES, "--json")
-    done = run("bench", "--tp", 2, folder, *words)
+    done = run("bench", "--tp", size, folder, *words)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["engines"]
-    assert [item["rank"] for item in found["ranks"]] == [0, 1]
+    assert [item["rank"] for item in found["ranks"]] == list(range(size))
     assert all(0 < item["collectives_us"] < 1e5 for item in found["ranks"])
 
 
-def test_kill_9_of_a_rank_that_computes(folder: Path) -> None:
-    words = ("--tp", "2", str(folder), "--iterations", "100000000", "--optShapes", SIZES)
+def test_kill_9_of_a_rank_that_computes(folder: Path, size: int) -> None:
+    words = ("--tp", str(size), str(folder), "--iterations", "100000000", "--optShapes", SIZES)
     first = subprocess.Popen([*OPFUSE, "bench", *words], stderr=subprocess.PIPE, text=True)
     try:
         victim = _engine_of_rank_1(first.pid)
