@@ -91,9 +91,11 @@ def _completion(args: Namespace) -> int:
 
 def _tell_file(args: Namespace) -> None:
     """Options that nobody typed are no secret."""
+    from opfuse.arguments.config_file import spelt
+
     file, options = args.given_by_file
     if options and not args.quiet:
-        names = ", ".join(option.replace("_", "-") for option in options)
+        names = ", ".join(map(spelt, options))
         terminal.tell(f"opfuse: {file} gives {names}\n")
 
 

@@ -212,14 +212,14 @@ def test_a_model_of_two_types_keeps_what_is_low_and_loses_its_islands(tmp_path):
         narrow = Cast<to=10>(two)
         g = MatMul(narrow, v)
         other = Cast<to=1>(g)
-        p = Softmax<axis=-1>(other)
+        p = LogSoftmax<axis=-1>(other)
         y = Cast<to=10>(p)
     """
     weights = {"w": (8, 8), "v": (8, 8), "scale": np.float32(0.5)}
     planted = model(text, "T[B, 8] x", weights=weights, dtype="float16")
     result = convert(planted, tmp_path)
     assert result.types()["two"] == "float16"
-    assert result.casts() == [("float16", "float"), ("float", "float16")]  # around the Softmax
+    assert result.casts() == [("float16", "float"), ("float", "float16")]  # around the LogSoftmax
     assert result.report["casts_before"] == 4
     result.same(feeds(planted, B=3))
 
@@ -292,3 +292,14 @@ def test_random_graphs(tmp_path_factory, steps, ends):
     result = convert(planted, tmp_path_factory.mktemp("random"))
     no_litter(result)
     onnx.checker.check_model(result.after, full_check=True)
+
+
+def test_a_softmax_is_in_fp32_where_that_costs_no_cast(tmp_path):
+    text = "h = MatMul(x, w)\np = Softmax<axis=-1>(h)\n{last}"
+    weights = {"w": (8, 8), "v": (8, 4)}
+    for last, element in (("y = MatMul(p, v)", "float16"), ("y = Neg(p)", "float")):
+        planted = model(text.format(last=last), "T[B, 8] x", weights=weights)
+        result = convert(planted, tmp_path)
+        assert result.types()["p"] == element
+        assert len(result.casts()) == 2
+        result.same(feeds(planted, B=3), 4e-3)

@@ -147,7 +147,7 @@ def _parse(file: _File) -> dict[str, Any]:
 def _options(
     file: _File, table: str, facts: Mapping[str, Any], actions: Actions, commands: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
-    keys = {_key(dest): dest for dest in actions}
+    keys = {spelt(dest): dest for dest in actions}
     seen = set()
     for key, raw in facts.items():
         dest = keys.get(key.replace("_", "-"))
@@ -162,7 +162,8 @@ def _options(
             raise file.refuse(table, key, f"{key} = {_shown(raw)}", f"give {error}") from None
 
 
-def _key(dest: str) -> str:
+def spelt(dest: str) -> str:
+    """How the file and the command line spell the option of this name of argparse's."""
     return _SPELT.get(dest, dest).replace("_", "-")
 
 

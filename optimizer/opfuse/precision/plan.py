@@ -25,7 +25,7 @@ from opfuse.precision.verdict import Verdict
 _CAST = 10_000
 _PER_BIT = 100  # for each doubling of a tensor's size
 _ASSUMED = 128  # a size that nobody knows
-_LOOSE = 50  # keeps masks and angles in fp32, where that needs no Cast
+_LOOSE = 50  # keeps masks, angles, sums, and exponentials in fp32, where that needs no Cast
 _FREE = 1
 
 
@@ -64,7 +64,10 @@ class Plan:
         if verdict.low is not None:
             return self._in_low if verdict.low else self._in_fp32
         vertex = self._network.vertex()
-        self._network.edge(self._in_low, vertex, _FREE)
+        if verdict.wide:
+            self._network.edge(vertex, self._in_fp32, _LOOSE)
+        else:
+            self._network.edge(self._in_low, vertex, _FREE)
         return vertex
 
     def _of_type(self, element: int) -> int:

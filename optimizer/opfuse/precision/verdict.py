@@ -26,11 +26,13 @@ class Verdict:
 
     ``low`` is True or False where it has to be in the low type or in fp32, None where it goes with
     its neighbours. ``reason`` says why it is in fp32; ``kept`` whether that is worth telling.
+    ``wide`` lets a node without such neighbours be in fp32.
     """
 
     low: bool | None
     reason: str = ""
     kept: bool = False
+    wide: bool = False
 
 
 # Of what a tiny value is added to: so many times as large, and so large, that what is lost (3 % of
@@ -38,9 +40,10 @@ class Verdict:
 _FAR, _BESIDE = 128.0, 2.0**-10
 _FULL = 2.0**-4  # of a result: an epsilon below fp16's normal numbers is none of its digits
 _EXPONENT = 9.0  # e to it is the margin
-_MILD = frozenset({"Exp", "Pow", "Softplus"})  # in some cases
+_MILD = frozenset({"Exp", "Pow", "Softmax", "Softplus"})  # in some cases
 _IMAGES = 4  # axes: batch, channels, height, width
 _EITHER = Verdict(None)
+_WIDE = Verdict(None, wide=True)
 _LOW = Verdict(True)
 
 
@@ -92,12 +95,12 @@ class Judge:
         if node.op in rules.PRODUCTS:
             return _LOW
         if node.op in _MILD and self._is_mild(node):
-            return _EITHER
+            return _WIDE
         if node.op in rules.IN_FP32:
             return Verdict(False, rules.IN_FP32[node.op], kept=True)
         if node.op in rules.REDUCTIONS:
             long = node.op != "ReduceMean" and self._is_long(node)
-            return Verdict(False, rules.SUMS, kept=True) if long else _EITHER
+            return Verdict(False, rules.SUMS, kept=True) if long else _WIDE
         if node.op in rules.EITHER:
             return _EITHER
         return Verdict(False, "there is no rule for this operator", kept=True)
@@ -188,9 +191,12 @@ class Judge:
         """Whether an operator that may grow fast does not.
 
         So are a root, a square, or a cube; an exponential of what is never positive, which is off
-        by a rounding of 1 at most; and a softplus, whose slope is below 1, where no runtime's
-        exponential in it overflows. The ranges see whether the result does.
+        by a rounding of 1 at most; a softplus, whose slope is below 1, where no runtime's
+        exponential in it overflows; and a softmax, which TensorRT computes in fp32 between its
+        ends (benchmarks/results/sums_h100.txt). The ranges see whether the result overflows.
         """
+        if node.op == "Softmax":
+            return True
         if node.op == "Exp":
             return self._signs.never_positive(node.inputs[0])
         if node.op == "Softplus":
