@@ -12,9 +12,11 @@ template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     add_layer_norm_kernel(T* y, T* sum,                   // [rows, cols]
                           T const* x, T const* residual,  // [rows, cols]
-                          AddLayerNormParameters parameters, int64_t rows, int cols,
-                          float epsilon) {
+                          AddLayerNormParameters parameters, int64_t rows, int cols, float epsilon,
+                          bool sum_is_read) {
     typename Shape::Team team;
+    // A row that no block holds is read again from there.
+    bool const keeps_sum = sum_is_read || Shape::kItems == 0;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
@@ -24,29 +26,22 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             return device::Terms{row.load(x, at), row.load(residual, at)};
         };
         // In fp32 with one rounding.
-        auto const add = [&](auto const& terms) {
+        auto const add = [&](auto at, auto const& terms) {
             auto total = device::widen(terms.first);
             auto const other = device::widen(terms.second);
 #pragma unroll
-            for (int i = 0; i < sizeof(total) / sizeof(float); ++i) total.at[i] += other.at[i];
-            return total;
-        };
-        auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
-        if (parameters.bias.data) {
-            auto const with_bias = [&](auto at, auto const& terms) {
-                auto total = add(terms);
+            for (int i = 0; i < at.kSize; ++i) total.at[i] += other.at[i];
+            if (parameters.bias.data) {
                 auto const bias = row.parameter(parameters.bias, at).floats();
 #pragma unroll
                 for (int i = 0; i < at.kSize; ++i) total.at[i] += bias.at[i];
-                return device::narrow<T>(total);
-            };
-            tile.fill(read, with_bias, publish, gammas, betas);
-        } else {
-            auto const without = [&](auto, auto const& terms) {
-                return device::narrow<T>(add(terms));
-            };
-            tile.fill(read, without, publish, gammas, betas);
-        }
+            }
+            return device::narrow<T>(total);
+        };
+        auto const publish = [&](auto at, auto const& item) {
+            if (keeps_sum) row.store(sum, at, item);
+        };
+        tile.fill(read, add, publish, gammas, betas);
         auto const [count, mean, squares] =
             team.merge(tile.moments(), share, [&](int warp) { return tile.count_of(warp); });
         float const scale = rsqrtf(squares * share + epsilon);
@@ -69,7 +64,7 @@ template <class T>
 cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
                            T const* x, T const* residual,  // [rows, cols]
                            AddLayerNormParameters parameters, int64_t rows, int64_t cols,
-                           float epsilon, cudaStream_t stream) {
+                           float epsilon, bool sum_is_read, cudaStream_t stream) {
     bool const aligned =
         device::aligned(parameters.gamma.data, parameters.beta.data, parameters.bias.data);
     auto const access = device::access_of(cols, aligned, x, residual, y, sum);
@@ -78,7 +73,8 @@ cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
         rows, cols, access, plain,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(add_layer_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
-                                  residual, parameters, rows, static_cast<int>(cols), epsilon);
+                                  residual, parameters, rows, static_cast<int>(cols), epsilon,
+                                  sum_is_read);
         });
 }
 

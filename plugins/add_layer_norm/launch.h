@@ -13,11 +13,12 @@ struct AddLayerNormParameters {
     device::Parameter bias;         // [cols], or null
 };
 
-// T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.
+// T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.  Without
+// `sum_is_read`, sum may be left as it is: a quarter of what is moved.
 template <class T>
 cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
                            T const* x, T const* residual,  // [rows, cols]
                            AddLayerNormParameters parameters, int64_t rows, int64_t cols,
-                           float epsilon, cudaStream_t stream);
+                           float epsilon, bool sum_is_read, cudaStream_t stream);
 
 }  // namespace opfuse

@@ -11,11 +11,17 @@ struct AddLayerNorm {
     static constexpr OpTraits kTraits{"AddLayerNorm", "1", 4, 5, 2};
 
     float epsilon = 1e-5f;
+    int64_t sum_is_read = 1;  // 0: sum may be left as it is
 
     static auto fields() {
-        return std::tuple(Field<AddLayerNorm, float>{"epsilon", &AddLayerNorm::epsilon});
+        using Self = AddLayerNorm;
+        return std::tuple(Field<Self, float>{"epsilon", &Self::epsilon},
+                          Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read});
     }
-    void check() const { check_epsilon(epsilon); }
+    void check() const {
+        check_epsilon(epsilon);
+        need_flag("sum_is_read", sum_is_read);
+    }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
         if (input == 0) return is_floating(types[0]);
@@ -39,7 +45,7 @@ struct AddLayerNorm {
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
             return add_layer_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
                                      data<T>(call.inputs[1]), parameters, x.rows(), x.cols(),
-                                     epsilon, call.stream);
+                                     epsilon, sum_is_read != 0, call.stream);
         });
     }
 };

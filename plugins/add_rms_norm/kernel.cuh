@@ -12,8 +12,10 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
                         T const* x, T const* residual,  // [rows, cols]
                         device::Parameter gamma,        // [cols]
-                        int64_t rows, int cols, float epsilon) {
+                        int64_t rows, int cols, float epsilon, bool sum_is_read) {
     typename Shape::Team team;
+    // A row that no block holds is read again from there.
+    bool const keeps_sum = sum_is_read || Shape::kItems == 0;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
@@ -28,7 +30,9 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             for (int i = 0; i < at.kSize; ++i) total.at[i] += other.at[i];
             return device::narrow<T>(total);
         };
-        auto const publish = [&](auto at, auto const& item) { row.store(sum, at, item); };
+        auto const publish = [&](auto at, auto const& item) {
+            if (keeps_sum) row.store(sum, at, item);
+        };
         tile.fill(read, add, publish, gammas);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares * share + epsilon);
@@ -50,13 +54,15 @@ template <class T>
 cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          T const* x, T const* residual,  // [rows, cols]
                          device::Parameter gamma,        // [cols]
-                         int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
+                         int64_t rows, int64_t cols, float epsilon, bool sum_is_read,
+                         cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, residual, y, sum);
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
         rows, cols, access, device::plain_of<T>(gamma),
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(add_rms_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
-                                  residual, gamma, rows, static_cast<int>(cols), epsilon);
+                                  residual, gamma, rows, static_cast<int>(cols), epsilon,
+                                  sum_is_read);
         });
 }
 

@@ -10,11 +10,17 @@ struct AddRmsNorm {
     static constexpr OpTraits kTraits{"AddRmsNorm", "1", 3, 3, 2};  // x, residual, gamma -> y, sum
 
     float epsilon = 1e-5f;
+    int64_t sum_is_read = 1;  // 0: sum may be left as it is
 
     static auto fields() {
-        return std::tuple(Field<AddRmsNorm, float>{"epsilon", &AddRmsNorm::epsilon});
+        using Self = AddRmsNorm;
+        return std::tuple(Field<Self, float>{"epsilon", &Self::epsilon},
+                          Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read});
     }
-    void check() const { check_epsilon(epsilon); }
+    void check() const {
+        check_epsilon(epsilon);
+        need_flag("sum_is_read", sum_is_read);
+    }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
         if (input == 0) return is_floating(types[0]);
@@ -34,7 +40,7 @@ struct AddRmsNorm {
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
             return add_rms_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
                                    data<T>(call.inputs[1]), parameter(call.inputs[2]), x.rows(),
-                                   x.cols(), epsilon, call.stream);
+                                   x.cols(), epsilon, sum_is_read != 0, call.stream);
         });
     }
 };

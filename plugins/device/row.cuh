@@ -18,10 +18,14 @@ struct RowShape {
     static constexpr int kVec = kVecSize;
     static constexpr bool kShifted = kIsShifted;
     static constexpr int kItems = kItemCount;
-    static constexpr int kLanes = tuning::most_lanes(kItemCount);     // threads of a block at most
-    static constexpr int kBlocks = tuning::least_blocks(kItemCount);  // of a multiprocessor
+    static constexpr bool kInWarp = kTeamReach == Reach::kWarp;
+    // Threads of a block at most, and such blocks of a multiprocessor at least.
+    static constexpr int kLanes = kInWarp ? tuning::kThreadsOfRows : tuning::most_lanes(kItemCount);
+    static constexpr int kBlocks =
+        kInWarp ? tuning::kBlocksOfRows : tuning::least_blocks(kItemCount);
     // Weights are loaded beside the tile, ahead of what is computed of it.
-    static constexpr bool kEarly = kItemCount == 1;
+    static constexpr bool kEarly =
+        kItemCount == 1 || (kItemCount == 2 && kTeamReach == Reach::kBlock);
     static constexpr Reach kReach = kTeamReach;
     // Parameters have the type of the tensors: shapes for one reach are for this case alone.
     static constexpr bool kPlain = kTeamReach != Reach::kAny;

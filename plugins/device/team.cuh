@@ -85,18 +85,18 @@ __device__ inline Moments merge(Moments const& a, Moments const& b) {
     return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
 }
 
-// What a kernel knows of its teams when it is compiled.  That they are one block, or a cluster,
-// spares it the other case's instructions, which short rows wait for.
-enum class Reach { kAny, kBlock, kCluster };
+// What a kernel knows of its teams when it is compiled.  That they are part of a warp, one block,
+// or a cluster spares it the other cases' instructions, which short rows wait for.
+enum class Reach { kAny, kWarp, kBlock, kCluster };
 
-// blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one (kAny); or
+// blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one; or
 // a multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
 // every thread calls each reduction, those of rows past the end included.
 template <Reach kReach>
 class TeamOf {
   public:
     __device__ TeamOf() {
-        if constexpr (kReach != Reach::kBlock) {
+        if constexpr (kMaySplit) {
             blocks_ = blocks_of_cluster();
             rank_ = rank_in_cluster();
             if (split()) open();
@@ -165,14 +165,17 @@ class TeamOf {
     __device__ static int warps() { return blockDim.x / 32; }
 
     // Whether a row is on several blocks, and whether on no more than one warp.
+    static constexpr bool kMaySplit = kReach == Reach::kAny || kReach == Reach::kCluster;
     __device__ bool split() const {
         return kReach == Reach::kCluster || (kReach == Reach::kAny && blocks_ > 1);
     }
     __device__ bool in_warp() const {
-        return kReach == Reach::kAny && blocks_ == 1 && blockDim.x <= 32;
+        return kReach == Reach::kWarp ||
+               (kReach == Reach::kAny && blocks_ == 1 && blockDim.x <= 32);
     }
     __device__ static int lanes_of_row() {
-        return kReach == Reach::kAny ? min(static_cast<int>(blockDim.x), 32) : 32;
+        bool const whole = kReach == Reach::kBlock || kReach == Reach::kCluster;
+        return whole ? 32 : min(static_cast<int>(blockDim.x), 32);
     }
     // How many lanes reduce `count` values.
     __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
@@ -264,7 +267,7 @@ class TeamOf {
         pending_ = true;
     }
     __device__ void settle() {
-        if (kReach != Reach::kBlock && pending_) __cluster_barrier_wait();
+        if (kMaySplit && pending_) __cluster_barrier_wait();
         pending_ = false;
     }
     __device__ void begin_exchange(int values) {

@@ -29,8 +29,9 @@ constexpr int most_lanes(int items) { return items == 1 || items == 2 ? kMaxLane
 // a thread and takes 208, not 156.
 constexpr int least_blocks(int items) { return kMaxLanes / most_lanes(items); }
 
-// Threads of a block that holds several rows.
-inline constexpr int kThreadsOfRows = 128;
+// Threads of a block that holds several rows, and such blocks of a multiprocessor at least: 64
+// registers a thread.
+inline constexpr int kThreadsOfRows = 128, kBlocksOfRows = 8;
 
 // Blocks of a cluster on one row, at most and wherever one block is too small; more are not
 // portable.  1024 rows (65536) read once by clusters take 97 (RmsNorm), read twice 140; clusters of
@@ -45,6 +46,9 @@ inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 // in flight at once, and 64 rows (4096) take 1.8 (RmsNorm), with four vectors a thread 2.5.  A
 // thread keeps four where it would have eight: 2048 rows take 13.0 with two, 13.4 with four.
 inline constexpr int kFewThreads = 1024;
+
+// So many vectors of a row have a thread each where rows are few; of more, a thread has two.
+inline constexpr int kSlotsOfOneItem = 256;
 
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
 // thread in flight, 86 with two, 79 with eight.

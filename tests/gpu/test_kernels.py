@@ -94,6 +94,51 @@ def test_add_layer_norm(
             buffers.check_guards()
 
 
+# So many that a thread keeps several vectors; with three of them, some rows are in a warp.
+MANY = [(48000, 200), (23000, 384), (12000, 640), (12000, 768), (9000, 1024), (6000, 1536)]
+
+
+@pytest.mark.parametrize("rows, cols", MANY)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_rows(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, rows: int, cols: int
+) -> None:
+    for offset, parameter in layouts(dtype)[:3]:
+        buffers = Buffers(offset)
+        x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
+        gamma, beta = (buffers.place(random(generator, (cols,), parameter)) for _ in range(2))
+        y, total = buffers.empty(x.shape, dtype), buffers.empty(x.shape, dtype)
+        runner("RmsNorm", {"epsilon": EPSILON}, [x, gamma], [y])
+        runner.compare("RmsNorm y", y, rms_norm(x, gamma, EPSILON))
+        runner("AddRmsNorm", {"epsilon": EPSILON}, [x, residual, gamma], [y, total])
+        runner.compare("AddRmsNorm y", y, rms_norm(total, gamma, EPSILON))
+        total.fill_(float("nan"))
+        runner("AddLayerNorm", {"epsilon": EPSILON}, [x, residual, gamma, beta], [y, total])
+        runner.compare("AddLayerNorm sum", total, x.double() + residual.double(), 5e-7)
+        runner.compare("AddLayerNorm y", y, layer_norm(total, gamma, beta, EPSILON), 1e-5)
+        buffers.check_guards()
+
+
+@pytest.mark.parametrize("cols", [5, 768, 4096, 4097, 65536, 300000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sum_that_nobody_reads(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, cols: int
+) -> None:
+    """y is the same whatever becomes of sum, of which nothing is read that was not written."""
+    for rows in rows_of(cols):
+        buffers = Buffers()
+        x, residual = (buffers.place(random(generator, (rows, cols), dtype)) for _ in range(2))
+        gamma, beta = (buffers.place(random(generator, (cols,), dtype)) for _ in range(2))
+        for op, weights in (("AddRmsNorm", [gamma]), ("AddLayerNorm", [gamma, beta])):
+            inputs = [x, residual, *weights]
+            expected, y, total = (buffers.empty(x.shape, dtype) for _ in range(3))
+            runner(op, {"epsilon": EPSILON}, inputs, [expected, total])
+            total.fill_(float("nan"))
+            runner(op, {"epsilon": EPSILON, "sum_is_read": 0}, inputs, [y, total])
+            assert torch.equal(y, expected), f"{op} {rows}x{cols}"
+        buffers.check_guards()
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("cols", COLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

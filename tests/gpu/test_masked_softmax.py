@@ -11,7 +11,14 @@ from tests.gpu.reference import masked_softmax
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INF, NAN = float("inf"), float("nan")
 # batch, heads, queries, keys
-SHAPES = [(2, 3, 5, 7), (2, 3, 4, 64), (1, 2, 33, 33), (3, 1, 1, 384), (2, 2, 9, 1000)]
+SHAPES = [
+    (2, 3, 5, 7),
+    (2, 3, 4, 64),
+    (1, 2, 33, 33),
+    (3, 1, 1, 384),
+    (2, 2, 9, 1000),
+    (5, 16, 300, 384),
+]
 KEYS = [1, 2, 3, 8, 31, 33, 127, 256, 500, 512, 1023, 2048, 2049, 5000, 16384, 65535, 65536, 300001]
 MASKS = [
     None, "k", "1", "qk", "b11k", "b1qk", "1hqk", "bhqk", "bhq1", "b111", "11q1", "hqk", "b1q1",

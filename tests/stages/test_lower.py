@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opfuse.engine.assemble import attributes
+from opfuse.engine.cut import leave
 from opfuse.errors import EngineError
 from opfuse.stages.lower import lower
 from tests.engine_models import add_rms_norm, model, value
@@ -48,6 +49,49 @@ def test_ops_of_the_library_stay_plugin_nodes(want):
     ]
     assert choices(lowered) == {("plugin", "the plugin library has it")}
     assert types(made) == ["AddRmsNorm", "MatMul"] * 2
+
+
+def unread(made):
+    """Of each plugin, whether it is told that nobody reads its sum."""
+    return [attributes(node).get("sum_is_read") == 0 for node in made.graph.node]
+
+
+def norm_and_reader(*reader):
+    """A norm, and what else reads its sum."""
+    made = fused("AddRmsNorm", ["x", "residual", "gamma"], ["y", "sum"])
+    del made.graph.output[:]
+    made.graph.output.append(value("y", ("b", 4, "s", 16), TensorProto.FLOAT16))
+    made.graph.node.extend(reader)
+    return made
+
+
+def test_a_norm_is_told_where_nobody_reads_its_sum():
+    made = norm_and_reader()
+    lower(made, "plugin", OPS)
+    assert unread(made) == [True]
+
+
+@pytest.mark.parametrize("reader", ["node", "subgraph", "subgraph output", "output"])
+def test_a_sum_that_is_read_is_written(reader):
+    keep = helper.make_node("Identity", ["sum"], ["kept"])
+    inner = helper.make_graph([], "inner", [], [value("sum", ("b",), TensorProto.FLOAT16)])
+    if reader == "subgraph":
+        kept = value("kept", ("b",), TensorProto.FLOAT16)
+        inner = helper.make_graph([keep], "inner", [], [kept])
+    branch = helper.make_node("If", ["condition"], ["z"], then_branch=inner, else_branch=inner)
+    readers = {"node": [keep], "output": []}.get(reader, [branch])
+    made = norm_and_reader(*readers)
+    if reader == "output":
+        made.graph.output.append(value("sum", ("b", 4, "s", 16), TensorProto.FLOAT16))
+    lower(made, "plugin", OPS)
+    assert not unread(made)[0]
+
+
+def test_a_norm_that_is_left_carries_nothing_of_the_plugin():
+    made = norm_and_reader()
+    lower(made, "plugin", OPS)
+    assert leave(made, made.graph.node[0])
+    assert not made.graph.node[0].attribute
 
 
 @pytest.mark.parametrize(

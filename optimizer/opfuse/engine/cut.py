@@ -24,6 +24,7 @@ from opfuse.engine.network import NAMESPACE
 from opfuse.engine.parts import reads
 from opfuse.errors import EngineError
 from opfuse.graph.collectives import is_ours
+from opfuse.graph.native import OF_PLUGINS
 from opfuse.graph.protos import all_nodes, label
 
 HEAVY = frozenset(
@@ -154,7 +155,7 @@ def leave(model: ModelProto, node: NodeProto) -> bool:
         return _leave_product(model, node)
     name = body_name(model, node.op_type)
     if name:
-        kept = [item for item in node.attribute if item.name != "plugin_namespace"]
+        kept = [item for item in node.attribute if item.name not in OF_PLUGINS]
         del node.attribute[:]
         node.attribute.extend(kept)
         node.op_type = name

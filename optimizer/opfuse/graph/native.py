@@ -15,6 +15,8 @@ from opfuse.graph.collectives import ALL_GATHER, ALL_REDUCE, WITH_NORM
 from opfuse.graph.dist_collective import dist_collective, sum_apart
 from opfuse.graph.protos import label, type_name
 
+UNREAD_SUM = "sum_is_read"  # 0 of a norm whose sum nobody reads
+OF_PLUGINS = ("plugin_namespace", UNREAD_SUM)  # attributes of plugins that functions do not have
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
