@@ -18,7 +18,8 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     bool const keeps_sum = sum_is_read || Shape::kItems == 0;
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
-        auto tile = device::make_tile<T>(team, row, [&](auto at) { return row.load(sum, at); });
+        auto tile = device::make_tile<device::Kept<T, Shape>>(
+            team, row, [&](auto at) { return row.load(sum, at); });
         auto gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
         auto const read = [&](auto at) {
             return device::Terms{row.load(x, at), row.load(residual, at)};
@@ -28,10 +29,10 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
             auto const other = device::widen(terms.second);
 #pragma unroll
             for (int i = 0; i < at.kSize; ++i) total.at[i] += other.at[i];
-            return device::narrow<T>(total);
+            return device::keep<T, Shape>(device::narrow<T>(total));
         };
         auto const publish = [&](auto at, auto const& item) {
-            if (keeps_sum) row.store(sum, at, item);
+            if (keeps_sum) row.store(sum, at, device::rounded<T>(item));
         };
         tile.fill(read, add, publish, gammas);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));

@@ -28,12 +28,12 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-// Both, in the order that is faster.
-__device__ inline void wait_in_turn() {
-    bool const early = gridDim.x <= tuning::kBlocksToLetIn;
+// Both, in the order that is faster; or the wait alone.
+__device__ inline void wait_in_turn(bool lets_next_start = true) {
+    bool const early = lets_next_start && gridDim.x <= tuning::kBlocksToLetIn;
     if (early) let_next_start();
     wait_for_previous();
-    if (!early) let_next_start();
+    if (lets_next_start && !early) let_next_start();
 }
 
 // The same value, computed here: nvcc would move the arithmetic to where the value is used, which
@@ -105,6 +105,7 @@ struct Grid {
     dim3 threads{1};
     int cluster = 1;  // blocks of a cluster
     size_t shared_bytes = 0;
+    bool overlaps = true;  // may start while the kernel ahead ends
 };
 
 // Kernels walk over what is left where there is more than `blocks`.
@@ -129,7 +130,7 @@ cudaError_t launch(void (*kernel)(Parameters...), Machine const& machine, Grid c
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream;
     config.attrs = attributes;
-    if (machine.capability >= 90) {
+    if (machine.capability >= 90 && grid.overlaps) {
         attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }

@@ -62,7 +62,6 @@ inline RowCut cut_row(Machine const& machine, int64_t rows, int slots, int least
         return rows * slots > items * items * items * resident;
     };
     while (cut.items < most_items && (many(cut.items) || cut.reach() < slots)) cut.items *= 2;
-    if (cut.blocks == 1 && slots > kSlotsOfOneItem) cut.items = std::max(cut.items, 2);
     if (cut.reach() < slots) cut.blocks = most_blocks;
     if (cut.reach() < slots) cut.items = 0;
     return cut;
@@ -76,7 +75,7 @@ inline int lanes_of_warp(int slots, int items) {
 }
 
 // `slots` is the most that a row may have, `least_lanes` what its edges need.  `in_thirds`: there
-// is a shape of three items for rows in a warp.
+// is a shape of three items for rows that just fill some lanes of a warp.
 inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int least_items,
                          int most_items, int least_lanes, size_t item_bytes,
                          bool in_thirds = false) {
@@ -87,11 +86,11 @@ inline RowPlan plan_rows(Machine const& machine, int64_t rows, int slots, int le
     int lanes = lanes_of_warp(wanted, 1);
     if (wanted > 32 || blocks > 1) lanes = std::min((wanted + 31) / 32 * 32, most_lanes(items));
     while (items > least_items && items / 2 * lanes * blocks >= slots) items /= 2;
-    if (int const thirds = lanes_of_warp(slots, 3);
-        in_thirds && items >= 2 && blocks == 1 && thirds <= 32 && 3 * thirds < items * lanes) {
-        items = 3;
-        lanes = thirds;
-    }
+    if (in_thirds && items >= 2 && blocks == 1)
+        if (int const thirds = lanes_of_warp(slots, 3); thirds <= 32 && 3 * thirds == slots) {
+            items = 3;
+            lanes = thirds;
+        }
     int const height = lanes <= 32 && blocks == 1 ? kThreadsOfRows / lanes : 1;
     RowPlan plan{items, {}};
     plan.grid.blocks = (rows + height - 1) / height * blocks;
@@ -138,8 +137,11 @@ cudaError_t with_row_shape(int64_t rows, int64_t cols, Access access, bool plain
     constexpr size_t kItemBytes = sizeof(Vec<Element, kVec>);
     if (access == Access::kAligned && plain) {
         RowPlan const plan = plan_with(kVec, 1, kMostItems, 1, true, kItemBytes);
-        return with_plain_shape<kVec, kMostItems>(
-            plan, [&](auto shape) { return run(shape, machine, plan.grid); });
+        return with_plain_shape<kVec, kMostItems>(plan, [&]<class Shape>(Shape shape) {
+            Grid grid = plan.grid;
+            grid.overlaps = Shape::overlaps(rows * cols * int64_t{sizeof(T)});
+            return run(shape, machine, grid);
+        });
     }
     // Few are called for: one shape for all that registers hold, one for shared memory.
     auto const with_most =

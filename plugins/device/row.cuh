@@ -24,12 +24,18 @@ struct RowShape {
     static constexpr int kBlocks =
         kInWarp ? tuning::kBlocksOfRows : tuning::least_blocks(kItemCount);
     // Weights are loaded beside the tile, ahead of what is computed of it.
-    static constexpr bool kEarly =
-        kItemCount == 1 || (kItemCount == 2 && kTeamReach == Reach::kBlock);
+    static constexpr bool kEarly = kItemCount == 1;
+    // A row has as many slots as its lanes keep: the plan asks for three of no others.
+    static constexpr bool kExact = kInWarp && kItemCount == 3;
     static constexpr Reach kReach = kTeamReach;
     // Parameters have the type of the tensors: shapes for one reach are for this case alone.
     static constexpr bool kPlain = kTeamReach != Reach::kAny;
     using Team = TeamOf<kTeamReach>;
+
+    // Whether the kernel starts while the one ahead ends, and lets the next one do so.
+    static constexpr __host__ __device__ bool overlaps(int64_t tensor_bytes) {
+        return !kInWarp || tuning::overlaps_in_warps(tensor_bytes);
+    }
 };
 
 // Columns [column, column + kSize) of a row; aligned in memory where kSize > 1.
@@ -105,6 +111,18 @@ class Row {
     int64_t start_;
     int cols_, slots_, head_ = 0;
 };
+
+// What a tile keeps of an element: in a warp, where few threads share its instructions, as fp32.
+template <class T, class Shape>
+using Kept = std::conditional_t<Shape::kInWarp, float, T>;
+
+template <class T, class Shape, int kSize>
+__device__ auto keep(Vec<T, kSize> const& item) {
+    if constexpr (Shape::kInWarp)
+        return widen(item);
+    else
+        return item;
+}
 
 // The same value, which the compiler cannot know: it converts a tile anew in each pass instead of
 // keeping every element as fp32 between them, twice the registers.
@@ -313,7 +331,7 @@ class RowTile {
         }
     }
 
-    __device__ bool has(int i) const { return first_ + i * lanes_ < last_; }
+    __device__ bool has(int i) const { return first_ + (Shape::kExact ? 0 : i * lanes_) < last_; }
     __device__ Span<kVec> span(int i) const { return row_.span(first_ + i * lanes_); }
 
     Row<T, Shape> const& row_;
@@ -348,12 +366,13 @@ __device__ void for_each_row(typename Shape::Team& team, int64_t rows, int cols,
             (of.prefetch(inputs, team.lane() + i * team.lanes()), ...);
         }
     };
-    if constexpr (tuning::kPrefetch) fetch(row);
+    bool const overlaps = Shape::overlaps(rows * cols * int64_t{sizeof(T)});
+    if (tuning::kPrefetch && overlaps) fetch(row);
     int const row_bytes = cols * static_cast<int>((1 + sizeof...(inputs)) * sizeof(T));
     int const ahead = Shape::kReach == Reach::kCluster ? tuning::kBytesAhead / row_bytes : 0;
     row.settle();
     team.meet();
-    wait_in_turn();
+    wait_in_turn(overlaps);
     while (true) {
         if (ahead > 0 && first + ahead < rows)
             fetch(Row<T, Shape>(like, first + ahead, rows, cols));

@@ -5,6 +5,7 @@
 // differs.  Figures are microseconds on an H100, fp16, columns in parentheses, from
 // `python -m benchmarks.kernels`; no other architecture was measured.
 #pragma once
+#include <cstdint>
 
 namespace opfuse::device::tuning {
 
@@ -29,9 +30,9 @@ constexpr int most_lanes(int items) { return items == 1 || items == 2 ? kMaxLane
 // a thread and takes 208, not 156.
 constexpr int least_blocks(int items) { return kMaxLanes / most_lanes(items); }
 
-// Threads of a block that holds several rows, and such blocks of a multiprocessor at least: 64
-// registers a thread.
-inline constexpr int kThreadsOfRows = 128, kBlocksOfRows = 8;
+// Threads of a block that holds several rows, and such blocks of a multiprocessor at least: 72
+// registers a thread, the fewest without spills.
+inline constexpr int kThreadsOfRows = 128, kBlocksOfRows = 7;
 
 // Blocks of a cluster on one row, at most and wherever one block is too small; more are not
 // portable.  1024 rows (65536) read once by clusters take 97 (RmsNorm), read twice 140; clusters of
@@ -47,9 +48,6 @@ inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 // thread keeps four where it would have eight: 2048 rows take 13.0 with two, 13.4 with four.
 inline constexpr int kFewThreads = 1024;
 
-// So many vectors of a row have a thread each where rows are few; of more, a thread has two.
-inline constexpr int kSlotsOfOneItem = 256;
-
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
 // thread in flight, 86 with two, 79 with eight.
 inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
@@ -64,6 +62,15 @@ inline constexpr bool kPrefetch = true;
 // (RmsNorm, AddRmsNorm, AddLayerNorm, GatedAct), not 1.35, 1.51, 1.68, and 1.34; 1 row on 4 blocks
 // takes 1.09, 1.11, 1.22, and 0.87, not 1.25, 1.25, 1.26, and 0.97.
 inline constexpr unsigned kBlocksToLetIn = 16;
+
+// Rows in a warp do not start early where a tensor has more than the first and less than the second
+// number of bytes: it comes from L2 and a product is behind it, whose blocks wait for whole
+// multiprocessors.  BERT's products and norms (3072 rows of 768, 12 layers) take 1056 in all with
+// early norms, 1026 without, ViT's (6304 rows) 2017 and 1987; 128 rows (2048) in Llama's 271 and
+// 289, and alone, from memory, 32768 rows (768) of RmsNorm take 34.4, not 35.2.
+__host__ __device__ constexpr bool overlaps_in_warps(int64_t bytes) {
+    return bytes <= 2 << 20 || bytes >= 16 << 20;
+}
 
 // Clusters also fetch the row that is so many bytes of inputs ahead, half of what is in flight:
 // 1024 rows (65536) take 89 and 177 (RmsNorm, AddRmsNorm), not 94 and 185; four times as far ahead

@@ -122,6 +122,15 @@ __device__ Vec<T, kVec> narrow(Vec<float, kVec> const& from) {
     return to;
 }
 
+// Of T already, or of fp32 that holds values of T.
+template <class T, class Element, int kSize>
+__device__ Vec<T, kSize> rounded(Vec<Element, kSize> const& item) {
+    if constexpr (std::is_same_v<T, Element>)
+        return item;
+    else
+        return narrow<T>(item);
+}
+
 // kSize elements of a parameter as they lie in memory, T or float: loads without a branch, so that
 // several are in flight, and conversion later.  `is_float` is the same for the whole grid, and
 // costs less than twice the kernels.

@@ -13,11 +13,9 @@ namespace opfuse {
 // ---- kernels
 
 inline constexpr int kThreads = 256;  // of a block
-// 1 row (4096) takes 0.97 us on four blocks of 128 threads, 1.14 on two of 256; 64 rows 1.41 on 256
-// blocks of 128 threads, 1.26 on 64 of 512.
-inline constexpr int kFewThreads = 128, kMoreThreads = 512;
-inline constexpr int kLeastBlocks = 48;  // of kMoreThreads
-inline constexpr int kSector = 32;       // bytes that L2 fetches
+// 1 row (4096) takes 0.97 us on four blocks of 128 threads, 1.14 on two of 256.
+inline constexpr int kFewThreads = 128;
+inline constexpr int kSector = 32;  // bytes that L2 fetches
 // Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
 inline constexpr int kFewVectors = 1024;
 
@@ -169,14 +167,9 @@ cudaError_t gated_act(T* y,                        // [rows, cols], contiguous
             return device::launch(shifted_gated_act_kernel<T, kActivation>, machine, grid, stream,
                                   y, gate, up, Places(rows, cols, stride - cols), rows);
         }
-        bool const fewest = vectors < kLeastBlocks * kMoreThreads;
-        auto const kernel = fewest ? gated_act_kernel<T, kActivation, kFewThreads, 1>
-                            : few  ? gated_act_kernel<T, kActivation, kMoreThreads, 1>
-                                   : gated_act_kernel<T, kActivation, kThreads, 2>;
-        if (few)
-            cover(vectors, fewest ? kFewThreads : kMoreThreads);
-        else
-            cover((vectors + 1) / 2, kThreads);
+        few ? cover(vectors, kFewThreads) : cover((vectors + 1) / 2, kThreads);
+        auto const kernel = few ? gated_act_kernel<T, kActivation, kFewThreads, 1>
+                                : gated_act_kernel<T, kActivation, kThreads, 2>;
         return device::launch(kernel, machine, grid, stream, y, gate, up,
                               Places(rows, cols / kVec, (stride - cols) / kVec), vectors);
     });

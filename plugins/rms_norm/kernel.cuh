@@ -16,9 +16,10 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     float const share = device::settled(1.f / cols);
     auto const body = [&](device::Row<T, Shape> const& row, int64_t) {
         auto const read = [&](auto at) { return row.load(x, at); };
-        auto tile = device::make_tile<T>(team, row, read);
+        auto tile = device::make_tile<device::Kept<T, Shape>>(team, row, read);
         auto gammas = tile.beside([&](auto at) { return row.parameter(gamma, at); });
-        tile.fetch(read, gammas);
+        auto const kept = [](auto, auto const& item) { return device::keep<T, Shape>(item); };
+        tile.fill(read, kept, [](auto, auto const&) {}, gammas);
         float const squares = team.sum(tile.sum([](float a) { return a * a; }));
         float const scale = rsqrtf(squares * share + epsilon);
         auto const finish = [&](auto at, auto const& item, auto const& weights) {
