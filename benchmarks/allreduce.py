@@ -262,6 +262,7 @@ def measure_ways(handle: object) -> list[dict]:
                 row = found.setdefault((tokens, width), {"tokens": tokens, "hidden": width})
                 row[way], row[f"{way} late"] = group.microseconds(case.ours(), case.launches)
         group.close()
+    del os.environ[ENVIRONMENT]
     return list(found.values())
 
 
@@ -300,7 +301,7 @@ def main() -> None:
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     handle = abi.load(library.find())
     if options.ways:
-        rows, facts = measure_ways(handle), environment("")
+        rows, facts = measure_ways(handle), environment("") | {"way": "each"}
     else:
         group = Group.open(handle, "")
         rows, facts = measure_all(group), environment(group.communicator.transport)

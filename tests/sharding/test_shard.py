@@ -7,54 +7,12 @@ import pytest
 
 from opfuse.errors import InputError
 from tests.ranks import Cut, cut
+from tests.sharding.blocks import attention, block
 from tests.small import model
 
 ROWS = ({"B": 2, "S": 5}, {"B": 1, "S": 1})
 MLP = "h = MatMul(x, w)\na = Relu(h)\ny = MatMul(a, v)\n"
 MLP_WEIGHTS = {"w": (6, 8), "v": (8, 6)}
-
-
-def attention(heads: int, few: int, size: int, *, split: str = "", mask: str = "") -> str:
-    """Attention over ``qkv`` [B, S, ...] written out, with the heads copied where ``few`` are."""
-    group = heads // few
-    copies = [
-        f"{x}5 = Unsqueeze({x}, [2])\n{x}w = Expand({x}5, [1, 1, {group}, 1, 1])\n"
-        f"{x}flat = Reshape({x}w, [0, {heads}, -1, {size}])\n"
-        if group > 1
-        else f"{x}flat = Identity({x})\n"
-        for x in ("k", "v")
-    ]
-    split = split or (
-        f"qp, kp, vp = Split<axis=-1>(qkv, [{heads * size}, {few * size}, {few * size}])\n"
-        f"q4 = Reshape(qp, [0, 0, {heads}, {size}])\nk4 = Reshape(kp, [0, 0, {few}, {size}])\n"
-        f"v4 = Reshape(vp, [0, 0, {few}, {size}])\n"
-    )
-    turn = "".join(f"{x} = Transpose<perm=[0, 2, 1, 3]>({x}4)\n" for x in "qkv")
-    scores = f"logits = Add(scaled, {mask})\n" if mask else "logits = Identity(scaled)\n"
-    return (
-        split
-        + turn
-        + "".join(copies)
-        + "kt = Transpose<perm=[0, 1, 3, 2]>(kflat)\nraw = MatMul(q, kt)\nscaled = Mul(raw, 0.5)\n"
-        + scores
-        + "p = Softmax<axis=-1>(logits)\no = MatMul(p, vflat)\n"
-        "o4 = Transpose<perm=[0, 2, 1, 3]>(o)\n"
-        f"flat = Reshape(o4, [0, 0, {heads * size}])\n"
-    )
-
-
-def block(
-    heads: int, few: int, size: int = 4, hidden: int = 6, **options: str
-) -> dict[str, object]:
-    """A packed projection with a bias, attention, and an output projection with a bias."""
-    width = (heads + 2 * few) * size
-    text = "raw_qkv = MatMul(x, w)\nqkv = Add(raw_qkv, b)\n" + attention(
-        heads, few, size, **options
-    )
-    text += "part = MatMul(flat, wo)\ny = Add(part, bo)\n"
-    weights = {"w": (hidden, width), "b": (width,)}
-    weights |= {"wo": (heads * size, hidden), "bo": (hidden,)}
-    return {"text": text, "inputs": f"T[B, S, {hidden}] x", "weights": weights}
 
 
 def test_a_layer_by_columns_and_one_by_rows(tmp_path):
@@ -143,26 +101,6 @@ def test_every_order_of_a_packed_weight(tmp_path, axis, heads):
     whole = next(t for t in made.before.graph.initializer if t.name == "w")
     values = np.frombuffer(whole.raw_data, "f4").reshape(6, 48)
     assert np.array_equal(made.weights("w")[0], values[:, own.ravel()])
-
-
-def test_slices_of_a_packed_weight_are_cut_each(tmp_path):
-    split = "".join(
-        f"{x}p = Slice(qkv, [{start}], [{stop}], [2])\n{x}4 = Reshape({x}p, [0, 0, {heads}, 4])\n"
-        for x, start, stop, heads in (("q", 0, 16, 4), ("k", 16, 24, 2), ("v", 24, 32, 2))
-    )
-    made = cut(model(**block(4, 2, split=split)), 2, tmp_path)
-    made.same(*ROWS)
-    assert made.products() == [("column", (6, 16)), ("row", (8, 6))]
-
-
-def test_slices_that_overlap_stay_what_they_are(tmp_path):
-    text = MLP.replace(
-        "y = MatMul(a, v)", "f = Slice(a, [0], [5], [2])\ng = Slice(a, [4], [8], [2])"
-    )
-    text += "fs = ReduceSum<keepdims=1>(f, [2])\ngs = ReduceSum<keepdims=1>(g, [2])\n"
-    text += "y = Sub(fs, gs)\n"
-    with pytest.raises(InputError, match="nothing in it can be split"):
-        cut(model(text, "T[B, S, 6] x", weights=MLP_WEIGHTS), 2, tmp_path)
 
 
 def test_queries_and_keys_that_are_normed_together_leave_the_values_split(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,7 +15,7 @@ from opfuse.graph.facts import Facts
 
 @dataclass(frozen=True)
 class _Piece:
-    """A Slice of one axis with fixed ends."""
+    """A Slice of one axis with fixed ends, or a Gather that takes one entry of it."""
 
     node: gs.Node
     axis: int
@@ -28,6 +30,8 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
         graph: A sorted graph; it is changed.
         facts: What is known of its tensors, which stay.
     """
+    for node in list(graph.nodes):
+        _untranspose(graph, facts, node)
     kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
     sources = {id(node.inputs[0]): node.inputs[0] for node in graph.nodes if node.op == "Slice"}
     for tensor in sources.values():
@@ -42,6 +46,33 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
     edit.sort(graph)
 
 
+def _untranspose(graph: gs.Graph, facts: Facts, node: gs.Node) -> None:
+    """Take one entry from what a GatherND has transposed to get at it, and transpose that instead.
+
+    PyTorch's exporter writes ``x[..., [i], :]`` so.
+    """
+    if node.op != "GatherND" or not edit.is_standard(node) or node.attrs.get("batch_dims", 0):
+        return
+    turn, index = edit.producer(node.inputs[0]), facts.value(node.inputs[1])
+    if turn is None or turn.op != "Transpose" or not edit.is_standard(turn):
+        return
+    perm = turn.attrs.get("perm")
+    if perm is None or index is None or index.shape != (1, 1) or not isinstance(index[0, 0], int):
+        return
+    (result,) = node.outputs
+    name = _fresh(graph, f"{result.name}/entry")
+    source, entry = turn.inputs[0], gs.Constant(f"{name}/index", np.array([index[0, 0]]))
+    taken = gs.Variable(name, source.dtype)
+    gone = [node] if len(turn.outputs[0].outputs) > 1 else [node, turn]
+    for one in gone:
+        edit.detach(one)
+    graph.nodes[:] = [one for one in graph.nodes if all(one is not other for other in gone)]
+    take = gs.Node("Gather", name, {"axis": perm[0]}, [source, entry], [taken])
+    facts.infer(take)
+    back = gs.Node("Transpose", f"{name}/turn", {"perm": perm}, [taken], [result])
+    graph.nodes.extend([take, back])
+
+
 def _cover(pieces: list[_Piece], facts: Facts, tensor: gs.Tensor) -> bool:
     """Whether the pieces, in order, are all of one axis, each entry once."""
     axis, shape = pieces[0].axis, facts.shape(tensor)
@@ -53,9 +84,11 @@ def _cover(pieces: list[_Piece], facts: Facts, tensor: gs.Tensor) -> bool:
 
 def _piece(node: gs.Node, facts: Facts) -> _Piece | None:
     shape = facts.shape(node.inputs[0])
-    if node.op != "Slice" or not edit.is_standard(node) or shape is None:
+    if node.op not in ("Slice", "Gather") or not edit.is_standard(node) or shape is None:
         return None
     given = [facts.value(tensor) for tensor in node.inputs[1:]]
+    if node.op == "Gather":
+        return _taken(node, int(node.attrs.get("axis", 0)) % len(shape), given[0], shape)
     if len(given) < 3 or any(value is None or value.size != 1 for value in given):
         return None
     numbers = [value.ravel()[0] for value in given if value is not None]
@@ -66,16 +99,31 @@ def _piece(node: gs.Node, facts: Facts) -> _Piece | None:
     return _Piece(node, axis, start, stop) if step == 1 and start < stop else None
 
 
+def _taken(node: gs.Node, axis: int, index: Any, shape: Sequence[Any]) -> _Piece | None:
+    """The one entry that a list of one index takes, which leaves the axis."""
+    if index is None or index.shape != (1,) or not isinstance(shape[axis], int):
+        return None
+    entry = index[0]
+    if not isinstance(entry, int) or not -shape[axis] <= entry < shape[axis]:
+        return None
+    return _Piece(node, axis, entry % shape[axis], entry % shape[axis] + 1)
+
+
 def _split(graph: gs.Graph, tensor: gs.Tensor, pieces: list[_Piece]) -> None:
     sizes = np.array([piece.stop - piece.start for piece in pieces])
     results = [piece.node.outputs[0] for piece in pieces]
-    names = edit.names(graph)
-    name = f"{tensor.name}/pieces"
-    while name in names:
-        name += "_"
+    name = _fresh(graph, f"{tensor.name}/pieces")
     for piece in pieces:
         edit.detach(piece.node)
     gone = {id(piece.node) for piece in pieces}
     graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
     inputs = [tensor, gs.Constant(name, sizes)]
     graph.nodes.append(gs.Node("Split", name, {"axis": pieces[0].axis}, inputs, results))
+
+
+def _fresh(graph: gs.Graph, name: str) -> str:
+    """A name that no tensor has."""
+    names = edit.names(graph)
+    while name in names:
+        name += "_"
+    return name
