@@ -63,7 +63,7 @@ def test_a_weight_that_no_output_shows(cli, place):
     result = cli("check", "bert.onnx")
     assert result.code == 1, result.err
     (line,) = failures(result)
-    assert line.startswith("FAILED outputs.weights: weights (FLOAT) are others, as many, ")
+    assert line.startswith("FAILED outputs.weights: weights (FLOAT) differ, which no output")
 
 
 def test_another_spelling_of_the_same_weights_passes(cli, place):

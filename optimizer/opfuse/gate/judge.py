@@ -220,7 +220,7 @@ def outputs(locked: Section, now: Section | None) -> Iterator[Expectation]:
         # Whoever allows the outputs more than their rounding lets the weights change as well.
         same = now is None or locked.get("rtol", 0.0) > now["rtol"]
         types = [] if same or now is None else changed(locked["weights"], now["weights"])
-        text = f"weights ({', '.join(types)}) are others, as many, where no output shows it"
+        text = f"weights ({', '.join(types)}) differ, which no output on the seeded inputs shows"
         yield _kept(not types, "outputs", "weights", text, "--update pins them if they are meant")
 
 

@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from opfuse.graph.protos import all_tensors, type_name
 from opfuse.graph.weights import raw_blocks
-from opfuse.numerics.compare import FLOATS
+from opfuse.precision.types import FLOATS
 
 _FEWEST = 8  # values of a tensor up to which it is part of the computation, such as a scale
 _UNIT = 2.0**24  # in one
