@@ -25,7 +25,7 @@ def test_a_clean_run_passes(cli, place):
     before = (place / LOCK).read_bytes()
     result = cli("check", "bert.onnx")
     assert result.code == 0, result.err
-    assert result.out.splitlines() == [f"{LOCK}: all 29 expectations hold"]
+    assert result.out.splitlines() == [f"{LOCK}: all 30 expectations hold"]
     assert (place / LOCK).read_bytes() == before
 
 
@@ -56,6 +56,20 @@ def test_a_planted_change_is_one_clear_line(cli, place, change, section, says):
     assert result.code == 1, result.err
     (line,) = [line for line in failures(result) if line.startswith(f"FAILED {section}: ")]
     assert says in line
+
+
+def test_a_weight_that_no_output_shows(cli, place):
+    planted.save(place / "bert.onnx", planted.unseen)
+    result = cli("check", "bert.onnx")
+    assert result.code == 1, result.err
+    (line,) = failures(result)
+    assert line.startswith("FAILED outputs.weights: weights (FLOAT) differ, which no output")
+
+
+def test_another_spelling_of_the_same_weights_passes(cli, place):
+    planted.save(place / "bert.onnx", planted.respelled)
+    result = cli("check", "bert.onnx")
+    assert result.code == 0, result.out
 
 
 def test_a_merge_that_goes_with_an_attention_says_so(cli, place):

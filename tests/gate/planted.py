@@ -59,6 +59,30 @@ def weight(model: ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
+def unseen(model: ModelProto) -> None:
+    """One value of the embedding of a token that the seeded inputs do not have."""
+    tensor = next(t for t in model.graph.initializer if t.name == "embed.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[-1, 3] += 0.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def respelled(model: ModelProto) -> None:
+    """Other names, another order, and a weight that is turned as the graph runs."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    product = next(node for node in nodes(model, "MatMul") if node.input[1] in tensors)
+    weight = tensors[product.input[1]]
+    turned = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+    weight.CopyFrom(numpy_helper.from_array(turned, weight.name))
+    model.graph.node.insert(0, helper.make_node("Transpose", [weight.name], ["turned"]))
+    product.input[1] = "turned"
+    for tensor in tensors.values():
+        for node in model.graph.node:
+            node.input[:] = [f"own/{n}" if n == tensor.name else n for n in node.input]
+        tensor.name = f"own/{tensor.name}"
+    model.graph.initializer.sort(key=lambda tensor: tensor.name, reverse=True)
+
+
 def axis(model: ModelProto) -> None:
     """One softmax along the queries: the pattern fits up to the guard."""
     attribute(nodes(model, "Softmax")[1], "axis").i = 2

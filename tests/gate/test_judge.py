@@ -146,6 +146,25 @@ def test_outputs(now, says):
     assert found.status == (FAILED if says else PASSED)
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "fails"),
+    [
+        ({"FLOAT": "100 5000"}, {"FLOAT": "100 5000"}, False),
+        ({"FLOAT": "100 5000"}, {"FLOAT": "100 5900"}, False),  # last digits
+        ({"FLOAT": "100 5000"}, {"FLOAT": "100 7000"}, True),
+        ({"FLOAT": "100 5000"}, {"FLOAT": "200 7000"}, False),  # another spelling
+        ({"FLOAT": "100 5000"}, {"FLOAT16": "100 7000"}, False),  # the precision's business
+        ({"FLOAT": "9 1", "FLOAT16": "9 1"}, {"FLOAT": "9 1", "FLOAT16": "9 -9999"}, True),
+    ],
+)
+def test_weights(was, now, fails):
+    value, weights = judge.outputs({**summary(), "weights": was}, {**summary(), "weights": now})
+    assert (value.status, weights.status) == (PASSED, FAILED if fails else PASSED)
+    other = {**summary(rms=1.1), "weights": now}
+    (value,) = judge.outputs({**summary(), "weights": was}, other)  # one change is one line
+    assert value.status == FAILED
+
+
 def test_outputs_that_are_not_pinned():
     (found,) = judge.outputs({**summary(), "not_run": "it draws random numbers"}, None)
     assert found.status == SKIPPED

@@ -97,7 +97,7 @@ def precision(command: Parser) -> None:
         "precision",
         "TensorRT computes in the types of the graph. A conversion puts products, attentions, and\n"
         "what lies between into fp16 or bf16; norms, softmax, and sums compute in fp32 inside\n"
-        "of fused operators, and stay fp32 elsewhere.",
+        "of fused operators; elsewhere what may overflow stays fp32.",
     )
     group.add_argument(
         "--precision",

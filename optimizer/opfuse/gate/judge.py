@@ -10,6 +10,7 @@ from typing import Any
 from opfuse.explanation.anchors import FOLLOWS
 from opfuse.gate.culprit import Culprit, Scene, new_misses, of_anchors, told
 from opfuse.gate.result import FAILED, PASSED, SKIPPED, Expectation
+from opfuse.gate.weights import changed
 
 Section = Mapping[str, Any]
 _SHOWN = 3
@@ -206,12 +207,25 @@ _WHEELS = {"tensorrt": "tensorrt-cu13", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 
 
 def outputs(locked: Section, now: Section | None) -> Iterator[Expectation]:
-    """Yield whether each output has the locked numbers on the seeded inputs.
+    """Yield whether each output, and what no output shows of the weights, is as it was.
 
     Args:
-        locked: Shapes and hashes of the inputs, and the summary of each output.
+        locked: Shapes and hashes of the inputs, the summary of each output, and that of the
+            weights.
         now: The same; None where nothing had to be computed, since the model is the locked one.
     """
+    found = list(_on_inputs(locked, now))
+    yield from found
+    if "weights" in locked and all(item.status != FAILED for item in found):
+        # Whoever allows the outputs more than their rounding lets the weights change as well.
+        same = now is None or locked.get("rtol", 0.0) > now["rtol"]
+        types = [] if same or now is None else changed(locked["weights"], now["weights"])
+        text = f"weights ({', '.join(types)}) differ, which no output on the seeded inputs shows"
+        yield _kept(not types, "outputs", "weights", text, "--update pins them if they are meant")
+
+
+def _on_inputs(locked: Section, now: Section | None) -> Iterator[Expectation]:
+    """Yield whether each output has the locked numbers on the seeded inputs."""
     if locked.get("not_run"):
         text = f"the lock pins no outputs: {locked['not_run']}"
         yield Expectation("outputs", "", SKIPPED, text)

@@ -34,6 +34,7 @@ _SECTIONS: Mapping[str, Any] = {
             "*": {"dtype": str, "shape": [int], "finite": int, "rms": _NUMBER,
                   "projections": [_NUMBER]}
         },
+        "weights": {"*": str},
     },
     "precision": {
         "products": {"*": int},

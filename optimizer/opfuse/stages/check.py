@@ -17,7 +17,7 @@ from opfuse.engine import gpu
 from opfuse.engine.wheel import versions
 from opfuse.errors import InputError, MissingComponent, OpfuseError
 from opfuse.files import file_hash, scratch
-from opfuse.gate import bounds, judge, pinned
+from opfuse.gate import bounds, judge, pinned, weights
 from opfuse.gate.culprit import Scene
 from opfuse.gate.neighbours import Neighbours
 from opfuse.gate.result import FAILED, SKIPPED, Change, Check, Expectation
@@ -272,7 +272,7 @@ def _outputs(source: Source, config: Config, progress: Progress) -> Sections:
         found = replace(found, not_run=found.not_run.replace(str(folder), ""))
     facts = asdict(found)
     facts["values"] = facts.pop("outputs")
-    return facts
+    return facts | {"weights": weights.sums(source.proto, source.base_dir)}
 
 
 def _keep_rtol(outputs: Sections, locked: Mapping[str, Any]) -> None:
