@@ -77,6 +77,14 @@ __device__ uint32_t pack(float low, float high) {
     }
 }
 
+template <class T>
+__device__ float2 unpack(uint32_t pair) {
+    if constexpr (std::is_same_v<T, __half>)
+        return __half22float2(reinterpret_cast<__half2 const&>(pair));
+    else
+        return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
+}
+
 // 2^x, within 2 ulp; 0 for -inf.
 __device__ inline float exp2_fast(float x) {
     float y;

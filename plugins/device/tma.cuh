@@ -63,6 +63,11 @@ __device__ inline void wait_after(float value, uint64_t* barrier, uint32_t parit
         : "memory");
 }
 
+// Fetches a map before it is needed.
+__device__ inline void prefetch_map(CUtensorMap const& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // Copies the map's box at (col, row, head, batch) to `to`; elements outside of the tensor are 0.
 __device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
                                 int row, int head, int batch) {
@@ -70,6 +75,14 @@ __device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barr
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
         "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(row), "r"(head), "r"(batch)
+        : "memory");
+}
+
+// Asks for the box to be in L2.
+__device__ inline void prefetch_box(CUtensorMap const& map, int col, int row, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map),
+        "r"(col), "r"(row), "r"(head), "r"(batch)
         : "memory");
 }
 

@@ -30,17 +30,39 @@ bool suits_hopper(Attention const& a) {
 template <class T>
 cudaError_t hopper(Attention const& a, cudaStream_t stream) {
     int const size = std::max(a.head_size, a.value_size);
+    if (size <= 32 && only_scales(a)) return hopper_attention<32>(a, T{}, stream);
     if (size <= 64) return hopper_attention<64>(a, T{}, stream);
+    if (size <= 80) return hopper_attention<80>(a, T{}, stream);
     if (size <= 96) return hopper_attention<96>(a, T{}, stream);
     if (size <= 128) return hopper_attention<128>(a, T{}, stream);
     if (size <= 192) return hopper_attention<192>(a, T{}, stream);
     return hopper_attention<256>(a, T{}, stream);
+}
+
+// Whether the Hopper kernel for few queries does: queries of one position, where heads share keys.
+bool suits_hopper_decode(Attention const& a) {
+    bool const rows = a.queries == 1 || a.heads == a.kv_heads;
+    return rows && std::max(a.head_size, a.value_size) <= 128 && only_scales(a) && suits_hopper(a);
+}
+
+template <class T>
+cudaError_t hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    return std::max(a.head_size, a.value_size) <= 64
+               ? hopper_decode<64>(a, T{}, workspace, stream)
+               : hopper_decode<128>(a, T{}, workspace, stream);
 }
 #else
 bool suits_hopper(Attention const&) { return false; }
 
 template <class T>
 cudaError_t hopper(Attention const&, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
+
+bool suits_hopper_decode(Attention const&) { return false; }
+
+template <class T>
+cudaError_t hopper_decode(Attention const&, void*, cudaStream_t) {
     return cudaErrorNotSupported;
 }
 #endif
@@ -65,8 +87,12 @@ size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size) 
 template <class T>
 cudaError_t attend(Attention const& a, void* workspace, cudaStream_t stream) {
     if (std::max(a.head_size, a.value_size) > kTensorCoreSize) return plain_attention<T>(a, stream);
-    if (a.queries <= kDecodeQueries) return decode<T>(a, workspace, stream);
-    cudaError_t const status = suits_hopper(a) ? hopper<T>(a, stream) : cudaErrorNotSupported;
+    cudaError_t status = cudaErrorNotSupported;
+    if (a.queries <= kDecodeQueries) {
+        if (suits_hopper_decode(a)) status = hopper_decode<T>(a, workspace, stream);
+        return status == cudaErrorNotSupported ? decode<T>(a, workspace, stream) : status;
+    }
+    if (suits_hopper(a)) status = hopper<T>(a, stream);
     return status == cudaErrorNotSupported ? prefill<T>(a, stream) : status;
 }
 

@@ -30,14 +30,19 @@ struct DecodeShape {
 };
 
 // What a tile's keys are split into.  Partial results lie in the workspace as
-// [tile, split, row, kSize] sums and [tile, split, row, 2] maxima and sums of weights.
+// [kv head, split, row, kSize] sums and [kv head, split, row, 2] maxima and sums of weights, with
+// the rows of all queries of a group of heads.
 struct KeySplits {
     int begin = 0;  // keys before are not seen
     int count = 1;
-    int keys = 0;  // of one split; a multiple of what the warps of a block take in one step
+    int keys = 0;  // of one split; a multiple of what a block takes in one step
     float* results = nullptr;
     float* statistics = nullptr;
 };
+
+__device__ inline int64_t first_result(int kv_index, int split, KeySplits const& splits, int rows) {
+    return (static_cast<int64_t>(kv_index) * splits.count + split) * rows;
+}
 
 // Which query of which head a row of a group is; rows past the end are the last.
 struct PackedRow {
@@ -80,13 +85,12 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     T* const stages = q + S::kRows * S::kStride;
     T* const own = stages + warp * S::kStages * S::kStage;
 
-    int64_t const kv_index = blockIdx.x / (tiles * splits.count);
-    int const tile = blockIdx.x % tiles;  // neighbours read the same keys
-    int const split = static_cast<int>(blockIdx.x / tiles % splits.count);
-    int64_t const batch = kv_index / a.kv_heads;
-    int const kv_head = static_cast<int>(kv_index % a.kv_heads);
+    int const index = blockIdx.x, kv_index = index / (tiles * splits.count);
+    int const tile = index % tiles;  // neighbours read the same keys
+    int const split = index / tiles % splits.count;
+    int const batch = kv_index / a.kv_heads, kv_head = kv_index % a.kv_heads;
     int const group_rows = a.heads / a.kv_heads * a.queries;
-    int const first_row = tile * S::kRows;
+    int const first_row = tile * S::kRows, rows = min(S::kRows, group_rows - first_row);
     T const* const keys = head_of<T>(a.k, batch, kv_head);
     T const* const values = head_of<T>(a.v, batch, kv_head);
     int64_t const next = splits.begin + static_cast<int64_t>(split + 1) * splits.keys;
@@ -104,13 +108,16 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     };
     constexpr int kStep = S::kKeys * S::kWarps;
     int const begin = splits.begin + split * splits.keys + warp * S::kKeys;
+    device::wait_in_turn();
 #pragma unroll
     for (int step = 0; step + 1 < S::kStages; ++step) fetch(begin + step * kStep, step);
 
     for (int i = threadIdx.x; i < S::kRows * kSize; i += S::kThreads) {
         int const row = i / kSize, col = i % kSize;
-        T const* const from = PackedRow(a, kv_head, first_row + row).in<T>(a.q, batch);
-        q[row * S::kStride + col] = col < a.head_size ? from[col] : device::from_float<T>(0.f);
+        bool const valid = row < rows && col < a.head_size;
+        q[row * S::kStride + col] =
+            valid ? PackedRow(a, kv_head, first_row + row).in<T>(a.q, batch)[col]
+                  : device::from_float<T>(0.f);
     }
     __syncthreads();
 
@@ -164,8 +171,8 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     }
     __syncthreads();
 
-    int64_t const part = (kv_index * tiles + tile) * splits.count + split;
-    for (int i = threadIdx.x; i < S::kRows * kSize; i += S::kThreads) {
+    int64_t const part = first_result(kv_index, split, splits, group_rows) + first_row;
+    for (int i = threadIdx.x; i < rows * kSize; i += S::kThreads) {
         int const row = i / kSize, col = i % kSize;
         float2 const total = combined(statistics + row * 2, S::kWarps, S::kRows * 2, log2_scale);
         float result = 0.f;
@@ -173,10 +180,9 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
             result += results[w * S::kRows * kSize + i] *
                       share(statistics[(w * S::kRows + row) * 2], total.x, log2_scale);
         if (splits.count > 1) {
-            splits.results[part * S::kRows * kSize + i] = result;
-            if (col < 2)
-                splits.statistics[(part * S::kRows + row) * 2 + col] = col == 0 ? total.x : total.y;
-        } else if (first_row + row < group_rows && col < a.value_size) {
+            splits.results[part * kSize + i] = result;
+            if (col < 2) splits.statistics[(part + row) * 2 + col] = col == 0 ? total.x : total.y;
+        } else if (col < a.value_size) {
             PackedRow(a, kv_head, first_row + row).in<T>(a.y, batch)[col] =
                 device::from_float<T>(normalised(result, total.y, a.nan_guard));
         }
@@ -185,23 +191,20 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
 
 // One block a row: y = the splits' results, each scaled by its share of the weights.
 template <class T, int kSize, bool kPlain>
-__global__ void __launch_bounds__(kSize)
-    combine_kernel(Attention const a, int tiles, KeySplits const splits) {
-    constexpr int kRows = kDecodeQueries;
+__global__ void __launch_bounds__(kSize) combine_kernel(Attention const a, KeySplits const splits) {
     __shared__ float shares[kMaxParts];
-    int const group_rows = a.heads / a.kv_heads * a.queries;
-    int64_t const kv_index = blockIdx.x / group_rows;
-    int const row = static_cast<int>(blockIdx.x % group_rows);
-    int64_t const part = (kv_index * tiles + row / kRows) * splits.count;
-    int64_t const first = part * kRows + row % kRows;
+    int const rows = a.heads / a.kv_heads * a.queries, index = blockIdx.x;
+    int const kv_index = index / rows, row = index % rows;
+    int64_t const first = first_result(kv_index, 0, splits, rows) + row;
+    device::wait_in_turn();
     float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
     auto const* const statistics = reinterpret_cast<float2 const*>(splits.statistics) + first;
     int const lane = threadIdx.x % 32, col = threadIdx.x;
     float top = -INFINITY, sum = 0.f;  // each warp for itself
-    for (int i = lane; i < splits.count; i += 32) top = fmaxf(top, statistics[i * kRows].x);
+    for (int i = lane; i < splits.count; i += 32) top = fmaxf(top, statistics[i * rows].x);
     top = device::warp_max(top);
     for (int i = lane; i < splits.count; i += 32) {
-        float2 const own = statistics[i * kRows];
+        float2 const own = statistics[i * rows];
         float const factor = share(own.x, top, log2_scale);
         sum += own.y * factor;
         if (threadIdx.x < 32) shares[i] = factor;
@@ -211,33 +214,42 @@ __global__ void __launch_bounds__(kSize)
     float result = 0.f;
 #pragma unroll 8
     for (int i = 0; i < splits.count; ++i)
-        result = fmaf(splits.results[(first + i * kRows) * kSize + col], shares[i], result);
-    int64_t const batch = kv_index / a.kv_heads;
+        result = fmaf(splits.results[(first + i * rows) * kSize + col], shares[i], result);
     if (col < a.value_size)
-        PackedRow(a, static_cast<int>(kv_index % a.kv_heads), row).in<T>(a.y, batch)[col] =
+        PackedRow(a, kv_index % a.kv_heads, row).in<T>(a.y, kv_index / a.kv_heads)[col] =
             device::from_float<T>(normalised(result, sum, a.nan_guard));
 }
 
 // ---- launchers
 
-// As many splits as the device runs blocks at once, and room for their results in the workspace.
-template <class S, int kSize>
-KeySplits split_keys(Attention const& a, int64_t tiles, int slots, void* workspace) {
-    constexpr int kStep = S::kKeys * S::kWarps;
+// As many splits as the device runs blocks at once, and room for their results in the workspace;
+// `step` is what a block takes in one.
+inline KeySplits split_keys(Attention const& a, int size, int64_t tiles, int slots, int step,
+                            void* workspace) {
     KeySplits splits;
     splits.begin =
         static_cast<int>(std::max<int64_t>(static_cast<int64_t>(a.keys) - a.queries - a.behind, 0));
     int const keys = a.keys - splits.begin;
-    int64_t const wanted =
-        std::min<int64_t>(std::min(slots, kMaxParts) / tiles, keys / kMinSplitKeys);
-    int64_t const steps = (keys + kStep - 1) / kStep;
-    splits.keys = static_cast<int>(steps) * kStep;
+    int64_t const rows = a.batch * a.heads * a.queries;
+    int64_t const room = std::min<int64_t>(kMaxParts * kDecodeQueries / rows, kMaxParts);
+    int64_t const wanted = std::min({slots / tiles, room, int64_t{keys / kMinSplitKeys}});
+    int64_t const steps = (keys + step - 1) / step;
+    splits.keys = static_cast<int>(steps) * step;
     if (!workspace || wanted < 2) return splits;
-    splits.keys = static_cast<int>((steps + wanted - 1) / wanted) * kStep;
+    splits.keys = static_cast<int>((steps + wanted - 1) / wanted) * step;
     splits.count = (keys + splits.keys - 1) / splits.keys;
     splits.results = static_cast<float*>(workspace);
-    splits.statistics = splits.results + tiles * splits.count * S::kRows * kSize;
+    splits.statistics = splits.results + rows * splits.count * size;
     return splits;
+}
+
+// Adds up the splits' results, if there are several.
+template <class T, int kSize, bool kPlain>
+cudaError_t launch_combine(Attention const& a, KeySplits const& splits,
+                           device::Machine const& machine, cudaStream_t stream) {
+    if (splits.count == 1) return cudaSuccess;
+    device::Grid const rows{a.batch * a.heads * a.queries, dim3(kSize)};
+    return device::launch(combine_kernel<T, kSize, kPlain>, machine, rows, stream, a, splits);
 }
 
 template <class T, int kSize, int kStages, bool kPlain>
@@ -257,17 +269,14 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int const tiles = (group_rows + S::kRows - 1) / S::kRows;
     int64_t const all_tiles = a.batch * a.kv_heads * tiles;
-    auto const splits =
-        split_keys<S, kSize>(a, all_tiles, machine.multiprocessors * per_processor, workspace);
+    auto const splits = split_keys(a, kSize, all_tiles, machine.multiprocessors * per_processor,
+                                   S::kKeys * S::kWarps, workspace);
     int64_t const blocks = all_tiles * splits.count;
     if (blocks > INT32_MAX || a.batch * a.heads * a.queries > INT32_MAX)
         return cudaErrorInvalidValue;
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    status = device::launch(kernel, device::kInOrder, grid, stream, a, tiles, splits);
-    if (status || splits.count == 1) return status;
-    device::Grid const rows{a.batch * a.heads * a.queries, dim3(kSize)};
-    return device::launch(combine_kernel<T, kSize, kPlain>, device::kInOrder, rows, stream, a,
-                          tiles, splits);
+    status = device::launch(kernel, machine, grid, stream, a, tiles, splits);
+    return status ? status : launch_combine<T, kSize, kPlain>(a, splits, machine, stream);
 }
 
 template <class T, int kSize, int kStages>

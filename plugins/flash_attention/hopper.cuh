@@ -4,7 +4,7 @@
 // Blocks stay on their multiprocessor and take one tile of queries after another.  One warp asks
 // the copy engine for queries, keys, and values; warp groups have 64 queries each.  A group issues
 // the product for the next scores before that of the present weights with their values, so that it
-// computes a softmax while the tensor cores multiply.
+// computes a softmax while the tensor cores multiply; also from one tile to the next.
 #pragma once
 #include "../device/launch.cuh"
 #include "hopper_tiles.cuh"
@@ -13,36 +13,49 @@ namespace opfuse {
 
 // ---- kernels
 
-// A tile as one lane of a consumer sees it: its rows are `row` and `row` + 8.
+// Where one lane of a consumer is in a tile: its rows are `row` and `row` + 8.
 struct HopperRows {
-    int batch, head;
     int row;
     int block, begin;  // of keys: the one that comes next, and the last one
     KeyRange all_see;  // the keys that each of the warp's rows sees
 };
 
+// Results of whole tiles.
+template <class T, class S>
+struct WholeResults {
+    __device__ void store(Attention const& a, HopperTile const& tile, int row,
+                          float const (&out)[S::kSize / 8][4],
+                          RunningSoftmax const& softmax) const {
+        store_results<T, S::kSize>(a, head_of<T>(a.y, tile.batch, tile.head), row, out, softmax);
+    }
+};
+
 // A consumer: warp group `group` has 64 rows of each tile.
-// kPlain: no mask, no softcap, and a positive scale.
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores, class Results = WholeResults<T, S>>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
 
     Attention const& a;
     HopperBarriers<S>& barriers;
     uint64_t queries, keys, values;  // descriptions of boxes; of the first place
+    unsigned char const* masks;      // of the first place
     int lane, warp_row;
+    Results results;
     uint32_t tiles = 0, steps = 0;  // begun; a step is a block of keys, and values are one behind
 
     __device__ HopperConsumer(Attention const& a, HopperBarriers<S>& barriers, unsigned char* q,
-                              unsigned char* k, unsigned char* v, int group)
+                              unsigned char* k, unsigned char* v, unsigned char* masks, int group,
+                              Results const& results = {})
         : a(a),
           barriers(barriers),
           queries(device::describe_box(device::shared_address(q + group * 64 * device::kBoxBytes),
                                        S::kRows * device::kBoxBytes)),
           keys(device::describe_box(device::shared_address(k), S::kKeys * device::kBoxBytes)),
           values(device::describe_box(device::shared_address(v), S::kKeys * device::kBoxBytes)),
+          masks(masks),
           lane(threadIdx.x % 32),
-          warp_row(group * 64 + threadIdx.x / 32 % 4 * 16) {}
+          warp_row(group * 64 + threadIdx.x / 32 % 4 * 16),
+          results(results) {}
 
     __device__ static int stage(uint32_t step) { return step % S::kStages; }
     __device__ static void wait_for(uint64_t (&full)[S::kStages], uint32_t step) {
@@ -52,31 +65,41 @@ struct HopperConsumer {
         if (lane == 0) device::arrive(barrier);
     }
 
-    __device__ void store(HopperRows const& tile, float const (&out)[S::kSize / 8][4],
+    __device__ HopperTile const& tile(uint32_t number) const {
+        return barriers.tiles[number % kKeptTiles];
+    }
+    __device__ void store(HopperTile const& tile, float const (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
-        store_results<T, S::kSize>(a, head_of<T>(a.y, tile.batch, tile.head), tile.row, out,
-                                   softmax);
+        results.store(a, tile, tile.first_row + warp_row + lane / 4, out, softmax);
     }
-
-    // The next tile that has keys; those that have none are written at once.
-    __device__ bool next(TileWalk<S>& walk, HopperRows& rows) const {
+    __device__ void store_empty(TileWalk<S> walk) const {
+        float const none[S::kSize / 8][4] = {};
         HopperTile tile;
-        while (walk.next(tile)) {
-            int const row = tile.first_row + warp_row;
-            rows.batch = tile.batch, rows.head = tile.head;
-            rows.row = row + lane / 4;
-            rows.block = tile.end - 1, rows.begin = tile.begin;
-            rows.all_see = keys_of_all(a, row, row + 15);
-            if (tile.begin < tile.end) return true;
-            float const none[S::kSize / 8][4] = {};
-            store(rows, none, RunningSoftmax{});
-        }
-        return false;
+        while (walk.next(tile))
+            if (tile.begin == tile.end) store(tile, none, RunningSoftmax{});
     }
 
-    __device__ void wait_for_queries() const {
+    // Begins the tile of number `tiles`, if there is one.
+    __device__ bool begin(HopperRows& rows) const {
         device::wait(&barriers.query_full[tiles % S::kTiles], tiles / S::kTiles & 1);
+        HopperTile const& now = tile(tiles);
+        if (now.batch < 0) return false;
+        int const row = now.first_row + warp_row;
+        rows = {row + lane / 4, now.end - 1, now.begin, keys_of_all(a, row, row + 15)};
+        return true;
     }
+    // Goes on to the next block of keys: of the same tile, or of the next where there is a second
+    // place for queries.
+    __device__ bool follow(HopperRows& rows) {
+        if (rows.block > rows.begin) {
+            --rows.block;
+            return true;
+        }
+        if constexpr (S::kTiles == 1) return false;
+        ++tiles;
+        return begin(rows);
+    }
+
     __device__ void issue_scores_of(float (&s)[kBlocks][4]) const {
         issue_scores<T, S>(s, queries + tiles % S::kTiles * (S::kQueryBytes / 16),
                            keys + stage(steps) * (S::kTileBytes / 16));
@@ -85,50 +108,62 @@ struct HopperConsumer {
                                      uint32_t const (&p)[kBlocks / 2][4], uint32_t step) const {
         wait_for(barriers.value_full, step);
         device::fence_products();
-        issue_results<T, S>(out, p, values + stage(step) * (S::kTileBytes / 16));
+        issue_results<T, S, true>(out, p, values + stage(step) * (S::kTileBytes / 16));
     }
     // What the scores were computed from is read.
-    __device__ void release_scores(HopperRows const& tile) const {
+    __device__ void release_scores(HopperRows const& rows) const {
         release(&barriers.key_empty[stage(steps)]);
-        if (tile.block == tile.begin) release(&barriers.query_empty[tiles % S::kTiles]);
+        if (rows.block == rows.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
     // Scores to weights; gives what earlier results are to be scaled by.
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
-                            HopperRows const& tile) const {
-        int const begin = tile.block * S::kKeys;
-        if constexpr (!kPlain) {
+                            HopperRows const& rows) const {
+        int const begin = rows.block * S::kKeys;
+        if constexpr (kScores == Scores::kAny) {
+            HopperTile const& now = tile(tiles);
             scale_scores(s, a);
-            MaskRows const masks = mask_rows<T>(a, tile.batch, tile.head, tile.row);
+            MaskRows const masks = mask_rows<T>(a, now.batch, now.head, rows.row);
             add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
             add_slopes(s, a, masks, begin + lane % 4 * 2);
         }
-        if (begin < tile.all_see.begin || begin + S::kKeys > tile.all_see.end) {
+        if constexpr (kScores == Scores::kTileMask) {
+            uint32_t const place = steps % S::kMasks;
+            device::wait(&barriers.mask_full[place], steps / S::kMasks & 1);
+            add_tile<T>(s, masks + place * S::kMaskBytes + warp_row * device::kBoxBytes, S::kRows,
+                        a.scale);
+            release(&barriers.mask_empty[place]);
+        }
+        if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            KeyRange const seen[2] = {keys_of_row(a, tile.row), keys_of_row(a, tile.row + 8)};
+            KeyRange const seen[2] = {keys_of_row(a, rows.row), keys_of_row(a, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
-        return softmax.template update<kPlain>(s, kPlain ? a.scale * kLog2E : kLog2E);
+        constexpr bool kScaled = kScores == Scores::kScaled;
+        // A mask of fp16 does not come near the end of fp32.
+        constexpr bool kFused =
+            kScaled || kScores == Scores::kTileMask && std::is_same_v<T, __half>;
+        return softmax.template update<kFused>(s, kScaled ? a.scale * kLog2E : kLog2E);
     }
 
-    __device__ void run(TileWalk<S> walk) {
-        HopperRows tile;
+    __device__ void run() {
+        HopperRows rows;
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
         uint32_t p[kBlocks / 2][4];
-        for (; next(walk, tile); ++tiles) {
+        for (; begin(rows); ++tiles) {
             RunningSoftmax softmax;
             clear(out);
-            wait_for_queries();
             wait_for(barriers.key_full, steps);
             device::fence_products();
             issue_scores_of(s);
             device::wait_for_products<0>();
             device::pin(s);
-            release_scores(tile);
-            weigh(s, softmax, tile);
+            release_scores(rows);
+            weigh(s, softmax, rows);
             pack_weights<T>(p, s);
-            while (tile.block-- > tile.begin) {
+            bool ends = rows.block == rows.begin;
+            while (follow(rows)) {
                 ++steps;
                 wait_for(barriers.key_full, steps);
                 device::fence_products();
@@ -136,8 +171,10 @@ struct HopperConsumer {
                 issue_results_of(out, p, steps - 1);
                 device::wait_for_products<1>();
                 device::pin(s);
-                release_scores(tile);
-                float2 const correction = weigh(s, softmax, tile);
+                release_scores(rows);
+                RunningSoftmax const before = softmax;
+                if (S::kTiles > 1 && ends) softmax = RunningSoftmax{};
+                float2 const correction = weigh(s, softmax, rows);
                 // The softmax comes before the wait for the products, which ptxas would move up.
                 device::wait_after(softmax.sum[0] + softmax.sum[1],
                                    &barriers.value_full[stage(steps - 1)],
@@ -145,20 +182,30 @@ struct HopperConsumer {
                 device::wait_for_products<0>();
                 device::pin(out);
                 release(&barriers.value_empty[stage(steps - 1)]);
-                scale_rows(out, correction);
+                if (S::kTiles > 1 && ends) {
+                    store(tile(tiles - 1), out, before);
+                    clear(out);
+                } else {
+                    scale_rows(out, correction);
+                }
                 pack_weights<T>(p, s);
+                ends = rows.block == rows.begin;
             }
             issue_results_of(out, p, steps);
             device::wait_for_products<0>();
             device::pin(out);
             release(&barriers.value_empty[stage(steps)]);
             ++steps;
-            store(tile, out, softmax);
+            if constexpr (S::kTiles > 1) {
+                store(tile(tiles - 1), out, softmax);
+                return;
+            }
+            store(tile(tiles), out, softmax);
         }
     }
 };
 
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores>
 __global__ void __launch_bounds__(S::kThreads, 1)
     hopper_kernel(Attention const a, TileOrder const order,
                   __grid_constant__ AttentionMaps const maps) {
@@ -166,24 +213,31 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     unsigned char* const k = q + S::kTiles * S::kQueryBytes;
     unsigned char* const v = k + S::kStages * S::kTileBytes;
-    auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(v + S::kStages * S::kTileBytes);
+    unsigned char* const masks = v + S::kStages * S::kTileBytes;
+    auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(q + S::kTilesBytes);
+    static_assert(sizeof(barriers) <= S::kBarrierBytes);
     if (threadIdx.x == 0) barriers.init();
+    if (threadIdx.x == 128 * S::kGroups) prefetch_maps(maps);
     __syncthreads();
+    device::wait_in_turn();
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
     TileWalk<S> const walk(a, order);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
-        if (threadIdx.x == 128 * S::kGroups) HopperLoader<S>{maps, barriers, q, k, v}.run(walk);
+        if (threadIdx.x == 128 * S::kGroups)
+            HopperLoader<S>{a, maps, barriers, q, k, v, masks}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S, kPlain>(a, barriers, q, k, v, group).run(walk);
+        HopperConsumer<T, S, kScores> consumer(a, barriers, q, k, v, masks, group);
+        if (walk.has_empty()) consumer.store_empty(walk);
+        consumer.run();
     }
 }
 
 // ---- launchers
 
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores>
 cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
@@ -191,16 +245,18 @@ cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStr
     if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
     int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S, kPlain>, device::kInOrder, grid, stream, a,
-                          order_tiles<S>(a, blocks), maps);
+    return device::launch(hopper_kernel<T, S, kScores>, early_if(machine, tiles <= blocks), grid,
+                          stream, a, order_tiles<S>(a, blocks), maps);
 }
 
-template <class T, class S, bool kPlain>
+template <class T, class S, Scores kScores>
 cudaError_t launch_hopper(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
-    if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
+    constexpr bool kHalf = std::is_same_v<T, __half>;
+    if (!map_attention(maps, a, kHalf, S::kRows, S::kKeys)) return cudaErrorNotSupported;
+    if (kScores == Scores::kTileMask && !map_mask(maps, a, kHalf, S::kRows))
         return cudaErrorNotSupported;
-    return launch_hopper<T, S, kPlain>(a, maps, stream);
+    return launch_hopper<T, S, kScores>(a, maps, stream);
 }
 
 }  // namespace opfuse

@@ -5,8 +5,9 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    return only_scales(a) ? launch_hopper<T, HopperShape<256, 2, 80, 2, 1>, true>(a, stream)
-                          : launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, false>(a, stream);
+    return only_scales(a)
+               ? launch_hopper<T, HopperShape<256, 2, 80, 2, 1>, Scores::kScaled>(a, stream)
+               : launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, Scores::kAny>(a, stream);
 }
 
 }  // namespace

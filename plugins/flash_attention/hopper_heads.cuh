@@ -15,8 +15,8 @@ template <int kSize_, int kFirst_, int kSecond_>
 struct HeadsShape {
     static constexpr int kSize = kSize_, kFirst = kFirst_, kSecond = kSecond_;  // keys
     static constexpr int kKeys = kFirst + kSecond;
-    static constexpr int kGroups = 2, kTiles = 2 * kGroups;  // of 64 queries
-    static constexpr int kStages = 2;                        // heads in shared memory
+    static constexpr int kGroups = 3, kTiles = 4;  // of 64 queries
+    static constexpr int kStages = 2;              // heads in shared memory
     static constexpr int kThreads = 128 * (kGroups + 1), kRows = 64;
     static constexpr int kTileBytes = kKeys * boxes_of(kSize) * device::kBoxBytes;
     static constexpr int kQueryBytes = kRows * boxes_of(kSize) * device::kBoxBytes;
@@ -80,131 +80,116 @@ __device__ void load_heads(Attention const& a, HeadOrder const& order, Attention
     }
 }
 
-// The largest of the scores of two rows so far.
-template <int kBlocks>
-__device__ void raise(float (&top)[2], float const (&s)[kBlocks][4]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i)
-            top[r] = fmaxf(top[r], fmaxf(s[i][2 * r], s[i][2 * r + 1]));
-}
+// The tiles that a warp group takes: every third of each unit, so that the last one, which has the
+// fewest queries, is another group's in the next unit.
+template <class S>
+struct TileCursor {
+    Attention const& a;
+    HeadOrder const& order;
+    int index = blockIdx.x;  // of the unit
+    uint32_t step = 0;
+    int first;  // tile of this unit
+    HeadUnit unit;
+    int tile;
 
-// Scores to weights; adds them up.
-template <int kBlocks>
-__device__ void weigh_part(float (&sum)[2], float (&s)[kBlocks][4], float const (&shift)[2],
-                           float log2_scale) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            s[i][e] = device::exp2_fast(fmaf(s[i][e], log2_scale, -shift[e / 2]));
-            sum[e / 2] += s[i][e];
-        }
-}
+    __device__ TileCursor(Attention const& a, HeadOrder const& order, int group)
+        : a(a), order(order), first(group), unit(a, index, order.parts, order.most), tile(group) {}
 
-// A warp group: 64 queries at a time, two tiles of each unit.
+    __device__ bool in_unit() const { return tile < unit.tiles; }
+    __device__ bool next_unit() {
+        index += gridDim.x, ++step;
+        if (index >= order.units) return false;
+        unit = HeadUnit(a, index, order.parts, order.most);
+        tile = first = first == 0 ? S::kGroups - 1 : first - 1;
+        return true;
+    }
+    __device__ int row() const { return unit.first_row + 64 * tile + threadIdx.x / 32 % 4 * 16; }
+};
+
+// A warp group: 64 queries at a time.  The next tile's first scores are computed while the results
+// of this one are stored.
 template <class T, class S>
 struct HeadsConsumer {
     Attention const& a;
     HeadsBarriers<S>& barriers;
     uint32_t base;  // of the stages, in shared memory
-    int group, lane;
+    int lane;
+    TileCursor<S> at;
 
-    float first[S::kFirst / 8][4], second[S::kSecond / 8][4];  // scores
-    float out[S::kSize / 8][4];
-    RunningSoftmax softmax;
+    static constexpr int kSkip = S::kFirst * device::kBoxBytes / 16;  // to the second part
+    using First = float[S::kFirst / 8][4];                            // scores
+    using Second = float[S::kSecond / 8][4];
 
-    __device__ static uint64_t boxes(uint32_t address, int rows) {
-        return device::describe_box(address, rows * device::kBoxBytes);
+    __device__ uint32_t stage() const { return at.step % S::kStages; }
+    __device__ uint32_t parity() const { return at.step / S::kStages & 1; }
+    __device__ uint32_t address() const { return base + stage() * S::kStageBytes; }
+    __device__ uint64_t keys() const {
+        return device::describe_box(address(), S::kKeys * device::kBoxBytes);
     }
-    __device__ int row_of(HeadUnit const& unit, int tile) const {
-        return unit.first_row + 64 * tile + threadIdx.x / 32 % 4 * 16;  // the warp's first
+    __device__ uint64_t values() const { return keys() + S::kTileBytes / 16; }
+    __device__ uint64_t queries() const {
+        return device::describe_box(address() + 2 * S::kTileBytes + at.tile * S::kQueryBytes,
+                                    S::kRows * device::kBoxBytes);
     }
-    __device__ void release(uint32_t stage) const {
-        if (lane == 0) device::arrive(&barriers.empty[stage]);
+    __device__ void release() const {
+        if (lane == 0) device::arrive(&barriers.empty[stage()]);
     }
-    __device__ void store(HeadUnit const& unit, int tile) const {
-        store_results<T, S::kSize>(a, head_of<T>(a.y, unit.batch, unit.head),
-                                   row_of(unit, tile) + lane / 4, out, softmax);
+    // The next tile of this group, if there is one; leaves the unit that has none.
+    __device__ bool next() {
+        at.tile += S::kGroups;
+        while (!at.in_unit()) {
+            release();
+            if (!at.next_unit()) return false;
+        }
+        return true;
+    }
+    __device__ void issue_first(First& first) const {
+        device::wait(&barriers.scores_full[stage()], parity());
+        device::fence_products();
+        issue_scores<T, S>(first, queries(), keys());
+    }
+    // Scores of the keys from `begin` on to weights; gives what earlier results are scaled by.
+    template <int kBlocks>
+    __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax, int begin) const {
+        int const row = at.row();
+        if (row >= a.queries) return {1.f, 1.f};
+        hide_ends(s, a, row + lane / 4, keys_of_all(a, row, row + 15), begin, lane % 4 * 2);
+        return softmax.template update<true>(s, a.scale * kLog2E);
     }
 
-    __device__ void run(HeadOrder const& order) {
-        uint32_t step = 0;
-        for (int i = blockIdx.x; i < order.units; i += gridDim.x, ++step) {
-            HeadUnit const unit(a, i, order.parts, order.most);
-            uint32_t const stage = step % S::kStages, parity = step / S::kStages & 1;
-            uint32_t const k = base + stage * S::kStageBytes, v = k + S::kTileBytes;
-            uint32_t const q = v + S::kTileBytes;
-            // The last tile, which has the fewest queries, is another group's in the next unit.
-            int const own = (group + step) % S::kGroups, next = own + S::kGroups;
-            if (own >= unit.tiles) {
-                release(stage);
-                continue;
-            }
-            uint64_t const keys = boxes(k, S::kKeys), values = boxes(v, S::kKeys);
-            constexpr int kSkip = S::kFirst * device::kBoxBytes / 16;
-            auto const queries = [&](int tile) {
-                return boxes(q + tile * S::kQueryBytes, S::kRows);
-            };
+    __device__ void run() {
+        bool more = at.in_unit() || next();
+        while (more) {
+            First first;
+            Second second;
+            issue_first(first);
+            float out[S::kSize / 8][4];
             uint32_t p[S::kFirst / 16][4], p2[S::kSecond / 16][4];
-
-            device::wait(&barriers.scores_full[stage], parity);
+            RunningSoftmax softmax;
+            device::wait_for_products<0>();
+            device::pin(first);
+            weigh(first, softmax, 0);
+            pack_weights<T>(p, first);
+            device::wait(&barriers.values_full[stage()], parity());
             device::fence_products();
-            issue_scores<T, S>(first, queries(own), keys);
-            issue_scores<T, S>(second, queries(own), keys + kSkip);
-#pragma unroll
-            for (int turn = 0; turn < 2; ++turn) {
-                int const row = row_of(unit, turn == 0 ? own : next);
-                bool const any = row < a.queries && (turn == 0 || next < unit.tiles);
-                KeyRange const all_see = keys_of_all(a, row, row + 15);
-                float top[2] = {-INFINITY, -INFINITY}, shift[2], sum[2] = {0.f, 0.f};
-                if (turn == 0)
-                    device::wait_for_products<1>();
-                else
-                    device::wait_for_products<2>();  // first, and its results of before
-                device::pin(first);
-                if (any) {
-                    hide_ends(first, a, row + lane / 4, all_see, 0, lane % 4 * 2);
-                    raise(top, first);
-                }
-                if (turn == 1) {
-                    device::wait_for_products<1>();
-                    device::pin(out);
-                    store(unit, own);
-                }
-                device::wait_for_products<0>();
-                device::pin(second);
-                float const log2_scale = a.scale * kLog2E;
-                if (any) {
-                    hide_ends(second, a, row + lane / 4, all_see, S::kFirst, lane % 4 * 2);
-                    raise(top, second);
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
-                        top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
-                        shift[r] = top[r] == -INFINITY ? 0.f : top[r] * log2_scale;
-                    }
-                    weigh_part(sum, first, shift, log2_scale);
-                }
-                pack_weights<T>(p, first);
-                clear(out);
-                if (turn == 0) device::wait(&barriers.values_full[stage], parity);
-                device::fence_products();
-                issue_results<T, S>(out, p, values);
-                if (turn == 0) issue_scores<T, S>(first, queries(next), keys);
-                if (any) weigh_part(sum, second, shift, log2_scale);
-                pack_weights<T>(p2, second);
-                device::fence_products();
-                issue_results<T, S>(out, p2, values + kSkip);
-                if (turn == 0) issue_scores<T, S>(second, queries(next), keys + kSkip);
-                softmax.max[0] = top[0], softmax.max[1] = top[1];
-                softmax.sum[0] = sum[0], softmax.sum[1] = sum[1];
-            }
+            issue_scores<T, S>(second, queries(), keys() + kSkip);
+            issue_results<T, S, false>(out, p, values());
+            device::wait_for_products<1>();
+            device::pin(second);
+            float2 const correction = weigh(second, softmax, S::kFirst);
+            device::pin(second);
             device::wait_for_products<0>();
             device::pin(out);
-            release(stage);
-            if (next < unit.tiles) store(unit, next);
+            scale_rows(out, correction);
+            pack_weights<T>(p2, second);
+            device::fence_products();
+            issue_results<T, S, true>(out, p2, values() + kSkip);
+            T* const y = head_of<T>(a.y, at.unit.batch, at.unit.head);
+            int const row = at.row() + lane / 4;
+            device::wait_for_products<0>();
+            device::pin(out);
+            more = next();
+            store_results<T, S::kSize>(a, y, row, out, softmax);
         }
     }
 };
@@ -217,16 +202,18 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const stages = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     auto& barriers = *reinterpret_cast<HeadsBarriers<S>*>(stages + S::kStages * S::kStageBytes);
     if (threadIdx.x == 0) barriers.init();
+    if (threadIdx.x == 128 * S::kGroups) prefetch_maps(maps);
     __syncthreads();
+    device::wait_in_turn();
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
     if (group == S::kGroups) {
-        device::leave_registers<24>();
+        device::leave_registers<32>();
         if (threadIdx.x == 128 * S::kGroups) load_heads<S>(a, order, maps, barriers, stages);
     } else {
-        device::take_registers<240>();
-        HeadsConsumer<T, S>{a, barriers, device::shared_address(stages), group,
-                            static_cast<int>(threadIdx.x % 32)}
-            .run(order);
+        device::take_registers<160>();
+        HeadsConsumer<T, S>{a, barriers, device::shared_address(stages),
+                            static_cast<int>(threadIdx.x % 32), TileCursor<S>(a, order, group)}
+            .run();
     }
 }
 
@@ -249,7 +236,7 @@ cudaError_t launch_heads(Attention const& a, cudaStream_t stream) {
     HeadOrder const order{static_cast<int>(heads) * parts(), parts(), most};
     device::Grid const grid{std::min(order.units, machine.multiprocessors), dim3(S::kThreads), 1,
                             S::kSharedBytes};
-    return device::launch(heads_kernel<T, S>, device::kInOrder, grid, stream, a, order, maps);
+    return device::launch(heads_kernel<T, S>, machine, grid, stream, a, order, maps);
 }
 
 }  // namespace opfuse

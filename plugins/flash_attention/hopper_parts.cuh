@@ -1,5 +1,6 @@
 // What the Hopper kernels share: products of one warp group, masks, and results.
 #pragma once
+#include "../device/launch.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
 #include "softmax.cuh"
@@ -7,9 +8,26 @@
 
 namespace opfuse {
 
+// What the scores are: no more than scaled; also with a mask that is the same for all queries and
+// in shared memory; with one that the copy engine brings tile by tile; or anything else.
+enum class Scores { kScaled, kKeyMask, kTileMask, kAny };
+
 // Boxes that hold a row of an instance's size.
 __device__ __host__ constexpr int boxes_of(int size) {
     return (size + device::kBoxColumns - 1) / device::kBoxColumns;
+}
+
+// One thread, first of all.
+__device__ inline void prefetch_maps(AttentionMaps const& maps) {
+    device::prefetch_map(maps.q);
+    device::prefetch_map(maps.k);
+    device::prefetch_map(maps.v);
+}
+
+// Programmatic launch where it pays: of several waves of blocks, the launches of a BERT or a ViT
+// take longer with it than without (benchmarks/results/kernels_h100.txt).
+inline device::Machine early_if(device::Machine const& machine, bool pays) {
+    return pays ? machine : device::kInOrder;
 }
 
 // s = q k^T of 64 queries in boxes of S::kRows, and keys in boxes of S::kKeys; one group of
@@ -19,19 +37,28 @@ __device__ void issue_scores(float (&s)[kBlocks][4], uint64_t q, uint64_t k) {
 #pragma unroll
     for (int step = 0; step < S::kSize / 16; ++step) {
         int const box = step / 4, inside = step % 4 * 32 / 16;  // of 32 bytes, in units of 16
-        device::multiply_shared<T>(s, q + box * S::kRows * device::kBoxBytes / 16 + inside,
-                                   k + box * S::kKeys * device::kBoxBytes / 16 + inside, step > 0);
+        uint64_t const a = q + box * S::kRows * device::kBoxBytes / 16 + inside;
+        uint64_t const b = k + box * S::kKeys * device::kBoxBytes / 16 + inside;
+        if (step == 0)
+            device::multiply_shared<T, false>(s, a, b);
+        else
+            device::multiply_shared<T, true>(s, a, b);
     }
     device::commit_products();
 }
 
-// out += p v; one group of products.
-template <class T, class S, int kSteps>
+// out = p v, or += with kAdd; one group of products.
+template <class T, class S, bool kAdd, int kSteps>
 __device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
                               uint64_t v) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
-        device::multiply_registers<T>(out, p[step], v + step * 16 * device::kBoxBytes / 16);
+    for (int step = 0; step < kSteps; ++step) {
+        uint64_t const b = v + step * 16 * device::kBoxBytes / 16;
+        if (kAdd || step > 0)
+            device::multiply_registers<T, true>(out, p[step], b);
+        else
+            device::multiply_registers<T, false>(out, p[step], b);
+    }
     device::commit_products();
 }
 
@@ -112,14 +139,34 @@ __device__ void store_results(Attention const& a, T* y, int row, float const (&o
         T* const y_row = y + row * a.y.row;
 #pragma unroll
         for (int i = 0; i < kSize / 8; i += 4) {
-            uint32_t w[4];
+            uint32_t w[4] = {};
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
+            for (int j = 0; j < 4 && i + j < kSize / 8; ++j)
                 w[j] = device::pack<T>(scale(out[i + j][2 * r]), scale(out[i + j][2 * r + 1]));
             swap_columns(w);
             int const col = 8 * (i + part);
             if (row < a.queries && col < a.value_size)
                 *reinterpret_cast<uint4*>(y_row + col) = {w[0], w[1], w[2], w[3]};
+        }
+    }
+}
+
+// s = scale s + mask of a warp's 16 rows: `tile` is where they begin in boxes of `rows` rows and 64
+// keys.
+template <class T, int kBlocks>
+__device__ void add_tile(float (&s)[kBlocks][4], unsigned char const* tile, int rows, float scale) {
+    int const lane = threadIdx.x % 32, row = lane % 16;  // of the matrices' addresses
+#pragma unroll
+    for (int i = 0; i < kBlocks; i += 2) {
+        int const chunk = (i % 8 + lane / 16) ^ row % 8;  // the swizzle of 128 bytes
+        uint32_t pairs[4];  // of this block and the next: each of the rows `row` and `row` + 8
+        device::load_matrices(pairs, tile + (i / 8 * rows + row) * device::kBoxBytes + 16 * chunk);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            float2 const own = device::unpack<T>(pairs[j]);
+            float (&to)[4] = s[i + j / 2];
+            to[j % 2 * 2] = fmaf(to[j % 2 * 2], scale, own.x);
+            to[j % 2 * 2 + 1] = fmaf(to[j % 2 * 2 + 1], scale, own.y);
         }
     }
 }

@@ -10,10 +10,6 @@ namespace opfuse {
 
 // ---- kernels
 
-// What the scores are: no more than scaled; also with a mask that is the same for all queries and
-// in `shared`; or anything else.
-enum class Scores { kScaled, kKeyMask, kAny };
-
 // kSize: the head sizes rounded up to an instance; kGroups: of 128 threads, each of which has 64
 // queries; kStages: of keys, and of values, in shared memory; kResident: blocks that share a
 // multiprocessor.
@@ -137,7 +133,7 @@ struct ShortTile {
         auto const issue_results_of = [&](int step) {
             wait_for(barriers.values, step);
             device::fence_products();
-            issue_results<T, S>(out, p, at_stage(values, step));
+            issue_results<T, S, true>(out, p, at_stage(values, step));
         };
         auto const make_room = [&](int step) {
             if (blocks > S::kStages) {
@@ -244,7 +240,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
                                   head, kv_head, first_row, begin, end, key_mask};
     if (threadIdx.x == 0) {
+        prefetch_maps(maps);
         barriers.init();
+    }
+    device::wait_in_turn();
+    if (threadIdx.x == 0) {
         if (begin < end) tile.load_first();
     }
     if constexpr (kScores == Scores::kKeyMask) {
@@ -262,6 +262,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
 template <class T, class S, Scores kScores>
 cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     AttentionMaps maps;
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
     int const tiles = (a.queries + S::kRows - 1) / S::kRows;
@@ -270,8 +272,9 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     size_t const bytes =
         S::kSharedBytes + (kScores == Scores::kKeyMask ? sizeof(float) * (a.keys + S::kKeys) : 0);
     device::Grid const grid{blocks, dim3(S::kThreads), 1, bytes};
-    return device::launch(short_kernel<T, S, kScores>, device::kInOrder, grid, stream, a, tiles,
-                          maps);
+    bool const one_wave = blocks <= int64_t{machine.multiprocessors} * S::kResident;
+    return device::launch(short_kernel<T, S, kScores>, early_if(machine, one_wave), grid, stream, a,
+                          tiles, maps);
 }
 
 }  // namespace opfuse

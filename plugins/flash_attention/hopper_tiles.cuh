@@ -9,34 +9,50 @@ namespace opfuse {
 
 // How a block works.  kSize: the head sizes rounded up to an instance; kGroups: of 128 threads,
 // each of which multiplies 64 queries; kKeys: of one step; kStages: of keys, and of values, in
-// shared memory; kTiles: of queries, there.
-template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_>
+// shared memory; kTiles: of queries, there; kMasks: tiles of a mask, there.
+template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_, int kMasks_ = 0>
 struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
-    static constexpr int kStages = kStages_, kTiles = kTiles_;
+    static constexpr int kStages = kStages_, kTiles = kTiles_, kMasks = kMasks_;
     // One more group, of which one warp loads, gives registers to the others.
     static constexpr int kThreads = 128 * (kGroups + 1);
     // Together no more than a block has when it starts: the compiler rounds down to 168 of 384
     // threads each, and to 128 of 512.
+    // One group takes none.
     static constexpr int kLoaderRegisters = kGroups == 2 ? 24 : 32;
     static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
-    static_assert(kGroups == 2 || kGroups == 3);
+    static_assert(kGroups >= 1 && kGroups <= 3);
     static_assert(kGroups * kRegisters + kLoaderRegisters <= (kGroups == 2 ? 504 : 512));
     static constexpr int kRows = 64 * kGroups;
     static constexpr int kTileBytes =
         kKeys * boxes_of(kSize) * device::kBoxBytes;  // of keys or values
     static constexpr int kQueryBytes = kRows * boxes_of(kSize) * device::kBoxBytes;
-    // 1024 more to align the tiles, and the barriers.
-    static constexpr int kSharedBytes =
-        kTiles * kQueryBytes + 2 * kStages * kTileBytes + 1024 + 256;
+    static constexpr int kMaskBytes = kRows * boxes_of(kKeys) * device::kBoxBytes;
+    static constexpr int kTilesBytes =
+        kTiles * kQueryBytes + 2 * kStages * kTileBytes + kMasks * kMaskBytes;
+    static constexpr int kBarrierBytes = 384;
+    static constexpr int kSharedBytes = kTilesBytes + kBarrierBytes + 1024;  // to align the tiles
 };
+
+struct HopperTile {
+    int batch, head, kv_head;  // `batch` is below 0 where no tile is left
+    int first_row;
+    int begin, end;  // of the blocks of keys that any row sees, or that are a split
+    int split;
+};
+
+// How many tiles are known: those that have a place; the one before, whose results are stored when
+// the scores of the next are there, all of them perhaps, so that yet another one has its place.
+inline constexpr int kKeptTiles = 4;
 
 // Of each place: it holds what was asked for; everyone has read it.
 template <class S>
 struct HopperBarriers {
+    HopperTile tiles[kKeptTiles];
     uint64_t query_full[S::kTiles], query_empty[S::kTiles];
     uint64_t key_full[S::kStages], key_empty[S::kStages];
     uint64_t value_full[S::kStages], value_empty[S::kStages];
+    uint64_t mask_full[S::kMasks + 1], mask_empty[S::kMasks + 1];  // one that nobody uses
 
     __device__ void init() {
         constexpr int kReaders = 4 * S::kGroups;  // warps
@@ -49,6 +65,10 @@ struct HopperBarriers {
             device::init_barrier(&key_empty[i], kReaders);
             device::init_barrier(&value_full[i], 1);
             device::init_barrier(&value_empty[i], kReaders);
+        }
+        for (int i = 0; i < S::kMasks; ++i) {
+            device::init_barrier(&mask_full[i], 1);
+            device::init_barrier(&mask_empty[i], kReaders);
         }
         device::publish_barriers();
     }
@@ -63,12 +83,6 @@ struct TileOrder {
     int set_heads;  // heads of a set
     int set_slots;  // at least set_heads * tiles
     int slots;      // of all sets
-};
-
-struct HopperTile {
-    int batch, head, kv_head;
-    int first_row;
-    int begin, end;  // of the blocks of keys that any row sees
 };
 
 // The tiles of this block, one of each round.  Every second round runs backwards: what was dealt
@@ -94,12 +108,20 @@ class TileWalk {
         return false;
     }
 
+    // Whether there are tiles whose rows see no keys: the first one of a head is such.
+    __device__ bool has_empty() const {
+        HopperTile first;
+        fill(first, 0, order_.tiles - 1);
+        return first.begin == first.end;
+    }
+
   private:
     __device__ void fill(HopperTile& tile, int head_index, int from_last) const {
         tile.batch = head_index / a_.heads;
         tile.head = head_index % a_.heads;
         tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
+        tile.split = 0;
         KeyRange const keys =
             keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;
@@ -113,34 +135,56 @@ class TileWalk {
 };
 
 // Has the copy engine load keys and values from the last block to the first, and the next tile's
-// queries.
+// queries; tells the others which tile it is.
 template <class S>
 struct HopperLoader {
+    Attention const& a;
     AttentionMaps const& maps;
     HopperBarriers<S>& barriers;
-    unsigned char *q, *k, *v;
+    unsigned char *q, *k, *v, *masks;
     uint32_t tiles = 0, steps = 0;
 
+    // The next place for queries, once it is free.
+    __device__ uint32_t announce(HopperTile const& tile) {
+        static_assert(S::kTiles + 2 <= kKeptTiles);
+        uint32_t const number = tiles++, place = number % S::kTiles;
+        device::wait(&barriers.query_empty[place], ~(number / S::kTiles) & 1);
+        barriers.tiles[number % kKeptTiles] = tile;
+        return place;
+    }
     __device__ void load_queries(HopperTile const& tile) {
-        uint32_t const place = tiles % S::kTiles;
-        device::wait(&barriers.query_empty[place], ~(tiles++ / S::kTiles) & 1);
+        uint32_t const place = announce(tile);
         load_rows<S>(q + place * S::kQueryBytes, maps.q, &barriers.query_full[place], S::kRows,
                      tile.first_row, tile.head, tile.batch);
+    }
+    __device__ void load_mask(HopperTile const& tile, int first) const {
+        uint32_t const place = steps % S::kMasks;
+        uint64_t* const full = &barriers.mask_full[place];
+        device::wait(&barriers.mask_empty[place], ~(steps / S::kMasks) & 1);
+        device::arrive_expecting(full, S::kMaskBytes);
+#pragma unroll
+        for (int box = 0; box < boxes_of(S::kKeys); ++box)
+            device::copy_box(masks + place * S::kMaskBytes + box * S::kRows * device::kBoxBytes,
+                             maps.mask, full, first + box * device::kBoxColumns, tile.first_row,
+                             a.mask.head ? tile.head : 0, a.mask.batch ? tile.batch : 0);
     }
     // `before_values` runs when the keys are asked for.
     template <class Work>
     __device__ void load_block(HopperTile const& tile, int block, Work before_values) {
-        uint32_t const stage = steps % S::kStages, parity = ~(steps++ / S::kStages) & 1;
+        uint32_t const stage = steps % S::kStages, parity = ~(steps / S::kStages) & 1;
         int const first = block * S::kKeys;
         device::wait(&barriers.key_empty[stage], parity);
         load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
                      tile.kv_head, tile.batch);
+        if constexpr (S::kMasks > 0) load_mask(tile, first);
+        ++steps;
         before_values();
         device::wait(&barriers.value_empty[stage], parity);
         load_rows<S>(v + stage * S::kTileBytes, maps.v, &barriers.value_full[stage], S::kKeys,
                      first, tile.kv_head, tile.batch);
     }
-    __device__ void run(TileWalk<S> walk) {
+    template <class Walk>
+    __device__ void run(Walk walk) {
         auto const next = [&](HopperTile& tile) {  // that has keys
             bool found = walk.next(tile);
             while (found && tile.begin == tile.end) found = walk.next(tile);
@@ -148,25 +192,24 @@ struct HopperLoader {
         };
         HopperTile tile, later;
         auto const nothing = [] {};
-        if constexpr (S::kTiles == 1) {
-            while (next(tile)) {
-                load_block(tile, tile.end - 1, [&] { load_queries(tile); });
-#pragma unroll 1  // registers
-                for (int block = tile.end - 2; block >= tile.begin; --block)
-                    load_block(tile, block, nothing);
+        bool more = next(tile);
+        if (more && S::kTiles > 1) load_queries(tile);
+        while (more) {
+            load_block(tile, tile.end - 1, [&] {
+                if constexpr (S::kTiles == 1) load_queries(tile);
+            });
+            if constexpr (S::kTiles > 1) {
+                more = next(later);
+                if (more) load_queries(later);
             }
-            return;
-        }
-        if (!next(tile)) return;
-        load_queries(tile);
-        for (bool more = true; more; tile = later) {
-            load_block(tile, tile.end - 1, nothing);
-            more = next(later);
-            if (more) load_queries(later);
-#pragma unroll 1
+#pragma unroll 1  // registers
             for (int block = tile.end - 2; block >= tile.begin; --block)
                 load_block(tile, block, nothing);
+            if constexpr (S::kTiles == 1) more = next(later);
+            tile = later;
         }
+        tile.batch = -1;
+        device::arrive(&barriers.query_full[announce(tile)]);
     }
 };
 

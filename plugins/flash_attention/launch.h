@@ -61,6 +61,16 @@ inline bool has_key_mask(Attention const& a) {
            !(a.softcap > 0.f);
 }
 
+// Scores have a mask that differs between queries and that the copy engine can read, and are else
+// no more than scaled.
+inline bool has_tile_mask(Attention const& a) {
+    AttentionMask const& mask = a.mask;
+    bool const whole = mask.query % 8 == 0 && mask.head % 8 == 0 && mask.batch % 8 == 0 &&
+                       reinterpret_cast<uintptr_t>(mask.data) % 16 == 0;
+    return mask.data && !mask.is_float && mask.key == 1 && mask.query > 0 && whole &&
+           !a.slopes.data && !(a.softcap > 0.f);
+}
+
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
 
 inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
@@ -86,6 +96,11 @@ template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mas
 cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
+template <int kSize>  // the same, for up to kDecodeQueries queries of scores that are only scaled
+cudaError_t hopper_decode(Attention const& attention, __half, void* workspace, cudaStream_t stream);
+template <int kSize>
+cudaError_t hopper_decode(Attention const& attention, __nv_bfloat16, void* workspace,
+                          cudaStream_t stream);
 template <int kSize>  // up to kDecodeQueries queries
 cudaError_t decode_attention(Attention const& attention, __half, void* workspace,
                              cudaStream_t stream);

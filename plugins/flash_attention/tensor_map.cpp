@@ -23,4 +23,13 @@ bool map_attention(AttentionMaps& maps, Attention const& a, bool is_half, int ro
            map(maps.v, a.v, is_half, a.batch, a.kv_heads, a.keys, a.value_size, keys);
 }
 
+bool map_mask(AttentionMaps& maps, Attention const& a, bool is_half, int rows) {
+    // An axis of one element has a stride too, which is not used.
+    int64_t const head = a.mask.head ? a.mask.head : a.mask.query;
+    Heads const mask{const_cast<void*>(a.mask.data), a.mask.batch ? a.mask.batch : head, head,
+                     a.mask.query};
+    return map(maps.mask, mask, is_half, a.mask.batch ? a.batch : 1, a.mask.head ? a.heads : 1,
+               a.queries, a.keys, rows);
+}
+
 }  // namespace opfuse

@@ -144,6 +144,16 @@ def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype)
             check(runner, generator, case, dtype, "padding")
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_masks_of_many_keys(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Masks of every broadcast that the copy engine reads, tile by tile."""
+    variants = ({}, {"causal": True}, {"window": 300, "nan_guard": True}, {"scale": -0.3})
+    for size, (queries, keys) in itertools.product((64, 128, 40), ((700, 1000), (1000, 520))):
+        for mask, variant in itertools.product(("qk", "bqk", "hqk", "bhqk"), variants):
+            case = Case(queries, keys, size, batch=3, heads=6, kv_heads=2, mask=mask, **variant)
+            check(runner, generator, case, dtype, "tile mask")
+
+
 def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> None:
     for (queries, keys), variant in itertools.product(((1, 300), (37, 75)), VARIANTS):
         check(runner, generator, Case(queries, keys, 40, **variant), torch.float32, "plain")

@@ -1,0 +1,33 @@
+#include "hopper.cuh"
+#include "hopper_short.cuh"
+
+namespace opfuse {
+namespace {
+
+// From as many keys on, large tiles that stay pay for their start.
+constexpr int kManyKeys = 512;
+
+template <class T>
+cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    using Short = ShortShape<80, 1, 2, 2>;
+    if (a.keys < kManyKeys)
+        return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
+                              : launch_short<T, Short, Scores::kAny>(a, stream);
+    if (!only_scales(a))
+        return launch_hopper<T, HopperShape<80, 2, 128, 2, 1>, Scores::kAny>(a, stream);
+    return launch_hopper<T, HopperShape<80, 2, 128, 2, 2>, Scores::kScaled>(a, stream);
+}
+
+}  // namespace
+
+template <>
+cudaError_t hopper_attention<80>(Attention const& a, __half, cudaStream_t stream) {
+    return launch<__half>(a, stream);
+}
+
+template <>
+cudaError_t hopper_attention<80>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+    return launch<__nv_bfloat16>(a, stream);
+}
+
+}  // namespace opfuse

@@ -1,0 +1,151 @@
+// The same on Hopper for so few queries that the copy engine is what counts: one warp group, of
+// which one warp has the queries of all heads that share a key/value head, and keys that may be
+// split over several blocks.
+#pragma once
+#include "decode.cuh"
+#include "hopper.cuh"
+
+namespace opfuse {
+
+// ---- kernels
+
+// The tiles of this block: one for each key/value head and split of its keys.
+template <class S>
+struct SplitWalk {
+    Attention const& a;
+    KeySplits const& splits;
+    int count;  // of all tiles
+    int index = blockIdx.x;
+
+    __device__ bool next(HopperTile& tile) {
+        if (index >= count) return false;
+        int const head_index = index / splits.count;
+        tile.split = index % splits.count;
+        tile.batch = head_index / a.heads;
+        tile.head = tile.kv_head = head_index % a.heads;
+        tile.first_row = 0;
+        int const blocks = splits.keys / S::kKeys;
+        tile.begin = tile.split * blocks;
+        tile.end = min(tile.begin + blocks, (a.keys + S::kKeys - 1) / S::kKeys);
+        index += gridDim.x;
+        return true;
+    }
+};
+
+// Without a branch, within which ptxas would wait for all tensor-core products under way.
+__device__ inline void store_if(bool valid, float* to, float x, float y) {
+    asm volatile(
+        "{.reg .pred valid; setp.ne.b32 valid, %0, 0; @valid st.global.v2.f32 [%1], {%2, %3};}" ::
+            "r"(static_cast<int>(valid)),
+        "l"(to), "f"(x), "f"(y)
+        : "memory");
+}
+
+// Results of splits: sums, and each row's maximum and sum of weights.
+template <class S>
+struct SplitResults {
+    KeySplits const& splits;
+
+    __device__ void store(Attention const& a, HopperTile const& tile, int row,
+                          float const (&out)[S::kSize / 8][4], RunningSoftmax softmax) const {
+        softmax.finish();
+        int64_t const first =
+            first_result(tile.batch * a.heads + tile.head, tile.split, splits, a.queries);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            int64_t const own = first + row + 8 * r;
+            bool const valid = row + 8 * r < a.queries;
+            float* const to = splits.results + own * S::kSize + threadIdx.x % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < S::kSize / 8; ++i)
+                store_if(valid, to + 8 * i, out[i][2 * r], out[i][2 * r + 1]);
+            store_if(valid && threadIdx.x % 4 == 0, splits.statistics + own * 2, softmax.max[r],
+                     softmax.sum[r]);
+        }
+    }
+};
+
+// Asks for the first keys and values of this block to be in L2.
+template <class S>
+__device__ void prefetch_keys(AttentionMaps const& maps, SplitWalk<S> walk) {
+    HopperTile tile;
+    if (!walk.next(tile)) return;
+    for (int i = tile.end - 1; i >= max(tile.begin, tile.end - S::kStages); --i)
+        for (int box = 0; box < boxes_of(S::kSize); ++box) {
+            device::prefetch_box(maps.k, box * device::kBoxColumns, i * S::kKeys, tile.kv_head,
+                                 tile.batch);
+            device::prefetch_box(maps.v, box * device::kBoxColumns, i * S::kKeys, tile.kv_head,
+                                 tile.batch);
+        }
+}
+
+template <class T, class S, bool kSplit>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    hopper_decode_kernel(Attention const a, KeySplits const splits, int tiles,
+                         __grid_constant__ AttentionMaps const maps) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
+    unsigned char* const k = q + S::kTiles * S::kQueryBytes;
+    unsigned char* const v = k + S::kStages * S::kTileBytes;
+    auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(q + S::kTilesBytes);
+    SplitWalk<S> const walk{a, splits, tiles};
+    if (threadIdx.x == 0) barriers.init();
+    if (threadIdx.x == 128) {
+        prefetch_maps(maps);
+        prefetch_keys<S>(maps, walk);
+    }
+    __syncthreads();
+    device::wait_in_turn();
+    int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
+    if (group == 1) {
+        if (threadIdx.x == 128) HopperLoader<S>{a, maps, barriers, q, k, v, nullptr}.run(walk);
+    } else if constexpr (kSplit) {
+        HopperConsumer<T, S, Scores::kScaled, SplitResults<S>>(a, barriers, q, k, v, nullptr, group,
+                                                               SplitResults<S>{splits})
+            .run();
+    } else {
+        HopperConsumer<T, S, Scores::kScaled>(a, barriers, q, k, v, nullptr, group).run();
+    }
+}
+
+// ---- launchers
+
+// The queries of one position as rows of the key/value heads, and without keys that none sees.
+template <class T>
+Attention rows_of_groups(Attention const& given, int first_key) {
+    Attention a = given;
+    if (a.heads > a.kv_heads) {
+        int const group = a.heads / a.kv_heads;
+        for (Heads* const each : {&a.q, &a.y}) each->row = each->head, each->head *= group;
+        a.queries = group, a.heads = a.kv_heads;
+        a.behind = a.ahead = kUnlimited;
+    }
+    a.k.data = static_cast<T*>(a.k.data) + first_key * a.k.row;
+    a.v.data = static_cast<T*>(a.v.data) + first_key * a.v.row;
+    a.keys -= first_key;
+    return a;
+}
+
+template <class T, class S>
+cudaError_t launch_hopper_decode(Attention const& given, void* workspace, cudaStream_t stream) {
+    AttentionMaps maps;
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
+    int64_t const heads = given.batch * given.kv_heads;
+    KeySplits const splits =
+        split_keys(given, S::kSize, heads, machine.multiprocessors, S::kKeys, workspace);
+    Attention const a = rows_of_groups<T>(given, splits.begin);
+    if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
+        return cudaErrorNotSupported;
+    int64_t const tiles = heads * splits.count;
+    if (tiles > INT32_MAX / 2) return cudaErrorNotSupported;
+    device::Grid const grid{std::min<int64_t>(machine.multiprocessors, tiles), dim3(S::kThreads), 1,
+                            S::kSharedBytes};
+    auto const kernel =
+        splits.count > 1 ? hopper_decode_kernel<T, S, true> : hopper_decode_kernel<T, S, false>;
+    cudaError_t const status =
+        device::launch(kernel, machine, grid, stream, a, splits, static_cast<int>(tiles), maps);
+    return status ? status : launch_combine<T, S::kSize, true>(given, splits, machine, stream);
+}
+
+}  // namespace opfuse
