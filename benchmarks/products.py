@@ -132,10 +132,13 @@ def ours(
     plugin = abi.Plugin(handle, "GatedGemm" if product.gated else "GemmAct", attributes)
     extra = [getattr(tensors, name) for name in more]
     made = _described(tensors.y)
+    size = plugin.workspace_size(_described(tensors.x, tensors.weight(0), *extra))
+    workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
 
     def launch(index: int) -> torch.Tensor:
         given = _described(tensors.x, tensors.weight(index), *extra)
-        plugin.enqueue(given, made, torch.cuda.current_stream().cuda_stream, 0)
+        stream = torch.cuda.current_stream().cuda_stream
+        plugin.enqueue(given, made, stream, workspace.data_ptr() if size else 0)
         return tensors.y
 
     return launch

@@ -45,7 +45,7 @@ struct GatedGemm {
         auto const& in = call.inputs;
         Operands const operands{call.outputs[0], in[0], in[1], in.size() > 2 ? in[2].data : nullptr,
                                 nullptr};
-        return multiply(operands, product(), call.stream);
+        return multiply(operands, product(), nullptr, call.stream);
     }
     std::vector<int32_t> tactics(std::span<Tensor const> in) const {
         return worth_timing(in[0], in[1], product());

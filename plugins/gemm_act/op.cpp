@@ -53,7 +53,10 @@ struct GemmAct {
         Operands const operands{call.outputs[0], in[0], in[1],
                                 has_bias(in.size()) ? in[2].data : nullptr,
                                 residual ? in.back().data : nullptr};
-        return multiply(operands, product(), call.stream);
+        return multiply(operands, product(), call.workspace, call.stream);
+    }
+    size_t workspace(std::span<Tensor const> in) const {
+        return workspace_of(in[0], in[1], product());
     }
     std::vector<int32_t> tactics(std::span<Tensor const> in) const {
         return worth_timing(in[0], in[1], product());
@@ -62,7 +65,7 @@ struct GemmAct {
   private:
     Product product() const {
         return {transposed ? WeightForm::kTransposed : WeightForm::kPlain,
-                *device::find_activation(activation), static_cast<int32_t>(tactic)};
+                *device::find_activation(activation), static_cast<int32_t>(tactic), residual != 0};
     }
     bool has_bias(size_t inputs) const { return inputs == (residual ? 4 : 3); }
 };

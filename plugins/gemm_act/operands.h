@@ -25,10 +25,16 @@ struct Product {
     WeightForm form;
     device::Activation activation;
     int32_t tactic;
+    bool has_residual = false;
 };
 
-// Launches on `stream`, and does not wait.
-cudaError_t multiply(Operands const& operands, Product const& product, cudaStream_t stream);
+// Launches on `stream`, and does not wait.  `workspace` has as many bytes as workspace_of() says,
+// or is null.
+cudaError_t multiply(Operands const& operands, Product const& product, void* workspace,
+                     cudaStream_t stream);
+
+// Bytes of scratch memory for x and weight at most; 0 where a size is unknown.
+size_t workspace_of(Tensor const& x, Tensor const& weight, Product const& product);
 
 // Tactics that are worth timing for x and weight, but kChoose; none where a size is unknown.
 std::vector<int32_t> worth_timing(Tensor const& x, Tensor const& weight, Product const& product);

@@ -23,8 +23,9 @@ enum class Tactic : int32_t {
     kParts4 = 11,
     kParts5 = 12,
     kParts8 = 13,
+    kBlas = 14,  // by cuBLASLt, where that is and has the epilogue; never chosen unasked
 };
-inline constexpr int kTactics = 14;
+inline constexpr int kTactics = 15;
 
 // Blocks that share a tile's depth, of a way for few rows; else 0.
 int parts_of(Tactic tactic);

@@ -64,10 +64,13 @@ class Plugin final : public nvinfer1::IPluginV3,
                             int32_t outputs) noexcept override {
         if (!op_->takes(inputs, outputs)) return -1;
         return reported(name(), -1, [&] {
-            std::vector<Tensor> tensors;
-            for (int32_t i = 0; i < inputs; ++i)
+            std::vector<Tensor> tensors, largest;
+            for (int32_t i = 0; i < inputs; ++i) {
                 tensors.push_back(tensor_from(in[i].desc.type, in[i].opt, nullptr));
+                largest.push_back(tensor_from(in[i].desc.type, in[i].max, nullptr));
+            }
             tactics_ = op_->tactics(tensors);
+            std::erase_if(tactics_, [&](int32_t tactic) { return !has_room(tactic, largest); });
             return 0;
         });
     }
@@ -180,6 +183,13 @@ class Plugin final : public nvinfer1::IPluginV3,
         for (int32_t i = 0; i < count; ++i)
             tensors.push_back(tensor_from(descs[i].type, descs[i].dims, nullptr));
         return tensors;
+    }
+    // TensorRT asks for scratch memory once, as for the op's own choice: a tactic that needs more
+    // is taken where the attribute says so.
+    bool has_room(int32_t tactic, std::vector<Tensor> const& largest) const {
+        auto const other = op_->clone();
+        other->set_tactic(tactic);
+        return other->workspace(largest) <= op_->workspace(largest);
     }
     char const* name() const noexcept { return op_->traits().name; }
     void need_arity(int32_t inputs, int32_t outputs) const {

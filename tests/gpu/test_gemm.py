@@ -83,7 +83,7 @@ def test_gated_gemm(
 
 
 # Every way to compute, also those that these sizes would not take; one that cannot is another one.
-WAYS = range(1, 14)
+WAYS = range(1, 15)
 WAY_SHAPES = [
     (1, 512, 264), (7, 320, 520), (17, 4104, 520), (40, 712, 136), (65, 1024, 384),
     (128, 520, 1112), (300, 2048, 1024),
@@ -203,6 +203,27 @@ def test_empty(runner: Runner, rows: int) -> None:
     y = torch.full((rows, 32), float("nan"), dtype=torch.float16, device="cuda")
     runner("GemmAct", {}, [x, weight, bias], [y])
     assert torch.equal(y, bias.expand(rows, 32))
+
+
+def test_blas_chooses_outside_of_captures(runner: Runner, generator: torch.Generator) -> None:
+    """A shape that a capture meets first is computed by the own kernels, then by cuBLASLt's."""
+    x = random(generator, (200, 1032), torch.float16)
+    weight = random(generator, (1032, 776), torch.float16, 1032**-0.5)
+    bias = random(generator, (776,), torch.float16)
+    expected = activate(x.double() @ weight.double() + bias.double(), "gelu_tanh")
+    attributes: dict[str, str | int] = {"activation": "gelu_tanh", "tactic": 14}
+    for launches_before in (0, 1):
+        y = torch.full((200, 776), float("nan"), dtype=torch.float16, device="cuda")
+        for _ in range(launches_before):
+            runner("GemmAct", attributes, [x, weight, bias], [y.clone()])
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            runner("GemmAct", attributes, [x, weight, bias], [y])
+        for _ in range(2):
+            y.fill_(float("nan"))
+            graph.replay()
+            runner.compare("GemmAct captured", y, expected, NOISE)
 
 
 MEMORY = [
