@@ -70,7 +70,7 @@ __device__ void activate_four(float (&x)[4]) {
         if constexpr (kActivation == Activation::kRelu) x[i] = max_or_nan(x[i], 0.f);
         if constexpr (kActivation == Activation::kGelu) x[i] = gelu_fast(x[i]);
         if constexpr (kActivation == Activation::kGeluTanh)
-            u[i] = x[i] * fmaf(0.0713548163f * x[i], x[i], 1.5957691216f);
+            u[i] = x[i] * fmaf(0.0713548163f, x[i] * x[i], 1.5957691216f);
         if constexpr (kActivation == Activation::kQuickGelu) u[i] = 1.702f * x[i];
         if constexpr (kActivation == Activation::kSilu) u[i] = x[i];
     }

@@ -22,21 +22,26 @@ struct GemmFinish {
     static_assert(kBlocks % kOfChunk == 0 && (!kGated || S::kHeights == 2));
     using Sums = float[S::kHeights][kBlocks][4];
     using Bias = float[S::kHeights][2];
+    using RawBias = uint32_t[S::kHeights][2];  // bits of T
 
     GemmMaps const& maps;
     Gemm const& g;
-    uint64_t* const barriers;     // of the slots
+    uint64_t* const barriers;  // of the slots
+    unsigned char const* const stages;
     unsigned char* const chunks;  // the slots of this group
     int const group, lane, warp;
-    bool const leader;      // of the group's threads, the one that copies
-    uint32_t parities = 0;  // of the slots' barriers, a bit each
+    bool const leader;                        // of the group's threads, the one that copies
+    uint32_t parities = 0;                    // of the slots' barriers, a bit each
+    unsigned char const* residual = nullptr;  // the stage that has it
 
-    // Gated, there is none.
-    __device__ bool has_residual() const { return !kGated && g.residual; }
+    // Gated, there is none; what groups that share a tile add is in a stage.
+    __device__ bool fetches_residual() const {
+        return !kGated && !S::kResidualStages && g.residual;
+    }
 
     // Asks for the first chunks of the residual, once those of y are out of their place.
     __device__ void begin(GemmTile const& tile) {
-        if (!has_residual() || !leader) return;
+        if (!fetches_residual() || !leader) return;
         device::wait_for_stores<0>();
 #pragma unroll
         for (int chunk = 0; chunk < min(kSlots, kChunks); ++chunk) fetch(tile, chunk);
@@ -50,16 +55,27 @@ struct GemmFinish {
                           tile.row + chunk % kAcross * S::kChunkRows);
     }
 
-    // Zeros where there is none.
-    __device__ void load_bias(Bias& bias, GemmTile const& tile) const {
-        T const* const from = static_cast<T const*>(g.bias);
+    // Zeros where there is none.  Bits, which settle_bias() makes numbers of: what is made of them
+    // here would wait for them before the first products.
+    __device__ void load_bias(RawBias& bias, GemmTile const& tile) const {
+        uint16_t const* const from = static_cast<uint16_t const*>(g.bias);
 #pragma unroll
         for (int h = 0; h < S::kHeights; ++h)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 int const col = tile.col + (kGated ? 0 : h * 64) + warp * 16 + lane / 4 + r * 8;
                 int64_t const at = col + (kGated && h > 0 ? int64_t{g.cols} : 0);
-                bias[h][r] = from && col < g.cols ? device::to_float(from[at]) : 0.f;
+                bias[h][r] = from && col < g.cols ? from[at] : 0;
+            }
+    }
+
+    __device__ static void settle_bias(Bias& bias, RawBias& raw) {
+#pragma unroll
+        for (int h = 0; h < S::kHeights; ++h)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                asm volatile("" : "+r"(raw[h][r]));
+                bias[h][r] = device::unpack<T>(raw[h][r]).x;
             }
     }
 
@@ -110,7 +126,7 @@ struct GemmFinish {
 
     __device__ void store_chunk(GemmTile const& tile, int chunk) {
         device::publish_to_copies();
-        if (kSlots > 1 && !has_residual() && leader)
+        if (kSlots > 1 && !fetches_residual() && leader)
             device::wait_for_stores < kSlots<2 ? 0 : kSlots - 2>();
         device::meet(1 + group, 128);
         if (!leader) return;
@@ -118,7 +134,7 @@ struct GemmFinish {
                            tile.col + chunk / kAcross * 64,
                            tile.row + chunk % kAcross * S::kChunkRows);
         device::commit_stores();
-        if (has_residual() && chunk + kSlots < kChunks) {
+        if (fetches_residual() && chunk + kSlots < kChunks) {
             device::wait_for_stores<0>();
             fetch(tile, chunk + kSlots);
         }
@@ -126,10 +142,9 @@ struct GemmFinish {
 
     // Where this lane's row of a pair of blocks begins: row i % 8 of block i / 16, with the first
     // or the second 8 columns of the warp's.
-    __device__ uint32_t place_in(int slot) const {
+    __device__ uint32_t place_in(unsigned char const* chunk) const {
         int const row = lane / 16 * 8 + lane % 8, unit = warp * 2 + lane / 8 % 2;
-        return device::shared_address(chunks) + slot * S::kChunkBytes + row * device::kBoxBytes +
-               (unit ^ row % 8) * 16;
+        return device::shared_address(chunk) + row * device::kBoxBytes + (unit ^ row % 8) * 16;
     }
 
     // All of a chunk is computed before any of it is stored, without a branch: where each store
@@ -138,18 +153,20 @@ struct GemmFinish {
     __device__ void finish_chunk(Sums const& sums, Bias const& bias, GemmTile const& tile,
                                  int chunk) {
         constexpr int kPairs = kOfChunk / 2;
-        uint32_t const at = place_in(chunk % kSlots);
+        uint32_t const at = place_in(chunks + chunk % kSlots * S::kChunkBytes);
         uint32_t more[kPairs][4] = {}, out[kPairs][4];
         if constexpr (kResidual) {
-            await_residual(chunk % kSlots);
+            if constexpr (!S::kResidualStages) await_residual(chunk % kSlots);
+            uint32_t const from =
+                S::kResidualStages ? place_in(residual + chunk * S::kChunkBytes) : at;
 #pragma unroll
             for (int j = 0; j < kPairs; ++j)
-                device::load_turned(more[j], at + j * 16 * device::kBoxBytes);
+                device::load_turned(more[j], from + j * 16 * device::kBoxBytes);
         }
 #pragma unroll
         for (int j = 0; j < kPairs; ++j)
             finish_blocks<kActivation, kResidual>(out[j], sums, bias, 2 * j, more[j]);
-        if constexpr (!kResidual) await_slot(chunk);
+        if constexpr (!kResidual || S::kResidualStages) await_slot(chunk);
 #pragma unroll
         for (int j = 0; j < kPairs; ++j)
             device::store_turned(at + j * 16 * device::kBoxBytes, out[j]);
@@ -193,7 +210,9 @@ struct GemmFinish {
     }
 
     // Leaves nothing in `sums`.
-    __device__ void finish(Sums& sums, Bias& bias, GemmTile const& tile) {
+    __device__ void finish(Sums& sums, RawBias& raw, GemmTile const& tile) {
+        Bias bias;
+        settle_bias(bias, raw);
         auto const as = [&]<device::Activation kActivation>() {
             if constexpr (!kGated)
                 if (g.residual) return finish_as<kActivation, true>(sums, bias, tile);

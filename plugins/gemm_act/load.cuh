@@ -6,34 +6,28 @@
 
 namespace opfuse {
 
-// Calls `work` with the boxes of the weight that this block loads of a stage: the map, the box's
-// place in the stage, and where it is in the tensor.
-template <class S, bool kByRows, bool kGated, class Work>
-__device__ void for_each_box(GemmMaps const& maps, GemmTile const& tile, int k, int rank,
-                             Work work) {
-    constexpr int kOwn = S::kBoxes / S::kCluster;
-    static_assert(S::kBoxes % S::kCluster == 0);
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-        int const box = (S::kCluster > 1 ? rank * kOwn : 0) + i;
-        bool const up = kGated && box >= S::kBoxes / 2;  // up follows gate
-        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * 64;
-        work(up ? maps.up : maps.weight, box, kByRows ? col : k, kByRows ? k : col);
-    }
+// This block's part of the rows of x, for all blocks of the cluster.
+template <class S>
+__device__ void load_x(unsigned char* to, GemmMaps const& maps, uint64_t* barrier,
+                       GemmTile const& tile, int k, int rank) {
+    constexpr int kOwn = S::kLoadedRows;
+    if constexpr (S::kCluster > 1)
+        device::copy_tile_to((1 << S::kCluster) - 1, to + rank * kOwn * device::kBoxBytes, maps.x,
+                             barrier, k, tile.row + rank * kOwn);
+    else
+        device::copy_tile(to, maps.x, barrier, k, tile.row);
 }
 
-// This block's part of the weight's columns, for all blocks of the cluster.
 template <class S, bool kByRows, bool kGated>
 __device__ void load_weight(unsigned char* to, GemmMaps const& maps, uint64_t* barrier,
-                            GemmTile const& tile, int k, int rank) {
-    for_each_box<S, kByRows, kGated>(
-        maps, tile, k, rank, [&](CUtensorMap const& map, int box, int x, int y) {
-            unsigned char* const at = to + box * S::kOfBox;
-            if constexpr (S::kCluster > 1)
-                device::copy_tile_to((1 << S::kCluster) - 1, at, map, barrier, x, y);
-            else
-                device::copy_tile(at, map, barrier, x, y);
-        });
+                            GemmTile const& tile, int k) {
+#pragma unroll
+    for (int box = 0; box < S::kBoxes; ++box) {
+        bool const up = kGated && box >= S::kBoxes / 2;  // up follows gate
+        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * 64;
+        device::copy_tile(to + box * S::kOfBox, up ? maps.up : maps.weight, barrier,
+                          kByRows ? col : k, kByRows ? k : col);
+    }
 }
 
 // Asks for the first stages of the weight to be in L2, which is allowed ahead of wait_for_previous,
@@ -53,9 +47,21 @@ __device__ void prefetch_weight(Gemm const& g, GemmTile const& tile, GemmSteps s
     }
 }
 
+// A stage with the residual of one group: chunks of rows.
+template <class S>
+__device__ void load_residual(unsigned char* to, GemmMaps const& maps, uint64_t* full,
+                              GemmTile const& tile, int group) {
+    constexpr int kChunks = S::kRows / S::kChunkRows;
+    device::arrive_expecting(full, kChunks * S::kChunkBytes);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+        device::copy_tile(to + chunk * S::kChunkBytes, maps.residual, full, tile.col + group * 64,
+                          tile.row + chunk * S::kChunkRows);
+}
+
 template <class S, bool kByRows, bool kGated>
 __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBarriers<S>& barriers,
-                           unsigned char* stages, GemmSteps steps, int rank) {
+                           unsigned char* stages, GemmSteps steps, int rank, bool has_residual) {
     int stage = 0;
     uint32_t parity = 1;
     for_each_tile<S, kGated>(order, rank, 0, 1, [&](GemmTile const& tile) {
@@ -64,10 +70,17 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
             uint64_t* const full = &barriers.full[stage];
             unsigned char* const x = stages + stage * S::kStageBytes;
             device::arrive_expecting(full, S::kStageBytes);
-            device::copy_tile(x, maps.x, full, step * S::kDepth, tile.row);
-            load_weight<S, kByRows, kGated>(x + S::kXBytes, maps, full, tile, step * S::kDepth,
-                                            rank);
+            load_x<S>(x, maps, full, tile, step * S::kDepth, rank);
+            load_weight<S, kByRows, kGated>(x + S::kXBytes, maps, full, tile, step * S::kDepth);
             if (++stage == S::kStages) stage = 0, parity ^= 1;
+        }
+        if constexpr (S::kResidualStages && !kGated) {
+            for (int group = 0; has_residual && group < S::kGroups; ++group) {
+                device::wait(&barriers.empty[stage], parity);
+                load_residual<S>(stages + stage * S::kStageBytes, maps, &barriers.full[stage], tile,
+                                 group);
+                if (++stage == S::kStages) stage = 0, parity ^= 1;
+            }
         }
     });
 }

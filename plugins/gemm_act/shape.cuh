@@ -13,7 +13,7 @@ enum class Sharing { kColumns, kTurns, kParts };
 
 // A group multiplies 64 columns of the weight at a time with kRows rows of x, kHeights times: that
 // of neighbouring columns, or gated that of the gate and of what it lets through.  kCluster blocks
-// share columns, and load a part of the weight each.
+// share rows, and load a part of x each.
 template <Sharing kSharing, int kGroups_, int kHeights_, int kRows_, int kStages_,
           int kCluster_ = 1>
 struct GemmShape {
@@ -28,9 +28,13 @@ struct GemmShape {
         kHeights * (kTurns ? 1 : kGroups);  // of 64 of the weight's columns
     static constexpr int kWeightCols = 64 * kBoxes;
     static constexpr int kXBytes = kRows * device::kBoxBytes;
+    static constexpr int kLoadedRows = kRows / kCluster;  // of x, by one block
+    static_assert(kLoadedRows * kCluster == kRows && kLoadedRows % 8 == 0);
     static constexpr int kOfBox = 64 * device::kBoxBytes;
     static constexpr int kStageBytes = kXBytes + kBoxes * kOfBox;
     static constexpr int kReaders = kTurns ? 1 : kGroups;  // groups that read a stage
+    // Groups that share a tile find its residual in a stage each, behind those of the depth.
+    static constexpr bool kResidualStages = !kTurns && !kParts && kHeights == 1;
     // y leaves in chunks of 64 columns, as many at once as a group has slots for.
     static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
     static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
@@ -74,9 +78,9 @@ __device__ GemmTile gemm_tile(GemmOrder const& order, int index, int rank) {
     int const of_band = order.band * order.cols;
     int const band = index / of_band, inside = index % of_band;
     int const rows = min(order.band, order.rows - band * order.band);
-    return {((band * order.band + inside % rows) * S::kCluster + (S::kCluster > 1 ? rank : 0)) *
-                S::kRows,
-            inside / rows * S::template kCols<kGated>};
+    return {
+        (band * order.band + inside % rows) * S::kRows,
+        (inside / rows * S::kCluster + (S::kCluster > 1 ? rank : 0)) * S::template kCols<kGated>};
 }
 
 // Calls `work` with this block's tiles, from `first` on each `stride`th.

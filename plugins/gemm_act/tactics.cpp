@@ -13,20 +13,21 @@ struct Way {
     int64_t stage;     // nanoseconds of 64 of the depth
     int64_t tile;      // of a tile beyond its stages
     int64_t finished;  // of an activation or a residual, beyond what is hidden
-    int cluster = 1;   // blocks that have neighbouring rows
+    int cluster = 1;   // blocks that have neighbouring columns
 };
 
 using enum Tactic;
 constexpr Way kPlainWays[] = {
-    {kColumns256, 256, 128, 640, 2400, 1500}, {kColumns192, 192, 128, 510, 1400, 1300},
+    {kColumns256, 256, 128, 700, 2400, 1500}, {kColumns192, 192, 128, 510, 1400, 1300},
     {kColumns144, 144, 128, 450, 1400, 1300}, {kColumns128, 128, 128, 365, 1300, 1200},
     {kColumns64, 64, 128, 148, 0, 500},       {kTurns144, 144, 128, 445, 100, 700},
-    {kTurns128, 128, 128, 390, 100, 700, 2},
+    {kTurns128, 128, 128, 390, 100, 700, 2},  {kTurns192, 192, 128, 530, 500, 1600, 2},
+    {kNarrow64, 64, 64, 96, 0, 500},
 };
 constexpr Way kGatedWays[] = {
-    {kColumns128, 128, 128, 660, 1400, 0},
-    {kColumns64, 64, 128, 520, 1400, 0},
-    {kNarrow128, 128, 64, 370, 1400, 0},
+    {kColumns128, 128, 128, 760, 1400, 0}, {kColumns64, 64, 128, 520, 1400, 0},
+    {kNarrow128, 128, 64, 370, 1400, 0},   {kTurns192, 192, 64, 530, 500, 0},
+    {kNarrow16, 16, 64, 130, 1400, 0},
 };
 constexpr int64_t kStart =
     2500;  // from the launch to the first stage, and from the last to the end
@@ -34,10 +35,16 @@ constexpr int64_t kBytes = 2700;  // of a weight that memory gives in a nanoseco
 
 constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Tiles of few rows are for few rows.
+bool suits(Way const& way, Gemm const& g) {
+    if (!g.gated) return way.rows > 64 || g.rows <= 128;
+    return way.rows > 64 ? g.rows > 64 : way.rows > 16 || g.rows <= 16;
+}
+
 int64_t of_memory(Gemm const& g) { return int64_t{g.depth} * g.cols * (g.gated ? 4 : 2) / kBytes; }
 
 int64_t of_way(Way const& way, Gemm const& g, int multiprocessors) {
-    int64_t const clusters = over(over(g.rows, way.rows), way.cluster) * over(g.cols, way.cols);
+    int64_t const clusters = over(g.rows, way.rows) * over(over(g.cols, way.cols), way.cluster);
     int64_t const rounds = over(clusters, std::max(1, multiprocessors / way.cluster));
     bool const plain = g.activation == device::Activation::kNone && !g.residual;
     int64_t const tile = over(g.depth, 64) * way.stage + way.tile + (plain ? 0 : way.finished);
@@ -93,12 +100,10 @@ Ranking rank_tactics(Gemm const& g, int multiprocessors) {
     Ranking ranking;
     if (g.gated) {
         for (Way const& way : kGatedWays)
-            if (way.rows <= 64 || g.rows > 64)
-                add(ranking, way.tactic, of_way(way, g, multiprocessors));
+            if (suits(way, g)) add(ranking, way.tactic, of_way(way, g, multiprocessors));
     } else {
         for (Way const& way : kPlainWays)
-            if (way.tactic != kColumns64 || g.rows <= 128)
-                add(ranking, way.tactic, of_way(way, g, multiprocessors));
+            if (suits(way, g)) add(ranking, way.tactic, of_way(way, g, multiprocessors));
         add_parts(ranking, g, multiprocessors);
     }
     std::stable_sort(

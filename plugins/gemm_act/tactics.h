@@ -24,8 +24,11 @@ enum class Tactic : int32_t {
     kParts5 = 12,
     kParts8 = 13,
     kBlas = 14,  // by cuBLASLt, where that is and has the epilogue; never chosen unasked
+    kTurns192 = 15,
+    kNarrow64 = 16,  // 64 rows by 64 columns, one warp group
+    kNarrow16 = 17,  // gated: 16 rows
 };
-inline constexpr int kTactics = 15;
+inline constexpr int kTactics = 18;
 
 // Blocks that share a tile's depth, of a way for few rows; else 0.
 int parts_of(Tactic tactic);
