@@ -33,6 +33,8 @@ struct GemmShape {
     static constexpr int kOfBox = 64 * device::kBoxBytes;
     static constexpr int kStageBytes = kXBytes + kBoxes * kOfBox;
     static constexpr int kReaders = kTurns ? 1 : kGroups;  // groups that read a stage
+    // Blocks ask for their first tile's weight to be in L2 while they wait for the kernel before.
+    static constexpr bool kAsksEarly = kParts || (kGroups == 1 && kHeights == 1);
     // Groups that share a tile find its residual in a stage each, behind those of the depth.
     static constexpr bool kResidualStages = !kTurns && !kParts && kHeights == 1;
     // y leaves in chunks of 64 columns, as many at once as a group has slots for.
