@@ -78,12 +78,4 @@ __device__ inline float activate_as(Activation activation, float x) {
     return four[0];
 }
 
-template <class T>
-__device__ float2 unpack(uint32_t pair) {
-    if constexpr (std::is_same_v<T, __half>)
-        return __half22float2(reinterpret_cast<__half2 const&>(pair));
-    else
-        return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
-}
-
 }  // namespace opfuse::device
