@@ -310,6 +310,25 @@ def test_nothing_to_split_is_told_with_the_reasons(tmp_path, text, reason):
         cut(before, 2, tmp_path)
 
 
+def test_experts_that_are_looked_up_are_told(tmp_path):
+    text = MLP.replace("y =", "m =") + "own = Gather<axis=0>(e, chosen)\ny = MatMul(m, own)\n"
+    weights = {**MLP_WEIGHTS, "e": (4, 6, 6)}
+    made = cut(model(text, "T[B, S, 6] x, int64[B] chosen", weights=weights), 2, tmp_path)
+    chosen = np.array([3, 0])
+    made.same({"B": 2, "S": 5}, chosen=chosen)
+    assert made.products() == [("column", (6, 4)), ("row", (4, 6))]
+    assert made.reasons() == ["its matrices are looked up, and what is found is multiplied with"]
+
+
+def test_a_convolution_is_told(tmp_path):
+    text = MLP.replace("x, w", "turned, w")
+    text = "c = Conv(x, k)\nturned = Transpose<perm=[0, 2, 1]>(c)\n" + text
+    weights = {**MLP_WEIGHTS, "k": (6, 3, 2)}
+    made = cut(model(text, "T[B, 3, S] x", weights=weights), 2, tmp_path)
+    made.same({"B": 2, "S": 5})
+    assert made.reasons() == ["no rule splits what a Conv multiplies with"]
+
+
 def test_ranks_that_do_not_divide_are_told(tmp_path):
     with pytest.raises(InputError, match="8 do not divide among 3 ranks"):
         cut(model(MLP, "T[B, S, 6] x", weights=MLP_WEIGHTS), 3, tmp_path)

@@ -35,7 +35,7 @@ def heads(graph: gs.Graph, facts: Facts, ranks: int) -> tuple[dict[int, Shard], 
     left: dict[str, str] = {}
     for tensor in graph.outputs:
         head, shape = _head(tensor), facts.shape(tensor)
-        if head is None or shape is None or facts.dtype(tensor) not in _FLOATS:
+        if head is None or shape is None or facts.dtype(tensor) not in FLOATS:
             continue
         try:
             size = static(shape[-1], "its vocabulary")
@@ -45,7 +45,7 @@ def heads(graph: gs.Graph, facts: Facts, ranks: int) -> tuple[dict[int, Shard], 
     return found, left
 
 
-_FLOATS = (1, 10, 11, 16)  # onnx.TensorProto: FLOAT, FLOAT16, DOUBLE, BFLOAT16
+FLOATS = (1, 10, 11, 16)  # onnx.TensorProto: FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 def _head(tensor: gs.Tensor) -> gs.Node | None:
@@ -84,7 +84,7 @@ def _looks_up(node: gs.Node, graph: gs.Graph, facts: Facts) -> bool:
     table, words = node.inputs
     if not isinstance(table, gs.Constant) or len(table.shape) != 2:
         return False
-    if onnx_dtype(table) not in _FLOATS or facts.shape(words) is None:
+    if onnx_dtype(table) not in FLOATS or facts.shape(words) is None:
         return False
     while (before := producer(words)) is not None and before.op in _BEFORE:
         words = before.inputs[0]

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from onnx import ModelProto
 
 from opfuse.errors import InputError
 from opfuse.graph.collectives import ALL_REDUCE, SPEAKING
+from opfuse.graph.facts import Facts
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.protos import byte_size, is_external
 from opfuse.sharding import vocabulary
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from opfuse.stages.fuse import Fused
 
 _SHOWN = 3  # reasons in a message
+_LARGE = 0.01  # of all weights
+_EXPERTS = "its matrices are looked up, and what is found is multiplied with"
+_MULTIPLY = frozenset(
+    {"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}
+    | {"MatMulInteger", "QLinearMatMul", "QLinearConv", "MatMulNBits", "GatedGemm"}
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
     choice = choose(Spreader(graph, facts, ranks), heads)
     names = _Names(fused)
     products, attentions, whole = _told(fused, choice, names)
+    whole += _others(fused, choice, names)
     whole += [Left(name, "MatMul", reason) for name, reason in left.items()]
     if vocab and not heads and not left:
         whole.append(Left("the head", "MatMul", "no product with a weight makes an output alone"))
@@ -185,6 +194,34 @@ def _told(
         elif id(node) in choice.left:
             left.append(Left(names.of(node), node.op, choice.left[id(node)]))
     return products, attentions, left
+
+
+def _others(fused: Fused, choice: Choice, names: _Names) -> list[Left]:
+    """Large weights that no product with them reads: experts that are looked up, convolutions."""
+    graph, facts = fused.graph, fused.facts
+    read: dict[int, tuple[int, gs.Node]] = {}
+    total = 0
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            shape = facts.shape(tensor) if isinstance(tensor, gs.Constant) else None
+            if id(tensor) in read or not shape or facts.dtype(tensor) not in vocabulary.FLOATS:
+                continue
+            size = prod(static(dim, "a weight") for dim in shape)
+            read[id(tensor)] = size, node
+            total += size
+    told = choice.spread.nodes.keys() | choice.left.keys()
+    return [
+        Left(names.of(node), node.op, reason)
+        for size, node in read.values()
+        if size >= _LARGE * total and id(node) not in told and (reason := _other(node, facts))
+    ]
+
+
+def _other(node: gs.Node, facts: Facts) -> str:
+    """Why a node that reads a large weight has all of it; empty where it multiplies with none."""
+    if node.op == "Gather" and len(facts.shape(node.inputs[0]) or ()) > 2:
+        return _EXPERTS
+    return f"no rule splits what a {node.op} multiplies with" if node.op in _MULTIPLY else ""
 
 
 def _part(size: tuple[int, ...], shard: Shard) -> tuple[int, ...]:
