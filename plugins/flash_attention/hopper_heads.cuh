@@ -9,8 +9,8 @@ namespace opfuse {
 
 // ---- kernels
 
-// kSize: the head sizes rounded up to an instance.  Scores are computed in two parts, of which one
-// is multiplied while the other is weighed.
+// kSize: the head sizes rounded up to an instance; kFirst, kSecond: keys of the two parts in which
+// scores are computed.
 template <int kSize_, int kFirst_, int kSecond_>
 struct HeadsShape {
     static constexpr int kSize = kSize_, kFirst = kFirst_, kSecond = kSecond_;  // keys
@@ -106,8 +106,8 @@ struct TileCursor {
     __device__ int row() const { return unit.first_row + 64 * tile + threadIdx.x / 32 % 4 * 16; }
 };
 
-// A warp group: 64 queries at a time.  The next tile's first scores are computed while the results
-// of this one are stored.
+// A warp group: 64 queries at a time, and two parts of the keys.  The second scores are computed
+// with the first results.
 template <class T, class S>
 struct HeadsConsumer {
     Attention const& a;
@@ -134,10 +134,12 @@ struct HeadsConsumer {
     __device__ void release() const {
         if (lane == 0) device::arrive(&barriers.empty[stage()]);
     }
-    // The next tile of this group, if there is one; leaves the unit that has none.
+    // The next tile of this group, if there is one; leaves the unit that has none, once it is
+    // there: a group that is two units ahead would else leave the wrong one.
     __device__ bool next() {
         at.tile += S::kGroups;
         while (!at.in_unit()) {
+            device::wait(&barriers.scores_full[stage()], parity());
             release();
             if (!at.next_unit()) return false;
         }

@@ -127,6 +127,9 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
     for size, causal, (length, batch) in itertools.product((64, 128), (False, True), shapes):
         case = Case(length, length, size, batch=batch, heads=12, kv_heads=4, causal=causal)
         check(runner, generator, case, torch.float16, "many")
+    for queries in (40, 100):  # fewer tiles of a head than warp groups
+        case = Case(queries, 150, 64, batch=50, heads=12, kv_heads=4)
+        check(runner, generator, case, torch.float16, "many")
     for size, window in itertools.product((64, 128), (100, 1000)):
         case = Case(2000, 2100, size, batch=1, heads=12, kv_heads=4, causal=True, window=window)
         check(runner, generator, case, torch.float16, "many")
