@@ -182,6 +182,9 @@ def contenders(handle: object, product: Product, t: Tensors) -> dict[str, Launch
         for activation in ("gelu_tanh", "gelu", "silu"):
             found[f"opfuse bias, {activation}"] = ours(handle, product, t, activation, "bias")
         found["opfuse residual"] = ours(handle, product, t, "none", "residual")
+        found["opfuse bias, gelu_tanh, tactic 14"] = ours(
+            handle, product, t, "gelu_tanh", "bias", tactic=14
+        )
     if product.compiled:
         function = compiled(product)
         found["torch.compile"] = lambda i: function(t.x, t.weight(i), t.bias)

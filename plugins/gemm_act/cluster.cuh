@@ -43,10 +43,6 @@ __device__ inline void store_in(uint32_t address, float const (&value)[4], uint3
         : "memory");
 }
 
-__device__ inline void prefetch_map(CUtensorMap const& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 // Copies the map's box at (col, row) to `to`; elements outside of the tensor are 0.
 __device__ inline void copy_tile(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
                                  int row) {
