@@ -37,6 +37,22 @@ def test_a_plugin_that_is_more_exact_may_lose_a_twentieth(gain, choice):
     assert decide({"opt": times(**{"GemmAct+A": shifted(0.0)})}, ("A",), "").choice == LEAVE
 
 
+@pytest.mark.parametrize(
+    ("loss", "native", "choice"),
+    [(2.0, 0.0, "A"), (4.0, 0.0, LEAVE), (1.0, -1.0, "A"), (2.0, -2.0, "native")],
+)
+def test_a_plugin_that_saves_an_engine_may_lose_three_hundredths(loss, native, choice):
+    found = {"opt": times(A=shifted(loss), native=shifted(native))}
+    made = decide(found, ("A",), "", apart=True)
+    assert made.choice == choice
+    assert made.reason().endswith("73 MB of the GPU's memory") is (choice == "A")
+    (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
+    assert kept.spares is (choice == "A")
+    table = {"ops": {"A": [[1, 1 + loss / 100]]}}
+    assert by_table(table, ("A",), {}, apart=True).choice == ("A" if loss < 3 else LEAVE)
+    assert by_table(table, ("A",), {}).choice == LEAVE
+
+
 def test_a_gain_within_the_noise_is_none():
     noisy = [60.0, 140.0, 70.0, 130.0, 95.0]
     assert decide({"opt": times(A=noisy)}, ("A",), "").choice == LEAVE

@@ -154,10 +154,10 @@ def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, gpu, timed, monke
     calls, _ = timed
     genuine = verdicts.decide
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return genuine(*arguments)
+        return genuine(*arguments, **options)
 
     monkeypatch.setattr(verdicts, "decide", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from opfuse import lockfile
 from opfuse.config import Config
 from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
-from opfuse.engine.cut import choose_tactic, leave
+from opfuse.engine.cut import choose_tactic, is_plugin, leave
 from opfuse.engine.natives import substitute
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
@@ -115,7 +115,9 @@ class _Tuner:
         def settle(key: str, times: Times) -> None:
             region = todo.pop(key)
             ops = self._ops(region)
-            self._known[key] = verdicts.decide(times, ops, self._digest, self._work(region))
+            self._known[key] = verdicts.decide(
+                times, ops, self._digest, self._work(region), apart=self._is_apart(region)
+            )
             self._save()
             left = (time.monotonic() - began) / (count - len(todo)) * len(todo)
             text = f"{'+'.join(ops)}: {self._known[key].choice}"
@@ -166,7 +168,13 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        return verdicts.by_table(table, ops, self._work(region))
+        return verdicts.by_table(table, ops, self._work(region), apart=self._is_apart(region))
+
+    def _is_apart(self, region: Region) -> bool:
+        """Whether TensorRT would have an engine for the group alone, between two plugins."""
+        around = [self._model.graph.node[i] for i in region.nodes if i not in region.group]
+        alone = all(is_plugin(node) or node.op_type == "Reshape" for node in around)
+        return self._backend.name == "segmented" and bool(around) and alone
 
     def _work(self, region: Region) -> dict[str, int]:
         """The elements that each op of a group writes at the usual sizes."""
