@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
@@ -42,15 +44,15 @@ class Signs:
         if node.op in _POSITIVE:
             return sign > 0
         floats = [t for t in node.inputs if self._facts.dtype(t) in FLOATS]
-        if node.op in _KEEP:
+        if node.op in _KEEP and node.attrs.get("reduction", "none") == "none":
             return bool(floats) and all(self._has(t, sign, steps - 1) for t in floats)
         if node.op == "Neg":
-            return self._has(floats[0], -sign, steps - 1)
+            return self._has(node.inputs[0], -sign, steps - 1)
         if node.op == "Sub":
-            return sign < 0 and _is_most(floats[1], floats[0])
-        return node.op in ("Mul", "Div") and self._of_product(floats, sign, steps - 1)
+            return sign < 0 and _is_most(node.inputs[1], node.inputs[0])
+        return node.op in ("Mul", "Div") and self._of_product(node.inputs, sign, steps - 1)
 
-    def _of_product(self, factors: list[gs.Tensor], sign: int, steps: int) -> bool:
+    def _of_product(self, factors: Sequence[gs.Tensor], sign: int, steps: int) -> bool:
         left, right = factors
         if left is right:
             return sign > 0
@@ -62,6 +64,6 @@ class Signs:
 def _is_most(most: gs.Tensor, of: gs.Tensor) -> bool:
     """Whether ``most`` is a maximum of ``of`` and others."""
     node = edit.producer(most)
-    return (
-        node is not None and node.op in ("Max", "ReduceMax") and any(t is of for t in node.inputs)
-    )
+    if node is None or node.op not in ("Max", "ReduceMax") or not node.attrs.get("keepdims", 1):
+        return False
+    return any(tensor is of for tensor in node.inputs)
