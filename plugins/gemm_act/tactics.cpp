@@ -22,12 +22,12 @@ constexpr Way kPlainWays[] = {
     {kColumns144, 144, 128, 450, 1400, 1300}, {kColumns128, 128, 128, 365, 1300, 1200},
     {kColumns64, 64, 128, 200, 0, 500},       {kTurns144, 144, 128, 445, 100, 700},
     {kTurns128, 128, 128, 390, 100, 700, 2},  {kTurns192, 192, 128, 530, 500, 1600, 2},
-    {kNarrow64, 64, 64, 96, 0, 500},
+    {kNarrow64, 64, 64, 96, 0, 0},
 };
 constexpr Way kGatedWays[] = {
     {kColumns128, 128, 128, 760, 1400, 0}, {kColumns64, 64, 128, 520, 1400, 0},
     {kNarrow128, 128, 64, 370, 1400, 0},   {kTurns192, 192, 64, 530, 500, 0},
-    {kNarrow16, 16, 64, 130, 1400, 0},
+    {kNarrow16, 16, 64, 300, 1400, 0},
 };
 constexpr int64_t kStart =
     2500;  // from the launch to the first stage, and from the last to the end
