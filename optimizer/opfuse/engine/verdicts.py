@@ -32,10 +32,10 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]
 class Verdict:
     """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
-    The number is the tactic of a plugin. ``apart`` says that TensorRT would have an engine of its
-    own there, for which plugins may be a little slower.
-    ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, ``work``
-    the elements that each of them writes, and ``source`` says where the verdict is from.
+    The number is the tactic of a plugin. ``spares`` says that it was taken because TensorRT would
+    have an engine of its own there. ``us`` has the median of each variant at each point, ``ops``
+    the plugins of the region, ``work`` the elements that each of them writes, and ``source`` says
+    where the verdict is from.
     """
 
     choice: str
@@ -44,7 +44,7 @@ class Verdict:
     library: str = ""
     source: str = ""
     work: Mapping[str, int] = field(default_factory=dict)
-    apart: bool = False
+    spares: bool = False
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
@@ -63,7 +63,7 @@ class Verdict:
             best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
             shown.append(f"{point}: {best} us")
         told = f"{self.source}: " + ("; ".join(shown) or self.choice)
-        return f"{told}; {_CONTEXT}" if self.apart and plugins_of(self.choice) else told
+        return f"{told}; {_CONTEXT}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
@@ -82,8 +82,8 @@ class Verdict:
         us = {point: dict(times) for point, times in facts["us"].items()}
         ops = tuple(facts["ops"])
         library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
-        apart = bool(facts.get("apart", False))
-        return Verdict(str(facts["choice"]), ops, us, library, source, work, apart)
+        spares = bool(facts.get("spares", False))
+        return Verdict(str(facts["choice"]), ops, us, library, source, work, spares)
 
 
 def plugins_of(choice: str) -> dict[str, int]:
@@ -113,23 +113,29 @@ def decide(
     three hundredths: an engine takes 73 MB, TensorRT for RTX 1.4 makes 128 streams for it (H100).
     The first point is the one that the engine is tuned for, which decides between variants.
     """
+    fast = _best(times, _APART if apart else 0.0)
+    spares = fast != _best(times, 0.0)
+    us = {
+        point: {name: round(median(values), 2) for name, values in found.items() if values}
+        for point, found in times.items()
+    }
+    return Verdict(fast, tuple(ops), us, library, "measured here", work or {}, spares)
+
+
+def _best(times: Times, saved: float) -> str:
+    """The variant that wins where plugins may be slower by this share of TensorRT's time."""
     points = list(times)
     candidates = [name for name in times[points[0]] if name != LEAVE] if points else []
     better: dict[str, float] = {}
     for name in candidates:
         gains = [_gain(times[point], name) for point in points]
         plugins = plugins_of(name)
-        exact = bool(plugins) and EXACT.issuperset(plugins)
-        saved = _APART if apart and plugins else 0.0
+        own = saved if plugins else 0.0
+        worth = _WORTH if plugins and EXACT.issuperset(plugins) else 0.0
         known = [gain for gain in gains if gain is not None]
-        if len(known) == len(gains) and _wins(known, max(saved, _WORTH if exact else 0.0)):
-            better[name] = median(times[points[0]][name]) - saved * known[0][2]
-    choice = min(better, key=lambda name: better[name], default=LEAVE)
-    us = {
-        point: {name: round(median(values), 2) for name, values in found.items() if values}
-        for point, found in times.items()
-    }
-    return Verdict(choice, tuple(ops), us, library, "measured here", work or {}, apart)
+        if len(known) == len(gains) and _wins(known, max(own, worth)):
+            better[name] = median(times[points[0]][name]) - own * known[0][2]
+    return min(better, key=lambda name: better[name], default=LEAVE)
 
 
 def _gain(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float] | None:
@@ -190,13 +196,15 @@ def by_table(
     Each op has measured points, the elements that it wrote and the time of the plugin's region over
     TensorRT's; that of the nearest size decides. Ops that are not in the table are left.
     """
-    taken = []
+    taken, spares = [], False
     for op in ops:
         measured = facts.get("ops", {}).get(op, [])
         if measured:
             size = max(work.get(op, 1), 1)
             nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
-            if nearest[1] < 1 + (_WORTH if op in EXACT else _APART if apart else -_OF_TABLE):
+            wins = nearest[1] < 1 + (_WORTH if op in EXACT else -_OF_TABLE)
+            if wins or (apart and nearest[1] < 1 + _APART):
                 taken.append(op)
+                spares |= not wins
     source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
-    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, apart)
+    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, spares)
