@@ -33,8 +33,9 @@ class Verdict:
     """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
     The number is the tactic of a plugin. ``spares`` says that it was taken because TensorRT would
-    have an engine of its own there. ``us`` has the median of each variant at each point, ``ops`` the plugins of the region, ``work``
-    the elements that each of them writes, and ``source`` says where the verdict is from.
+    have an engine of its own there. ``us`` has the median of each variant at each point, ``ops``
+    the plugins of the region, ``work`` the elements that each of them writes, and ``source`` says
+    where the verdict is from.
     """
 
     choice: str
