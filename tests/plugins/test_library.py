@@ -31,8 +31,8 @@ EXPECTED = {
         2,
         {"norm": "STRING", "epsilon": "FLOAT", "group_size": "INT", "reduce_op": "STRING"},
     ),
-    "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT"}),
-    "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT"}),
+    "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT", "sum_is_read": "INT"}),
+    "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT", "sum_is_read": "INT"}),
     "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),
     "MaskedSoftmax": ((1, 2), 1, {"scale": "FLOAT", "causal": "INT"}),
     "FlashAttention": (
@@ -226,6 +226,7 @@ def test_rows_that_32_bits_cannot_walk_are_refused(handle: ctypes.CDLL) -> None:
         ("RmsNorm", {"epsilon": "1"}, "RmsNorm: attribute 'epsilon' is STRING, need FLOAT"),
         ("RmsNorm", {"epsilon": float("nan")}, "RmsNorm: attribute 'epsilon' is nan"),
         ("AddRmsNorm", {"epsilon": -1.0}, "AddRmsNorm: attribute 'epsilon' is -1"),
+        ("AddLayerNorm", {"sum_is_read": 2}, "AddLayerNorm: attribute 'sum_is_read' is 2"),
         ("GatedAct", {"activation": 2}, "GatedAct: attribute 'activation' is INT, need STRING"),
         ("GatedAct", {"activation": "relu"}, "need silu, gelu, or gelu_tanh"),
     ],
