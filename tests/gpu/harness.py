@@ -75,11 +75,15 @@ class Runner:
             plugin.enqueue(described(inputs), described(outputs), stream, address)
 
     def compare(
-        self, what: str, found: torch.Tensor, expected: torch.Tensor, noise: float = FP32_ERROR
+        self,
+        what: str,
+        found: torch.Tensor,
+        expected: torch.Tensor,
+        noise: float | torch.Tensor = FP32_ERROR,
     ) -> None:
         """``found`` is ``expected`` (float64) within one rounding and ``noise`` of fp32.
 
-        ``noise`` is absolute, for a result whose scale is about 1.
+        ``noise`` is absolute, for a result whose scale is about 1, or of each element.
         """
         error = (found.double() - expected).abs()
         allowed = ROUNDING[found.dtype] * expected.abs() * 1.01 + noise * (1 + expected.abs())
