@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,18 +18,9 @@ class Gpu:
     compute_capability: str
 
 
-_QUEUES, _QUARTER = "CUDA_SCALE_LAUNCH_QUEUES", "0.25x"
-
-
 @lru_cache(maxsize=1)
 def absent() -> str:
-    """Why there is no usable NVIDIA GPU; empty where there is one.
-
-    It is the first to speak to the driver in a process of ours. An execution context of TensorRT
-    for RTX 1.4 makes 128 streams, each with a queue for launches of 0.5 MB (H100): unless the
-    environment says something else, queues have a quarter of their size.
-    """
-    os.environ.setdefault(_QUEUES, _QUARTER)
+    """Why there is no usable NVIDIA GPU; empty where there is one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
