@@ -43,6 +43,16 @@ def test_every_step_is_compared(opened):
     assert Comparison({}, 1e-4, layers=layers).first_apart is None
 
 
+def test_a_sum_that_no_step_writes_is_not_compared(opened):
+    path, engine = opened
+    norms = [step for step in engine.schedule.plugins() if step.attributes.get("sum_is_read") == 0]
+    layers = compare_steps(path, engine, feeds(engine))
+    assert norms
+    told = {item.tensor for item in layers}
+    for step in norms:
+        assert told.intersection(step.outputs) == {step.outputs[0]}
+
+
 def test_the_first_wrong_step_is_named(opened, monkeypatch):
     path, engine = opened
     right = host.HostPlugin._compute

@@ -21,7 +21,7 @@ from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.group import Group
 from opfuse.runtime.program import Layout, Place, Program
-from opfuse.runtime.schedule import Schedule, Value, ViewStep
+from opfuse.runtime.schedule import Schedule, Value
 
 AnyPath = str | os.PathLike[str]
 
@@ -180,12 +180,12 @@ class Engine:
             return self._run_in_place(place, layout, views, library)
 
     def written_by(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Each step in words, and the tensors that it writes; views write nothing."""
+        """Each step in words, and the tensors that it writes; views are left out."""
         schedule = self.schedule
         return [
-            (title, step.outputs)
-            for title, step in zip(schedule.titles(), schedule.steps, strict=True)
-            if not isinstance(step, ViewStep)
+            (title, names)
+            for title, names in zip(schedule.titles(), schedule.written(), strict=True)
+            if names
         ]
 
     def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Engine:
         Raises:
             InputError, EngineError: As for :meth:`run`.
         """
-        device, steps = self.device, self.schedule.steps
+        device, written = self.device, self.schedule.written()
         device.enter()
         self._check_names(inputs)
         found: dict[str, Any] = {}
@@ -208,8 +208,7 @@ class Engine:
                 device.copy(place.address(layout, name), item.address, item.bytes, place.stream)
 
             def keep(index: int) -> None:
-                step = steps[index]
-                for name in () if isinstance(step, ViewStep) else step.outputs:
+                for name in written[index]:
                     value = self._program.values[name]
                     kind = helper.tensor_dtype_to_np_dtype(value.dtype)
                     array = np.empty(layout.shapes[name], kind)

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from opfuse.errors import InputError
+from opfuse.graph.native import UNREAD_SUM
 
 AttributeValue = float | int | str
 
@@ -124,6 +125,13 @@ class Schedule:
                 found.setdefault(step.engine, step)
         return tuple(found.values())
 
+    def written(self) -> tuple[tuple[str, ...], ...]:
+        """The tensors that hold something of each step when it has run; views write nothing.
+
+        A norm may leave the memory of a sum that nobody reads as it was.
+        """
+        return tuple(map(_written, self.steps))
+
     def titles(self) -> tuple[str, ...]:
         """What messages and reports call each step: one of several runs by what it writes."""
         runs = Counter(step.engine for step in self.steps if isinstance(step, EngineStep))
@@ -177,6 +185,13 @@ class Schedule:
         schedule = Schedule(**values, steps=tuple(map(_step, facts["steps"])))
         schedule.check()
         return schedule
+
+
+def _written(step: Step) -> tuple[str, ...]:
+    if isinstance(step, ViewStep):
+        return ()
+    is_short = isinstance(step, PluginStep) and step.attributes.get(UNREAD_SUM) == 0
+    return step.outputs[:1] if is_short else step.outputs
 
 
 def _title(step: Step, runs: Mapping[str, int]) -> str:
