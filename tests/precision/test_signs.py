@@ -52,6 +52,29 @@ def test_an_exponential_that_may_grow_is_kept(name, tmp_path):
     assert "e" in converted(OTHERS[name], "fp16", tmp_path).kept
 
 
+@pytest.mark.parametrize(
+    "undone",
+    ["l = Log(e)", "p = Add(e, 1.0e-12)\nl = Log(p)", "l = Reciprocal(e)", "l = Div(x, e)"],
+)
+@pytest.mark.parametrize("small", ["e = Softmax(h)", "s = Abs(h)\nn = Neg(s)\ne = Exp(n)"])
+def test_what_a_tiny_value_is_made_large_again_from_is_kept(small, undone, tmp_path):
+    """Where an input makes it 1e-9, the logarithm of its fp16 would be minus infinity."""
+    text = f"h = MatMul(x, w)\n{small}\n{undone}\na = MatMul(e, v)\nb = MatMul(l, v)\ny = Add(a, b)"
+    small_model = model(text, "T[16, 16] x", weights={"w": (16, 16), "v": (16, 4)})
+    result = convert(small_model, tmp_path, "fp16")
+    assert "e" in result.kept
+
+
+def test_a_logarithm_of_a_softmax_stays_finite(tmp_path):
+    text = "h = MatMul(x, w)\ne = Softmax(h)\nl = Log(e)\na = MatMul(e, v)\nb = MatMul(l, v)"
+    small_model = model(
+        f"{text}\ny = Add(a, b)", "T[16, 16] x", weights={"w": (16, 16), "v": (16, 4)}
+    )
+    result = convert(small_model, tmp_path, "fp16")
+    larger = {name: 10 * array for name, array in feeds(result.before, seed=5).items()}
+    result.same(larger)
+
+
 def test_a_softplus_of_large_values_is_kept(tmp_path):
     """Not every runtime leaves out the exponential in it where that overflows."""
     for scale, kept in (("1.0", False), ("9.0", True)):

@@ -195,6 +195,8 @@ class Judge:
         exponential in it overflows; and a softmax, which TensorRT computes in fp32 between its
         ends (benchmarks/results/sums_h100.txt). The ranges see whether the result overflows.
         """
+        if node.op in ("Softmax", "Exp") and self._is_undone(node.outputs[0]):
+            return False
         if node.op == "Softmax":
             return True
         if node.op == "Exp":
@@ -203,6 +205,23 @@ class Judge:
             return 0 < self._largest(node.inputs[0]) <= _EXPONENT
         value = self._facts.value(node.inputs[1])
         return value is not None and all(item in (0.5, 1, 2, 3) for item in value.ravel())
+
+    def _is_undone(self, tensor: gs.Tensor, steps: int = 4) -> bool:
+        """Whether the digits of a tiny value count: a logarithm or a quotient is taken of it.
+
+        What is 1e-9 in fp32 is 0 in fp16, and its logarithm is not -20.7 but minus infinity.
+        """
+        for reader in tensor.outputs:
+            if not edit.is_standard(reader):
+                continue
+            if reader.op in ("Log", "Reciprocal") or (
+                reader.op == "Div" and reader.inputs[1] is tensor
+            ):
+                return True
+            passes = reader.op in rules.MOVES | rules.GUARDS and steps > 0
+            if passes and any(self._is_undone(made, steps - 1) for made in reader.outputs):
+                return True
+        return False
 
     def _is_long(self, node: gs.Node) -> bool:
         """Whether a sum is of more values than were tried, or of as many as an input is long."""
