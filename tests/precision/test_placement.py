@@ -303,3 +303,32 @@ def test_a_softmax_is_in_fp32_where_that_costs_no_cast(tmp_path):
         assert result.types()["p"] == element
         assert len(result.casts()) == 2
         result.same(feeds(planted, B=3), 4e-3)
+
+
+MEANS = {
+    "means": ("m = ReduceMean<keepdims=1>(h, [-1])", "e = ReduceMean<keepdims=1>(q, [-1])"),
+    "sums": (
+        "s = ReduceSum<keepdims=1>(h, [-1])\nm = Mul(s, 0.015625)",
+        "t = ReduceSum<keepdims=1>(q, [-1])\ne = Mul(0.015625, t)",
+    ),
+}
+
+
+@PRECISIONS
+@pytest.mark.parametrize("square", ["Mul(HERE, HERE)", "Pow(HERE, 2.0)"])
+@pytest.mark.parametrize("means", MEANS)
+def test_a_variance_from_two_large_means_is_taken_in_fp32(means, square, precision, tmp_path):
+    """The difference of a mean of squares and the square of a mean has few digits of theirs."""
+    mean, of_squares = MEANS[means]
+    text = f"""
+    product = MatMul(x, w)  h = Add(product, 3.0)  {mean}
+    q = {square.replace("HERE", "h")}  {of_squares}
+    mm = {square.replace("HERE", "m")}  variance = Sub(e, mm)
+    more = Add(variance, 0.001)  root = Sqrt(more)  d = Sub(h, m)  n = Div(d, root)
+    y = MatMul(n, v)"""
+    weights = {"w": np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32) / 4}
+    weights["v"] = (64, 4)
+    result = convert(model(text, "T[16, 16] x", weights=weights), tmp_path, precision)
+    types = result.types()
+    assert {types[name] for name in ("m", "q", "e", "mm", "variance")} == {"float"}
+    result.same(feeds(result.before, seed=5))
