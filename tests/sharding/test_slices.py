@@ -47,6 +47,23 @@ def test_one_key_head_taken_out_of_a_packed_weight(tmp_path, entries, ranks):
     assert made.reasons() == []
 
 
+def test_heads_that_are_transposed_and_returned_stay(tmp_path):
+    """Each entry has its own Transpose, which a GatherND and the caller read."""
+    split = "heads = Reshape(qkv, [0, 0, 6, 4])\nq4 = Slice(heads, [0], [4], [2])\n"
+    split += (
+        "kturned = Transpose<perm=[2, 1, 0, 3]>(heads)\nkt4 = GatherND(kturned, first)\n"
+        "vturned = Transpose<perm=[2, 1, 0, 3]>(heads)\nvt4 = GatherND(vturned, last)\n"
+        "k4 = Transpose<perm=[2, 1, 0, 3]>(kt4)\nv4 = Transpose<perm=[2, 1, 0, 3]>(vt4)\n"
+    )
+    case = block(4, 1, split=split)
+    case["weights"] |= {"first": np.array([[-2]]), "last": np.array([[5]])}
+    case["text"] += "h = MatMul(y, u)\na = Relu(h)\nz = MatMul(a, t)\n"
+    case["weights"] |= {"u": (6, 8), "t": (8, 6)}
+    made = cut(model(**case, outputs="T z, T kturned"), 2, tmp_path)
+    made.same(*ROWS)
+    assert ("column", (6, 4)) in made.products()
+
+
 @pytest.mark.parametrize(
     "entries",
     [

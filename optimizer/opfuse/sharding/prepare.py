@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,9 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
         graph: A sorted graph; it is changed.
         facts: What is known of its tensors, which stay.
     """
-    for node in list(graph.nodes):
-        _untranspose(graph, facts, node)
     kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    for node in list(graph.nodes):
+        _untranspose(graph, facts, node, kept)
     sources = {id(node.inputs[0]): node.inputs[0] for node in graph.nodes if node.op == "Slice"}
     for tensor in sources.values():
         readers = [node for node in tensor.outputs if node.op != "Shape"]
@@ -46,10 +46,11 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
     edit.sort(graph)
 
 
-def _untranspose(graph: gs.Graph, facts: Facts, node: gs.Node) -> None:
+def _untranspose(graph: gs.Graph, facts: Facts, node: gs.Node, kept: Collection[int]) -> None:
     """Take one entry from what a GatherND has transposed to get at it, and transpose that instead.
 
-    PyTorch's exporter writes ``x[..., [i], :]`` so.
+    PyTorch's exporter writes ``x[..., [i], :]`` so. What somebody else reads stays: another node,
+    or who reads the tensors of the ids ``kept``.
     """
     if node.op != "GatherND" or not edit.is_standard(node) or node.attrs.get("batch_dims", 0):
         return
@@ -63,7 +64,8 @@ def _untranspose(graph: gs.Graph, facts: Facts, node: gs.Node) -> None:
     name = _fresh(graph, f"{result.name}/entry")
     source, entry = turn.inputs[0], gs.Constant(f"{name}/index", np.array([index[0, 0]]))
     taken = gs.Variable(name, source.dtype)
-    gone = [node] if len(turn.outputs[0].outputs) > 1 else [node, turn]
+    (turned,) = turn.outputs
+    gone = [node] if len(turned.outputs) > 1 or id(turned) in kept else [node, turn]
     for one in gone:
         edit.detach(one)
     graph.nodes[:] = [one for one in graph.nodes if all(one is not other for other in gone)]
