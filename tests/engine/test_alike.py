@@ -181,3 +181,23 @@ def test_subgraphs_are_left_alone():
         a = {inner.replace("HERE", "x")}  n = {PLUGIN}(a)  y = {inner.replace("HERE", "n")}
     }}"""
     assert engines(parsed(graph, g0=vector(1, 2, 3, 4))) == [0, 1]
+
+
+def test_a_weight_that_a_subgraph_of_a_function_reads_stays_inside():
+    """What stands in the subgraph, here a Reshape, may want a constant."""
+    graph = f"""
+    g (float[4,4] x, bool yes) => (float[4,4] y) {{
+        a = opfuse.SiluMul_body(x, yes, g0)  n = {PLUGIN}(a)  y = opfuse.SiluMul_body(n, yes, g1)
+    }}"""
+    function = """
+    <domain: "opfuse", opset_import: ["": 18]>
+    SiluMul_body (x, yes, target) => (y) {
+        y = If(yes) <
+            then_branch = t () => (u) { s = Cast<to = 7>(target)  u = Reshape(x, s) },
+            else_branch = e () => (v) { v = Identity(x) }>
+    }"""
+    weights = {"g0": vector(-1, 4), "g1": vector(2, -1)}
+    model = onnx.parser.parse_model(HEADER + graph + BODIES + function)
+    for name, values in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    assert engines(model) == [0, 1]

@@ -16,7 +16,7 @@ from math import prod
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from opfuse.engine.cut import Segment
-from opfuse.engine.parts import extract
+from opfuse.engine.parts import extract, reads
 from opfuse.engine.tensors import Typed
 from opfuse.graph.protos import subgraphs
 from opfuse.runtime.schedule import EngineStep
@@ -236,7 +236,7 @@ def _changed(
     """What is no constant any more where ``changed`` are none; None where one has to be one."""
     found, fixed = set(changed), set(constants)
     for node in nodes:
-        names = set(filter(None, node.input))
+        names = set(reads(node))
         is_fixed = names <= fixed
         if is_fixed:
             fixed.update(node.output)
