@@ -65,6 +65,14 @@ def test_what_a_tiny_value_is_made_large_again_from_is_kept(small, undone, tmp_p
     assert "e" in result.kept
 
 
+def test_experts_are_chosen_in_fp32(tmp_path):
+    """Two whose probabilities differ in fp32 alone would be one value in fp16."""
+    text = "h = MatMul(x, w)\ne = Softmax(h)\nt, i = TopK(e, k)\ny = MatMul(t, v)"
+    weights = {"w": (16, 16), "k": np.array([3]), "v": (3, 4)}
+    result = convert(model(text, "T[16, 16] x", weights=weights), tmp_path, "fp16")
+    assert "e" in result.kept
+
+
 def test_a_logarithm_of_a_softmax_stays_finite(tmp_path):
     text = "h = MatMul(x, w)\ne = Softmax(h)\nl = Log(e)\na = MatMul(e, v)\nb = MatMul(l, v)"
     small_model = model(

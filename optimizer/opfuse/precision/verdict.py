@@ -207,14 +207,15 @@ class Judge:
         return value is not None and all(item in (0.5, 1, 2, 3) for item in value.ravel())
 
     def _is_undone(self, tensor: gs.Tensor, steps: int = 4) -> bool:
-        """Whether the digits of a tiny value count: a logarithm or a quotient is taken of it.
+        """Whether digits of a tiny value count: a logarithm, quotient, or the largest is taken.
 
-        What is 1e-9 in fp32 is 0 in fp16, and its logarithm is not -20.7 but minus infinity.
+        What is 1e-9 in fp32 is 0 in fp16, and its logarithm is not -20.7 but minus infinity. Of two
+        experts that round to one value, a TopK behind a router takes the first.
         """
         for reader in tensor.outputs:
             if not edit.is_standard(reader):
                 continue
-            if reader.op in ("Log", "Reciprocal") or (
+            if reader.op in ("Log", "Reciprocal", "TopK") or (
                 reader.op == "Div" and reader.inputs[1] is tensor
             ):
                 return True
