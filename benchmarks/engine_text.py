@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from benchmarks.measure import table
 
 Row = Mapping[str, Any]
 
@@ -45,18 +47,6 @@ def report(facts: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
-    return [
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-
-
 def _times(rows: Sequence[Row]) -> list[str]:
     variants = list(dict.fromkeys(name for row in rows for name in row["variants"]))
     lines = []
@@ -74,7 +64,7 @@ def _times(rows: Sequence[Row]) -> list[str]:
     return [
         "us of one run by CUDA graph (median), relative error against torch in fp32, "
         "(engines/runs of them + plugin launches):",
-        *_table(["network", *variants, "err of torch fp16"], lines),
+        *table(["network", *variants, "err of torch fp16"], lines),
     ]
 
 
@@ -93,7 +83,7 @@ def _whereabouts(rows: Sequence[Row]) -> list[str]:
             rest = [f"{found['idle']:.0f}", f"{found['launches']}", f"{goal:.0f}" if goal else "-"]
             lines.append([name, f"{whole:.0f}", *kinds, *rest])
     header = ["us of a run under the profiler", "whole", *_KINDS, "no kernel", "kernels", "goal"]
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:

@@ -140,9 +140,16 @@ def write(name: str, figures: dict[str, Any]) -> Path:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints columns: the first to the left, the others to the right."""
+    print(*table(header, rows), sep="\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of columns: the first to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    made = []
     for line in lines:
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
+        made.append("  ".join(cells).rstrip())
+    return made

@@ -198,16 +198,6 @@ struct EarlyMask {
     }
 };
 
-// The same, read when it is needed: for head sizes whose results leave no registers.
-template <class T, int kBlocks>
-struct LateMask {
-    __device__ void fetch(Attention const&, MaskRows const&, int) {}
-    __device__ void add(float (&s)[kBlocks][4], Attention const& a, MaskRows const& row,
-                        int key) const {
-        add_mask<T, true>(s, a, row, key);
-    }
-};
-
 template <int kBlocks>
 struct NoMask {
     __device__ void fetch(Attention const&, MaskRows const&, int) {}

@@ -233,7 +233,7 @@ class Judge:
         """Whether a mean is a global pooling of images or volumes, which TensorRT makes alike."""
         shape = self._facts.shape(node.inputs[0])
         axes = self._axes(node)
-        if node.op != "ReduceMean" or shape is None or len(shape) < _IMAGES or axes is None:
+        if shape is None or len(shape) < _IMAGES or axes is None:
             return False
         return sorted(axis % len(shape) for axis in axes) == list(range(2, len(shape)))
 
