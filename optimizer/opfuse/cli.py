@@ -129,6 +129,7 @@ def _verify(args: Namespace, progress: Progress) -> int:
         args,
         lambda: _json(comparison_as_dict(comparison)),
         lambda: render_comparison(comparison),
+        passed=comparison.passed,
     )
     return 0 if comparison.passed else 1
 
@@ -138,7 +139,12 @@ def _check(args: Namespace, progress: Progress) -> int:
     from opfuse.stages.check_text import render_check
 
     result = checking.check(*options_of(args), progress)
-    _show(args, lambda: _json(result.as_dict()), lambda: render_check(result))
+    _show(
+        args,
+        lambda: _json(result.as_dict()),
+        lambda: render_check(result),
+        passed=result.passed,
+    )
     if args.annotate:
         from opfuse.stages.check_report import annotated
 
@@ -182,7 +188,12 @@ def _together(args: Namespace, progress: Progress) -> int:
     if isinstance(found, (together.Prospect, together.TogetherBench)):
         _show(args, lambda: _json(found.as_dict()), lambda: render_ranks(found))
         return 0
-    _show(args, lambda: _json(comparison_as_dict(found)), lambda: render_comparison(found))
+    _show(
+        args,
+        lambda: _json(comparison_as_dict(found)),
+        lambda: render_comparison(found),
+        passed=found.passed,
+    )
     return 0 if found.passed else 1
 
 
@@ -246,11 +257,17 @@ def _json(value: object) -> str:
     return json.dumps(plain(value), indent=1) + "\n"
 
 
-def _show(args: Namespace, as_json: Callable[[], str], text: Callable[[], RenderableType]) -> None:
+def _show(
+    args: Namespace,
+    as_json: Callable[[], str],
+    text: Callable[[], RenderableType],
+    passed: bool = True,
+) -> None:
+    """Prints a report. --quiet keeps it back unless it says why the command fails."""
     with terminal.printing():
         if args.json:
             sys.stdout.write(as_json())
-        elif not args.quiet:
+        elif not (args.quiet and passed):
             terminal.console(args.no_color).print(text(), crop=False)
 
 

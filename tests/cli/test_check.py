@@ -29,6 +29,15 @@ def test_a_clean_run_passes(cli, place):
     assert (place / LOCK).read_bytes() == before
 
 
+def test_quiet_tells_only_what_failed(cli, place):
+    assert cli("check", "bert.onnx", "-q").out == ""
+    planted.save(place / "bert.onnx", planted.epsilon)
+    loud, quiet = cli("check", "bert.onnx"), cli("check", "bert.onnx", "-q")
+    assert quiet.code == 1
+    assert quiet.out == loud.out
+    assert failures(quiet)
+
+
 @pytest.mark.parametrize(
     ("change", "section", "says"),
     [

@@ -21,6 +21,8 @@ def test_equal_and_different(cli, llama, other):
     result = cli("verify", llama, other)
     assert result.code == 1
     assert "different" in result.out
+    assert cli("verify", llama, other, "-q").out == result.out
+    assert cli("verify", llama, llama, "-q").out == ""
 
 
 def test_json(cli, llama, other):

@@ -327,7 +327,8 @@ def output_options(command: Parser) -> None:
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     group.add_argument("-v", "--verbose", action="store_true", help="show each step of a stage")
-    group.add_argument("-q", "--quiet", action="store_true", help="print errors and --json only")
+    quiet = "print --json, errors, and the report of what failed only"
+    group.add_argument("-q", "--quiet", action="store_true", help=quiet)
     group.add_argument(
         "--no-color", action="store_true", help="no colours; NO_COLOR=1 does the same"
     )
