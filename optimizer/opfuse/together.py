@@ -18,6 +18,7 @@ from opfuse.progress import Progress
 from opfuse.stages.report import BENCH_SUFFIXES, COMPARISON_SUFFIXES, write_comparison, write_json
 
 if TYPE_CHECKING:
+    from opfuse.runtime.schedule import Schedule
     from opfuse.runtime.timing import Measurement
     from opfuse.stages.bench import Bench
     from opfuse.stages.members import Members
@@ -102,7 +103,7 @@ def bench(
     of.refuse_ranks(others)
     if config.dry_run:
         of.check_others(others)
-        return _prospect(config, members)
+        return _prospect(config, members)[0]
     place = of.place(members)
     if place is None:
         of.require_gpus(members)
@@ -137,7 +138,8 @@ def verify(
         raise InputError(f"{option} is for one bundle", "leave it out with --tp")
     members = of.read(folder, config.tp)
     if config.dry_run:
-        return replace(_prospect(config, members), same_model=of.check_model(members, model))
+        prospect, schedule = _prospect(config, members)
+        return replace(prospect, same_model=of.check_model(members, schedule, model))
     place = of.place(members)
     if place is None:
         of.require_gpus(members)
@@ -152,8 +154,9 @@ def verify(
     return comparison
 
 
-def _prospect(config: Config, members: Members) -> Prospect:
+def _prospect(config: Config, members: Members) -> tuple[Prospect, Schedule]:
+    """And rank 0's schedule."""
     from opfuse.stages.members import check, gpus
 
-    facts = check(members)
-    return Prospect(config.tp, tuple(map(str, members.bundles)), facts, gpus())
+    facts, schedule = check(members)
+    return Prospect(config.tp, tuple(map(str, members.bundles)), facts, gpus()), schedule

@@ -76,6 +76,15 @@ def test_a_dry_run_tells_what_would_run(cli, folder, llama, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["bench", "verify"])
+def test_a_dry_run_reads_each_bundle_once(cli, folder, llama, command, monkeypatch):
+    """They are hashed then, and may be of many gigabytes."""
+    opened, damage = [], bundle._damage
+    monkeypatch.setattr(bundle, "_damage", lambda path: opened.append(path.name) or damage(path))
+    cli(*line(command, folder, llama), "--tp", 2, "--dry-run")
+    assert opened == ["rank0.opfuse", "rank1.opfuse"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["bench", "verify"])
 def test_too_few_gpus(cli, folder, llama, command):
     if gpu.count() >= 2:
         pytest.skip("there are two GPUs")

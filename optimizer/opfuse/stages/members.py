@@ -15,6 +15,7 @@ from opfuse.files import is_module
 from opfuse.graph.collectives import refuse_ranks as refuse_ranks_of
 from opfuse.runtime import alike, world
 from opfuse.runtime.bundle import Bundle, is_bundle, rank_in
+from opfuse.runtime.schedule import Schedule
 from opfuse.sharding.result import PLAN, plan_in, refuse_folders
 from opfuse.stages.load import content_hash, load
 
@@ -130,14 +131,17 @@ def gpus() -> int:
     return gpu.count()
 
 
-def check(members: Members) -> dict[str, Any]:
-    """Compare the bundles as the ranks do when they meet; what is told of all of them.
+def check(members: Members) -> tuple[dict[str, Any], Schedule]:
+    """Compare the bundles as the ranks do when they meet; each is read once.
+
+    Returns:
+        What is told of all of them, and rank 0's schedule.
 
     Raises:
         InputError: A bundle is damaged, or of no rank.
         EngineError: They do not belong together.
     """
-    told = []
+    told, schedules = [], []
     for path in members.bundles:
         opened = Bundle.open(path)
         if opened.rank is None:
@@ -145,27 +149,34 @@ def check(members: Members) -> dict[str, Any]:
         if opened.rank.plan != members.sha256:
             raise EngineError(f"{path} is of another plan than {members.folder}", alike.TOGETHER)
         told.append(alike.facts(opened, opened.rank))
+        schedules.append(opened.schedule)
     if found := alike.difference(told):
         raise EngineError(f"{members.folder}: {found}", alike.TOGETHER)
     lock = opened.lock
-    return {
+    facts = {
         "plan": members.sha256,
         "ranks": len(members.bundles),
         "opfuse": lock.opfuse,
         "tensorrt": f"{lock.module} {lock.tensorrt}",
         "library": lock.library,
     }
+    return facts, schedules[0]
 
 
-def check_model(members: Members, model: Path) -> bool | None:
+def check_model(members: Members, schedule: Schedule, model: Path) -> bool | None:
     """Whether a model is the one that was sharded; None where the plan does not say which was.
+
+    Args:
+        members: The ranks.
+        schedule: That of one of them.
+        model: An ONNX model.
 
     Raises:
         InputError: It is no model, or has other inputs or outputs than the ranks.
     """
     source = load(model)
     refuse_ranks_of(source.proto)
-    graph, schedule = source.proto.graph, Bundle.open(members.bundles[0]).schedule
+    graph = source.proto.graph
     weights = {item.name for item in graph.initializer}
     for what, ours, theirs in (
         ("inputs", schedule.inputs, [item for item in graph.input if item.name not in weights]),
