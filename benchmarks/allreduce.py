@@ -2,13 +2,13 @@
 
 ``torchrun --nproc-per-node N -m benchmarks.allreduce`` prints a table and writes
 ``results/allreduce_xN-<date>.json``; with ``--ways`` it times ours by each of its ways, whatever
-the size, which is where plugins/all_reduce/tuning.h has its limits from. Per size, in microseconds
-of one call:
+the size, and with ``--sums`` large sums without a norm by type, with the errors of both, which is
+where plugins/all_reduce/tuning.h has its limits from. Per size, in microseconds of one call:
 
 ours      AllReduceAddNorm: sum over ranks, residual, and RMSNorm in one kernel
 fused     NCCL's all-reduce, then the AddRmsNorm kernel
 separate  NCCL's all-reduce, then torch's operators, one after the other
-sum       AllReduce of the plugin library alone; nccl: NCCL's
+sum       AllReduce of the plugin library alone, over peer memory; nccl: NCCL's
 
 Each figure is the median of several replays of a CUDA graph of at least 20 calls, on the slowest
 rank. Calls take turns with sets of tensors that together are larger than the L2 cache. A replay
@@ -35,7 +35,8 @@ from benchmarks import measure
 from opfuse.runtime import abi, library
 from opfuse.runtime.communicator import ENVIRONMENT, Communicator
 
-ONNX_TYPE = {torch.float16: 10, torch.bfloat16: 16}
+ONNX_TYPE = {torch.float16: 10, torch.bfloat16: 16, torch.float32: 1}
+NARROW = (torch.float16, torch.bfloat16)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 HIDDEN = (4096, 8192)
 EPSILON = 1e-5
@@ -45,6 +46,7 @@ REPLAYS, LATE_REPLAYS, LATE_CYCLES = 9, 5, 2_000_000
 HEAD_START_CYCLES = 1_000_000  # what a replay takes is all on the stream by then, on every rank
 NAMES = ("ours", "fused", "separate", "sum", "nccl")
 WAYS = ("one-shot", "two-shot", "nccl")
+SUMS_MIB = (4, 8, 12, 16, 24, 32, 64, 128)
 Launch = Callable[[int], object]
 
 
@@ -282,11 +284,48 @@ def show_ways(rows: list[dict]) -> None:
     )
 
 
+def measure_sums(group: Group) -> list[dict]:
+    """Ours and NCCL's for every type and size, and how much they err on 1024 x 4096 values."""
+    found: dict[int, dict] = {mib: {"mib": mib} for mib in SUMS_MIB}
+    for dtype in ONNX_TYPE:
+        name = str(dtype).removeprefix("torch.")
+        errors = sum_errors(group, dtype)
+        for mib, row in found.items():
+            case = Case(group, (mib << 20) // (4096 * dtype.itemsize), 4096, dtype)
+            row[f"{name} sum"], _ = group.microseconds(case.plain(), case.launches)
+            row[f"{name} nccl"], _ = group.microseconds(case.nccl(), case.launches)
+            row |= {f"{name} {what}": error for what, error in errors.items()}
+    return list(found.values())
+
+
+def sum_errors(group: Group, dtype: torch.dtype) -> dict[str, float]:
+    """Of ours and NCCL's against float64: the root mean square over that of the values."""
+    case = Case(group, 1024, 4096, dtype)
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    ranks = range(dist.get_world_size())
+    parts = [torch.randn(case.shape, generator=generator, device="cuda").to(dtype) for _ in ranks]
+    case.x = case.added = [parts[dist.get_rank()].clone()]
+    case.sets, case.y = 1, case.y[:1]
+    case.plain()(0)
+    case.nccl()(0)
+    expected = sum(part.double() for part in parts)
+    made = {"sum error": case.y[0], "nccl error": case.added[0]}
+    return {
+        what: ((y.double() - expected).norm() / expected.norm()).item() for what, y in made.items()
+    }
+
+
+def show_sums(rows: list[dict]) -> None:
+    """Them; the errors stand in the file."""
+    names = [name for name in rows[0] if not name.endswith("error")]
+    measure.print_table(names, ([f"{row[name]:.1f}" for name in names] for row in rows))
+
+
 def measure_all(group: Group) -> list[dict]:
     """A row for each size and type."""
     return [
         Case(group, tokens, width, dtype).row()
-        for dtype in ONNX_TYPE
+        for dtype in NARROW
         for width in HIDDEN
         for tokens in TOKENS
     ]
@@ -296,6 +335,7 @@ def main() -> None:
     """Measures, prints, and writes; as one rank of torchrun."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ways", action="store_true", help="ours alone, by each of its ways")
+    parser.add_argument("--sums", action="store_true", help="large sums without a norm, by type")
     options = parser.parse_args()
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
@@ -304,12 +344,14 @@ def main() -> None:
         rows, facts = measure_ways(handle), environment("") | {"way": "each"}
     else:
         group = Group.open(handle, "")
-        rows, facts = measure_all(group), environment(group.communicator.transport)
+        rows = (measure_sums if options.sums else measure_all)(group)
+        facts = environment(group.communicator.transport)
         group.close()
     if dist.get_rank() == 0:
         print(facts)
-        (show_ways if options.ways else show)(rows)
-        name = f"allreduce{'_ways' if options.ways else ''}_x{dist.get_world_size()}"
+        (show_ways if options.ways else show_sums if options.sums else show)(rows)
+        kind = "_ways" if options.ways else "_sums" if options.sums else ""
+        name = f"allreduce{kind}_x{dist.get_world_size()}"
         print(measure.write(name, {**facts, "rows": rows}))
     dist.destroy_process_group()
 

@@ -80,10 +80,20 @@ def test_against_float64(tmp_path: Path, size: int, way: str) -> None:
     run("values,gathers,specials,copies", size, tmp_path, OPFUSE_ALLREDUCE=way, OPFUSE_TEST_NCCL="")
 
 
-def test_by_nccl(tmp_path: Path) -> None:
-    nccl = pytest.importorskip("nvidia.nccl", reason="not run: NCCL is not installed")
-    path = str(Path(nccl.__path__[0], "lib", "libnccl.so.2"))
-    run("gathers,replays", 2, tmp_path, OPFUSE_ALLREDUCE="nccl", OPFUSE_TEST_NCCL=path)
+@pytest.fixture
+def nccl() -> str:
+    """Its library."""
+    found = pytest.importorskip("nvidia.nccl", reason="not run: NCCL is not installed")
+    return str(Path(found.__path__[0], "lib", "libnccl.so.2"))
+
+
+def test_by_nccl(tmp_path: Path, nccl: str) -> None:
+    run("gathers,replays", 2, tmp_path, OPFUSE_ALLREDUCE="nccl", OPFUSE_TEST_NCCL=nccl)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_large_sums(tmp_path: Path, nccl: str, size: int) -> None:
+    run("large", size, tmp_path, OPFUSE_TEST_NCCL=nccl)
 
 
 @pytest.mark.parametrize("way", ["one-shot", "two-shot"])
