@@ -88,7 +88,7 @@ def reshaped(shard: Shard, old: Sequence[Dim], new: Sequence[Dim]) -> Shard:
     positions are computed one by one, so a part that is no part of one axis afterwards is seen.
 
     Raises:
-        Stays: The sizes do not tell, or a rank's part would be no part of one axis.
+        Stays: They have no fixed sizes, or a rank's part would be no part of one axis.
     """
     (first, last), (start, stop) = _group(shard.axis, old, new)
     sizes = [static(size, "an axis that is merged or split") for size in new[start:stop]]
@@ -107,18 +107,26 @@ def reshaped(shard: Shard, old: Sequence[Dim], new: Sequence[Dim]) -> Shard:
 
 def _group(axis: int, old: Sequence[Dim], new: Sequence[Dim]) -> tuple[tuple[int, int], ...]:
     """The axes of both shapes that hold the same elements, around ``axis`` of the old one."""
-    ours, theirs = _totals(old), _totals(new)
+    cuts = _cuts(old, new)
+    low, start = cuts[-1]
+    if low < len(old):  # a reshape keeps all elements: what has two names there is the same size
+        behind = _cuts(old[low:][::-1], new[start:][::-1])
+        cuts += [(len(old) - position, len(new) - match) for position, match in reversed(behind)]
+    (low, start), (high, stop) = next(pair for pair in pairwise(cuts) if axis < pair[1][0])
+    return (low, high), (start, _last_equal(_totals(new), stop) if high == len(old) else stop)
+
+
+def _cuts(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[int, int]]:
+    """Up to which axes both shapes span as many elements."""
+    theirs = _totals(new)
     cuts: list[tuple[int, int]] = []
     at = 0
-    for position, total in enumerate(ours):
+    for position, total in enumerate(_totals(old)):
         match = next((i for i in range(at, len(theirs)) if theirs[i] == total), None)
         if match is not None:
             cuts.append((position, match))
             at = match
-    for (low, start), (high, stop) in pairwise(cuts):
-        if low <= axis < high:
-            return (low, high), (start, _last_equal(theirs, stop) if high == len(old) else stop)
-    raise Stays("its sizes do not tell which axes it merges or splits")
+    return cuts
 
 
 def _totals(sizes: Sequence[Dim]) -> list[Dim]:
