@@ -59,6 +59,24 @@ def test_more_ranks_than_heads_say_why_once(cli, tmp_path):
     assert result.out.count("no product behind it is split") == 1
 
 
+def test_key_heads_that_do_not_divide_are_told(cli, tmp_path):
+    """Three of six query heads need two key heads, of which there are three."""
+    model = tiny.llama(layers=1, hidden=48, heads=6, kv_heads=3).write(tmp_path / "m.onnx")
+    result = cli("shard", model, "--tp", 2, "-o", tmp_path / "r")
+    assert "heads do not divide among the ranks: several hold the same ones" in result.out
+    text = cli("shard", model, "--tp", 3, "-o", tmp_path / "r").out
+    assert "several hold the same ones" not in text
+
+
+def test_more_ranks_than_the_plugins_reach_are_told(cli, tmp_path):
+    model = tiny.llama(layers=1, hidden=192, heads=12, kv_heads=12).write(tmp_path / "m.onnx")
+    result = cli("shard", model, "--tp", 12, "-o", tmp_path / "r", "--no-prove")
+    assert result.code == 0, result.err
+    assert "the plugins reach 8 ranks: build these with --lower native" in result.out
+    text = cli("shard", model, "--tp", 6, "-o", tmp_path / "r", "--no-prove").out
+    assert "the plugins reach" not in text
+
+
 def test_weights_beside_the_model_are_cut_from_their_file(cli, tmp_path):
     model = tiny.llama(hidden=128, vocab=512).write(tmp_path / "m.onnx", external=True)
     folder = tmp_path / "ranks"

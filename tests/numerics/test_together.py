@@ -44,3 +44,14 @@ def test_a_part_that_nobody_has():
     values = [np.zeros((2, 2)), np.zeros((2, 1))]
     with pytest.raises(CannotRun, match="no rank has all of output 'past'"):
         joined("past", values, {"past": (1, places)})
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64, ml_dtypes.bfloat16])
+def test_a_part_that_two_ranks_have_is_the_same(kind):
+    places = [np.array([0, 1]), np.array([1, 2])]
+    whole = np.arange(1, 7).reshape(2, 3).astype(kind)
+    values = [np.take(whole, part, 1) for part in places]
+    np.testing.assert_array_equal(joined("past", values, {"past": (1, places)}), whole)
+    values[1][1, 0] += kind(2)
+    with pytest.raises(CannotRun, match="do not agree on output 'past': rank 1, "):
+        joined("past", values, {"past": (1, places)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opfuse.errors import EngineError
+from opfuse.graph.collectives import MOST_BY_PLUGIN
 from opfuse.runtime import abi
 from opfuse.runtime.abi import AttributeValue, Plugin, PluginError, Tensor
 from opfuse.runtime.communicator import Communicator
@@ -118,6 +119,12 @@ def test_a_rank_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(EngineError, match=message):
         Communicator(handle, rank, size, lambda card: [card] * size)
+
+
+def test_the_plugins_reach_as_many_ranks_as_shard_says(handle: ctypes.CDLL) -> None:
+    Plugin(handle, "AllReduce", {"group_size": MOST_BY_PLUGIN}).close()
+    with pytest.raises(PluginError, match=f"need 1 to {MOST_BY_PLUGIN}"):
+        Plugin(handle, "AllReduce", {"group_size": MOST_BY_PLUGIN + 1})
 
 
 def test_an_unknown_way_is_refused(handle: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:

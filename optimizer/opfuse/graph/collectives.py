@@ -20,6 +20,7 @@ DOMAIN = "opfuse"
 ALL_REDUCE, ALL_GATHER, WITH_NORM = "AllReduce", "AllGather", "AllReduceAddNorm"
 COLLECTIVES = (ALL_REDUCE, ALL_GATHER)
 SPEAKING = (*COLLECTIVES, WITH_NORM)
+MOST_BY_PLUGIN = 8  # ranks, of the plugins' kind; TensorRT's own collectives are NCCL's
 _KEYS = ("opfuse.rank", "opfuse.ranks", "opfuse.plan")
 
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from opfuse.graph.collectives import MOST_BY_PLUGIN
 from opfuse.stages.report_text import clean
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def _parts(folder: str, plan: Plan, proof: Any) -> Iterator[RenderableType]:
     for reason, nodes in _reasons(plan).items():
         yield _line(f"no norm is fused with {len(nodes)} of the sums: {clean(reason)}")
     if any(item.replicated_kv for item in plan.attentions):
-        yield _line("key/value heads are fewer than ranks: several ranks hold the same ones")
+        yield _line("key/value heads do not divide among the ranks: several hold the same ones")
+    if plan.ranks > MOST_BY_PLUGIN:
+        yield _line(
+            f"the plugins reach {MOST_BY_PLUGIN} ranks: build these with --lower native, for NCCL"
+        )
     for port in (*plan.inputs, *plan.outputs):
         yield _line(f"each rank has a part of {clean(port.name)}, along axis {port.axis}")
     if plan.left:
