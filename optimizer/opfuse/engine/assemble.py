@@ -16,7 +16,8 @@ import opfuse
 from opfuse.engine import gpu, wheel
 from opfuse.engine.alike import merged
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
-from opfuse.engine.cut import Cut, Segment, View, cut
+from opfuse.engine.copies import copies
+from opfuse.engine.cut import Copy, Cut, Segment, View, cut
 from opfuse.engine.layers import dtype_name
 from opfuse.engine.profile import Profile
 from opfuse.engine.tensors import Typed, range_of, types_of
@@ -28,9 +29,18 @@ from opfuse.graph.collectives import Rank, rank_of
 from opfuse.graph.dist_collective import NATIVE, every_node
 from opfuse.graph.protos import BITS, label, type_name
 from opfuse.runtime import abi, bundle, memory
+from opfuse.runtime.copies import Move
 from opfuse.runtime.library import describe
 from opfuse.runtime.lock import Lock
-from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Value, ViewStep
+from opfuse.runtime.schedule import (
+    CopyStep,
+    EngineStep,
+    PluginStep,
+    Schedule,
+    Step,
+    Value,
+    ViewStep,
+)
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,21 @@ def draft(
     types = types_of(model)
     ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
     check = _Check(types, library)
-    seen = views(model, types)
-    plan = cut(model, ranks, check.reason, around_attention=around_attention, views=seen)
+    moves = {} if library is None else copies(model, types)
+    plan = cut(
+        model,
+        ranks,
+        check.reason,
+        around_attention=around_attention,
+        views=views(model, types),
+        copies=moves,
+    )
     weigh = _Weights(model, base_dir)
     made, runs = _engines(model, plan, types, weigh)
     models = [base_dir / f"{prefix}-{index}.onnx" for index in range(len(made))]
     for path, part in zip(models, made, strict=True):
         write_atomically(path, part.SerializeToString())
-    schedule = _schedule(model, plan, runs, types)
+    schedule = _schedule(model, plan, runs, moves, types)
     weights = {value.name: weigh.values(value.name) for value in schedule.constants}
     return Draft(schedule, types, tuple(models), weights, plan.left, library, rank_of(model))
 
@@ -156,7 +173,7 @@ def pack(
     }
     constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
     members |= {constants[name]: data for name, data in parts.weights.items()}
-    used = next(iter(parts.schedule.plugins()), None) is not None
+    used = parts.schedule.needs_library()
     lock = _lock(built[0] if built else no_engine(), parts.library if used else None)
     if used and embed and parts.library is not None:
         members[bundle.LIBRARY] = parts.library
@@ -222,7 +239,11 @@ def _check_known(names: Sequence[str], types: Mapping[str, Typed]) -> None:
 
 
 def _schedule(
-    model: ModelProto, plan: Cut, runs: Sequence[EngineStep], types: Mapping[str, Typed]
+    model: ModelProto,
+    plan: Cut,
+    runs: Sequence[EngineStep],
+    moves: Mapping[int, Move],
+    types: Mapping[str, Typed],
 ) -> Schedule:
     graph = model.graph
     weights = {item.name for item in graph.initializer}
@@ -233,6 +254,8 @@ def _schedule(
             steps.append(next(left))
         elif isinstance(step, View):
             steps.append(ViewStep((step.source,), (step.name,), step.target))
+        elif isinstance(step, Copy):
+            steps.append(CopyStep(tuple(moves[index] for index in step.nodes)))
         else:
             node = graph.node[step]
             ends = tuple(node.input), tuple(node.output)
@@ -329,6 +352,8 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
         f"what lies between them takes {between[0]} bytes at the largest shapes "
         f"({between[1]} if nothing shared memory)",
     ]
+    if moved := [name for step in parts.schedule.copies() for name in step.outputs]:
+        notes.append(f"copied by the bundle itself, without an engine: {', '.join(moved)}")
     return replace(
         built[0] if built else no_engine(),
         backend="segmented",

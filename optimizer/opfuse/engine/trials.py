@@ -22,9 +22,9 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import assemble
 from opfuse.engine.backend import Backend, Request
-from opfuse.engine.cut import choose_tactic, is_plugin, leave
 from opfuse.engine.natives import substitute
 from opfuse.engine.parts import extract, functions_of
+from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import LEVELS, Profile
 from opfuse.engine.regions import Region
 from opfuse.engine.tensors import Typed, range_of

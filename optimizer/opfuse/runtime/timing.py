@@ -20,7 +20,8 @@ from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.engine import Engine
 from opfuse.runtime.group import Group
-from opfuse.runtime.program import Layout, Place
+from opfuse.runtime.layout import Layout
+from opfuse.runtime.program import Place
 from opfuse.runtime.schedule import EngineStep, PluginStep
 
 

@@ -16,8 +16,8 @@ from opfuse import lockfile
 from opfuse.config import Config
 from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
-from opfuse.engine.cut import choose_tactic, is_plugin, leave
 from opfuse.engine.natives import substitute
+from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
 from opfuse.engine.select import select
