@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opfuse.engine.assemble import attributes
+from opfuse.engine.outline import attributes
 from opfuse.engine.plugin_nodes import leave
 from opfuse.errors import EngineError
 from opfuse.stages.lower import lower
