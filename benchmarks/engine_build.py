@@ -27,7 +27,7 @@ from unittest import mock
 
 import opfuse
 from opfuse import pipeline
-from opfuse.engine import alike, assemble
+from opfuse.engine import alike, assemble, outline
 from opfuse.fusions import patch_product
 from opfuse.progress import Progress
 from opfuse.runtime.library import describe, find
@@ -63,7 +63,7 @@ def build(folder: Path, variant: str, lock: Path) -> dict[str, Any]:
     fewer = mock.patch.object(fuse, "WIDENINGS", wider)
     small = mock.patch.object(assemble, "_fallback", lambda base_dir: {})
     merged = _each_alone if variant == "unshared" else alike.merged
-    with chosen, fewer, small, mock.patch.object(assemble, "merged", merged):
+    with chosen, fewer, small, mock.patch.object(outline, "merged", merged):
         report = opfuse.build(model, output, **options)
     assert report.engine is not None
     choices = Counter(f"{item.op} {item.choice}: {item.reason}" for item in report.lowering)

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPFUSE_ABI_VERSION 2
+#define OPFUSE_ABI_VERSION 3
 #define OPFUSE_MAX_RANK 8
 #define OPFUSE_COMM_CARD 512
 
@@ -41,6 +41,19 @@ typedef struct {
     int64_t dims[OPFUSE_MAX_RANK];
 } opfuse_tensor;
 
+// Memory that is copied: `unit` bytes that lie together at each place of a box, last axis
+// innermost.
+typedef struct {
+    void const* source;  // both on the device
+    void* target;
+    int32_t unit;   // 1, 2, 4, 8, or 16; addresses and strides are multiples of it
+    int32_t rank;   // 0 for one unit alone
+    int32_t early;  // 1 where the copy may run while what is ahead of it on the stream still does
+    int64_t sizes[OPFUSE_MAX_RANK];           // in units
+    int64_t source_strides[OPFUSE_MAX_RANK];  // bytes from one place to the next
+    int64_t target_strides[OPFUSE_MAX_RANK];
+} opfuse_box;
+
 // ---- the library
 int32_t opfuse_abi_version(void);
 char const* opfuse_version(void);        // of the package, such as "0.1.0"
@@ -73,6 +86,11 @@ int32_t opfuse_tactics(opfuse_op const* op, opfuse_tensor const* inputs, int32_t
 int opfuse_enqueue(opfuse_op const* op, opfuse_tensor const* inputs, int32_t input_count,
                    opfuse_tensor const* outputs, int32_t output_count, void* workspace,
                    opfuse_stream stream);
+
+// ---- without an instance
+// Copies boxes, of which none overlaps the target of another, as opfuse_enqueue launches; a box of
+// 2^31 units or more is refused.
+int opfuse_copy(opfuse_box const* boxes, int32_t count, opfuse_stream stream);
 
 // ---- the communicator: the ranks that AllReduce, AllReduceAddNorm, and AllGather speak to
 //

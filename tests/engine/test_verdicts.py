@@ -38,19 +38,34 @@ def test_a_plugin_that_is_more_exact_may_lose_a_twentieth(gain, choice):
 
 
 @pytest.mark.parametrize(
-    ("loss", "native", "choice"),
-    [(2.0, 0.0, "A"), (4.0, 0.0, LEAVE), (1.0, -1.0, "A"), (2.0, -2.0, "native")],
+    ("loss", "native", "choice", "sparing"),
+    [
+        (2.0, 0.0, LEAVE, "A"),
+        (4.0, 0.0, LEAVE, ""),
+        (1.0, -1.0, "native", "A"),
+        (2.0, -2.0, "native", ""),
+        (-1.0, 0.0, "A", ""),
+        (0.2, 0.0, "A", ""),
+    ],
 )
-def test_a_plugin_that_saves_an_engine_may_lose_three_hundredths(loss, native, choice):
+def test_a_plugin_that_saves_an_engine_may_lose_three_hundredths_if_memory_is_short(
+    loss, native, choice, sparing
+):
     found = {"opt": times(A=shifted(loss), native=shifted(native))}
     made = decide(found, ("A",), "", apart=True)
-    assert made.choice == choice
-    assert made.reason().endswith("73 MB of the GPU's memory") is (choice == "A")
     (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
-    assert kept.spares is (choice == "A")
+    for verdict in (made, kept):
+        assert (verdict.choice, verdict.sparing) == (choice, sparing)
+        assert verdict.spared().choice == (sparing or choice)
+        assert verdict.spared().reason().endswith("than TensorRT alone") is bool(sparing)
+        assert "than TensorRT alone" not in verdict.reason()
+    assert decide(found, ("A",), "").sparing == ""
     table = {"ops": {"A": [[1, 1 + loss / 100]]}}
-    assert by_table(table, ("A",), {}, apart=True).choice == ("A" if loss < 3 else LEAVE)
-    assert by_table(table, ("A",), {}).choice == LEAVE
+    known = by_table(table, ("A",), {}, apart=True)
+    wins = choice == "A"
+    assert known.choice == ("A" if wins else LEAVE)
+    assert known.sparing == ("A" if loss < 3 and not wins else "")
+    assert by_table(table, ("A",), {}).sparing == ""
 
 
 def test_a_gain_within_the_noise_is_none():
@@ -120,4 +135,5 @@ def test_a_plugin_has_a_tactic():
 def test_a_lock_with_an_odd_tactic_says_nothing():
     torn = {"choice": "GemmAct@", "ops": ["GemmAct"], "us": {}}
     section = {"t": {"a": torn, "b": {**torn, "choice": "GemmAct@x"}}}
+    section["t"]["c"] = {**torn, "sparing": "GemmAct@x"}
     assert [item.tactic_of("GemmAct") for item in read(section, "t").values()] == [0]

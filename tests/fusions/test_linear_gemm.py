@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.cut import PLAIN_PRODUCT, leave
+from opfuse.engine.plugin_nodes import PLAIN_PRODUCT, leave
 from opfuse.engine.tensors import types_of
 from opfuse.stages.lower import lower
 from tests.small import fuse_model, model, session

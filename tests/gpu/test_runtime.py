@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import opfuse
-from opfuse.engine import assemble, gpu
+from opfuse.engine import gpu, outline
 from opfuse.numerics import sample
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
@@ -234,12 +234,12 @@ def test_a_planted_wrong_step_is_found(tmp_path: Path, bundle: Path, monkeypatch
 
     The last operator but one of a norm may be its end: without its weight it is still one.
     """
-    genuine = assemble.attributes
+    genuine = outline.attributes
 
     def wrong(node: onnx.NodeProto) -> dict[str, Any]:
         return genuine(node) | ({"epsilon": 1.0} if node.op_type == "AddRmsNorm" else {})
 
-    monkeypatch.setattr(assemble, "attributes", wrong)
+    monkeypatch.setattr(outline, "attributes", wrong)
     options: dict[str, Any] = {"lower": "plugin", "prove": False}
     path, reports = tmp_path / "wrong.opfuse", (tmp_path / "wrong.json",)
     opfuse.build(MODEL, path, backend="segmented", reports=reports, **options)

@@ -287,6 +287,25 @@ class HostPlugin:
             at(slot.data, slot.dtype, slot.shape)[...] = array
 
 
+def copy(device, copied, stream):
+    """`abi.copy` in host memory."""
+    device.do(lambda: [_copy_one(item) for item in copied])
+
+
+def _copy_one(item):
+    sizes, *steps = zip(*item.box.axes, strict=True)
+    ends = zip((item.source, item.target), item.box.first, steps, strict=True)
+    source, target = (_strided(address + first, sizes, by) for address, first, by in ends)
+    target[...] = source
+
+
+def _strided(address, sizes, steps):
+    """Bytes that lie apart by ``steps``."""
+    reach = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    raw = np.frombuffer((ctypes.c_char * reach).from_address(address), np.uint8)
+    return np.lib.stride_tricks.as_strided(raw, sizes, steps, writeable=True)
+
+
 @lru_cache(maxsize=256)
 def _one_node(bodies: bytes, op, attributes, reads, writes) -> Runner:
     model = onnx.load_from_string(bodies)
@@ -342,6 +361,7 @@ def open_engine(monkeypatch, path: Path, model: ModelProto, device=None, **optio
         return partial(HostPlugin, bodies, device, genuine(opened, explicit))
 
     monkeypatch.setattr(loading, "_plugins", plugins)
+    monkeypatch.setattr(loading, "_copies", lambda opened, explicit: partial(copy, device))
     monkeypatch.setattr(loading, "import_module", lambda name: api(device))
     program = loading.load(path, options.pop("plugins", None), lambda: device)
     contexts, graphs = options.pop("contexts", 1), options.pop("graphs", True)

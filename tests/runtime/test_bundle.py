@@ -79,7 +79,7 @@ def test_any_zip_tool_reads_it(path):
     command = [sys.executable, "-m", "zipfile", "-t", str(path)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     with zipfile.ZipFile(path) as archive:
-        assert json.loads(archive.read("manifest.json"))["schema"] == 2
+        assert json.loads(archive.read("manifest.json"))["schema"] == 3
 
 
 def test_every_flipped_byte_is_refused(path):
@@ -117,12 +117,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         Bundle.open(tmp_path / "no such.opfuse")
 
 
-@pytest.mark.parametrize(("schema", "fix"), [(1, "^build it again"), (3, "^update opfuse")])
+@pytest.mark.parametrize(("schema", "fix"), [(2, "^build it again"), (4, "^update opfuse")])
 def test_another_format_is_refused(path, monkeypatch, schema, fix):
     monkeypatch.setattr(bundle, "SCHEMA", schema)
     write(path, MANIFEST, MEMBERS)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=f"has format {schema}, this opfuse reads 2") as refused:
+    with pytest.raises(InputError, match=f"has format {schema}, this opfuse reads 3") as refused:
         Bundle.open(path)
     assert re.match(fix, refused.value.fix)
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opfuse.engine.assemble import attributes
-from opfuse.engine.cut import leave
+from opfuse.engine.outline import attributes
+from opfuse.engine.plugin_nodes import leave
 from opfuse.errors import EngineError
 from opfuse.stages.lower import lower
 from tests.engine_models import add_rms_norm, model, value

@@ -150,6 +150,34 @@ def test_a_second_build_measures_nothing_and_chooses_the_same(tmp_path, gpu, tim
     assert "from the lock" in third.note
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_speed_is_spent_on_memory_only_where_it_is_short(tmp_path, gpu, monkeypatch, short):
+    """Every plugin is 2 % slower than TensorRT's layers, which would take an engine each."""
+    asked = []
+
+    def run(self, todo, settle):
+        for key, region in todo.items():
+            names = [name for name, _ in trials.variants(self._ops(region))]
+            settle(key, {"opt": {n: [50.0 if n == LEAVE else 51.0] * 5 for n in names}})
+
+    def exceeds(model, base_dir, library, profile, *, around_attention):
+        asked.append(([node.op_type for node in model.graph.node], around_attention))
+        return short
+
+    monkeypatch.setattr(tune.Trials, "run", run)
+    monkeypatch.setattr(tune._Tuner, "_is_apart", lambda self, region: True)
+    monkeypatch.setattr(tune, "exceeds", exceeds)
+    model, found = decided(tmp_path / "a", tune=True)
+    again, kept = decided(tmp_path / "b")
+    for part, told in ((model, found), (again, kept)):
+        ops = {node.op_type for node in part.graph.node if node.domain == "opfuse"}
+        assert ("AddRmsNorm" in ops) is short
+        reasons = {reason.endswith("than TensorRT alone") for _, reason in told.nodes.values()}
+        assert reasons == {short}
+    assert len(asked) == 2
+    assert all("AddRmsNorm_body" in ops and not around for ops, around in asked)
+
+
 def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, gpu, timed, monkeypatch):
     calls, _ = timed
     genuine = verdicts.decide

@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto
 
 import opfuse
 from opfuse.engine import gpu, wheel
-from opfuse.engine.alike import merged
 from opfuse.engine.backend import EngineInfo, Request, TensorInfo
-from opfuse.engine.cut import Cut, Segment, View, cut
+from opfuse.engine.footprint import lives
 from opfuse.engine.layers import dtype_name
+from opfuse.engine.outline import outline
 from opfuse.engine.profile import Profile
-from opfuse.engine.tensors import Typed, range_of, types_of
-from opfuse.engine.views import views
+from opfuse.engine.tensors import Typed, range_of
 from opfuse.errors import EngineError
 from opfuse.files import file_hash, write_atomically
-from opfuse.fusions.activation_body import KIND
 from opfuse.graph.collectives import Rank, rank_of
-from opfuse.graph.dist_collective import NATIVE, every_node
-from opfuse.graph.protos import BITS, label, type_name
-from opfuse.runtime import abi, bundle, memory
+from opfuse.graph.protos import type_name
+from opfuse.runtime import bundle, memory
 from opfuse.runtime.library import describe
 from opfuse.runtime.lock import Lock
-from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Step, Value, ViewStep
+from opfuse.runtime.schedule import (
+    EngineStep,
+    Schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -70,36 +68,19 @@ def draft(
     Raises:
         EngineError: The model cannot be cut, or speaks to other ranks by layers of TensorRT.
     """
-    if any(node.op_type == NATIVE for node in every_node(model)):
-        raise EngineError(
-            f"the model has {NATIVE}, for which a bundle has no communicator",
-            "use a plugin library with AllReduce and --lower plugin, or --backend tensorrt",
-        )
-    types = types_of(model)
-    ranks = {name: (item.element, len(item.shape)) for name, item in types.items()}
-    check = _Check(types, library)
-    seen = views(model, types)
-    plan = cut(model, ranks, check.reason, around_attention=around_attention, views=seen)
-    weigh = _Weights(model, base_dir)
-    made, runs = _engines(model, plan, types, weigh)
-    models = [base_dir / f"{prefix}-{index}.onnx" for index in range(len(made))]
-    for path, part in zip(models, made, strict=True):
+    made = outline(model, base_dir, library, around_attention=around_attention)
+    models = [base_dir / f"{prefix}-{index}.onnx" for index in range(len(made.models))]
+    for path, part in zip(models, made.models, strict=True):
         write_atomically(path, part.SerializeToString())
-    schedule = _schedule(model, plan, runs, types)
-    weights = {value.name: weigh.values(value.name) for value in schedule.constants}
-    return Draft(schedule, types, tuple(models), weights, plan.left, library, rank_of(model))
-
-
-def _engines(
-    model: ModelProto, plan: Cut, types: Mapping[str, Typed], weigh: _Weights
-) -> tuple[list[ModelProto], list[EngineStep]]:
-    """The models of the engines, and what each segment does with which of them."""
-    segments = plan.segments
-    for segment in segments:
-        _check_known((*segment.inputs, *segment.outputs), types)
-    infos = {n: types[n].info(n) for s in segments for n in (*s.inputs, *s.outputs)}
-    infos |= {item.name: item for item in (*model.graph.input, *model.graph.output)}
-    return merged(model, segments, types, infos, weigh.values)
+    return Draft(
+        made.schedule,
+        made.types,
+        tuple(models),
+        {value.name: made.values(value.name) for value in made.schedule.constants},
+        made.left,
+        library,
+        rank_of(model),
+    )
 
 
 def requests(
@@ -156,7 +137,7 @@ def pack(
     }
     constants = {name: f"constants/{index}" for index, name in enumerate(parts.weights)}
     members |= {constants[name]: data for name, data in parts.weights.items()}
-    used = next(iter(parts.schedule.plugins()), None) is not None
+    used = parts.schedule.needs_library()
     lock = _lock(built[0] if built else no_engine(), parts.library if used else None)
     if used and embed and parts.library is not None:
         members[bundle.LIBRARY] = parts.library
@@ -172,115 +153,6 @@ def pack(
     }
     digest, size = bundle.write(output, manifest, members)
     return replace(summary(parts, built, profile), bytes=size, sha256=digest)
-
-
-class _Check:
-    """Asks the plugin library whether it takes a node, before the graph is cut there."""
-
-    def __init__(self, types: Mapping[str, Typed], library: Path | None) -> None:
-        self._types = types
-        self._library = None if library is None else abi.load(library)
-
-    def reason(self, node: NodeProto) -> str:
-        """Why the plugin cannot run this node; empty where it can."""
-        names = [*node.input, *node.output]
-        unknown = [name for name in names if name not in self._types]
-        if self._library is None:
-            return "no plugin library is loaded"
-        if unknown:
-            return f"the type or rank of {unknown[0]!r} is not known"
-        elements = [self._types[name].element for name in names]
-        try:
-            with abi.Plugin(self._library, node.op_type, attributes(node)) as plugin:
-                for at in range(len(names)):
-                    if not plugin.supports(at, elements, len(node.input)):
-                        spelt = ", ".join(map(type_name, elements))
-                        return f"the plugin does not take the types {spelt}"
-        except abi.PluginError as error:
-            return str(error)
-        return ""
-
-
-def attributes(node: NodeProto) -> dict[str, float | int | str]:
-    """The attributes of a plugin node as the C ABI takes them."""
-    found: dict[str, float | int | str] = {}
-    for item in node.attribute:
-        if item.name in ("plugin_namespace", "plugin_version", KIND):
-            continue
-        value = helper.get_attribute_value(item)
-        found[item.name] = value.decode() if item.type == AttributeProto.STRING else value
-    return found
-
-
-def _check_known(names: Sequence[str], types: Mapping[str, Typed]) -> None:
-    for name in names:
-        if name not in types:
-            raise EngineError(
-                f"the type or rank of {name!r}, at which the model would be cut, is not known",
-                "use another backend, or --lower leave, which makes one segment",
-            )
-
-
-def _schedule(
-    model: ModelProto, plan: Cut, runs: Sequence[EngineStep], types: Mapping[str, Typed]
-) -> Schedule:
-    graph = model.graph
-    weights = {item.name for item in graph.initializer}
-    steps: list[Step] = []
-    left = iter(runs)
-    for step in plan.steps:
-        if isinstance(step, Segment):
-            steps.append(next(left))
-        elif isinstance(step, View):
-            steps.append(ViewStep((step.source,), (step.name,), step.target))
-        else:
-            node = graph.node[step]
-            ends = tuple(node.input), tuple(node.output)
-            steps.append(PluginStep(node.op_type, label(node), attributes(node), *ends))
-    inputs = [item.name for item in graph.input if item.name not in weights]
-    outputs = [item.name for item in graph.output]
-    touched = dict.fromkeys(name for step in steps for name in (*step.inputs, *step.outputs))
-    outer = {*inputs, *outputs, *weights}
-    schedule = Schedule(
-        inputs=tuple(_value(name, types) for name in inputs),
-        outputs=tuple(_value(name, types) for name in outputs),
-        between=tuple(_value(name, types) for name in touched if name not in outer),
-        constants=tuple(_value(name, types) for name in touched if name in weights),
-        steps=tuple(steps),
-    )
-    missing = [name for name in outputs if name not in touched or name in (*inputs, *weights)]
-    if missing:
-        raise EngineError(
-            f"output {missing[0]!r} is an input or a constant, which a bundle cannot return",
-            "use another backend, or leave the output out of the model",
-        )
-    return schedule
-
-
-def _value(name: str, types: Mapping[str, Typed]) -> Value:
-    _check_known([name], types)
-    typed = types[name]
-    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in typed.shape)
-    return Value(name, typed.element, shape)
-
-
-class _Weights:
-    """The values of a model's weights, of which some lie in files."""
-
-    def __init__(self, model: ModelProto, base_dir: Path) -> None:
-        self._base_dir = base_dir
-        self._tensors = {item.name: item for item in model.graph.initializer}
-
-    def values(self, name: str) -> bytes:
-        """The bytes of a weight."""
-        tensor = TensorProto()
-        tensor.CopyFrom(self._tensors[name])
-        if tensor.data_location == TensorProto.EXTERNAL:
-            load = onnx.external_data_helper.load_external_data_for_tensor
-            load(tensor, str(self._base_dir))
-            tensor.data_location = TensorProto.DEFAULT
-        found: bytes = numpy_helper.to_array(tensor).tobytes()
-        return found
 
 
 def no_engine() -> EngineInfo:
@@ -308,14 +180,8 @@ def _fallback(base_dir: Path) -> dict[str, Path | bytes]:
 
 def _largest(parts: Draft, profile: Profile) -> tuple[int, int]:
     """Bytes of what lies between the steps at the largest shapes: with one plan, and without."""
-    lives = []
-    for name, (first, last) in parts.schedule.lifetimes().items():
-        typed = parts.types[name]
-        found = range_of(typed, profile)
-        if found is not None:
-            size = (prod(found.max) * BITS[typed.element] + 7) // 8
-            lives.append(memory.Life(name, size, first, last))
-    return memory.place(lives).bytes, memory.unshared(lives)
+    found = lives(parts.schedule.lifetimes(), parts.types, profile)
+    return memory.place(found).bytes, memory.unshared(found)
 
 
 def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> EngineInfo:
@@ -329,6 +195,8 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
         f"what lies between them takes {between[0]} bytes at the largest shapes "
         f"({between[1]} if nothing shared memory)",
     ]
+    if moved := [name for step in parts.schedule.copies() for name in step.outputs]:
+        notes.append(f"copied by the bundle itself, without an engine: {', '.join(moved)}")
     return replace(
         built[0] if built else no_engine(),
         backend="segmented",

@@ -10,7 +10,8 @@ Attention that is no plugin is worth more than the plugins around it: BERT-base 
 took 3639 us on an H100, uncut 2169, for TensorRT no longer fused the attention between the cuts.
 So where attention stays with TensorRT, so does what would cut it off.
 
-A view that a plugin reads, such as a Reshape, is neither: it is another name for memory.
+A view that a plugin reads, such as a Reshape, is neither: it is another name for memory. A level
+of nodes that only move data, such as the Concat of a cache, needs no TensorRT: the bundle copies.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from opfuse.engine.network import NAMESPACE
 from opfuse.engine.parts import reads
+from opfuse.engine.plugin_nodes import is_plugin, leave
 from opfuse.errors import EngineError
 from opfuse.graph.collectives import is_ours
-from opfuse.graph.native import OF_PLUGINS
 from opfuse.graph.protos import all_nodes, label
+from opfuse.runtime.copies import Move
 
 HEAVY = frozenset(
     (
@@ -45,7 +47,6 @@ _ON_SHAPES = frozenset(
 _OF_SHAPE_TYPE = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL})
 _FIRST = -1  # the phase before the first segment
 
-PLAIN_PRODUCT = "GemmAct_body_plain"
 SPLIT = (
     "attention beside it stays with TensorRT, which fuses it in an uncut network only; "
     "--lower plugin cuts all the same"
@@ -74,13 +75,23 @@ class View:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """Nodes that only move data, by their place in the graph, none of which reads another one."""
+
+    nodes: tuple[int, ...]
+
+
+CutStep = Segment | View | Copy | int
+
+
+@dataclass(frozen=True)
 class Cut:
-    """The steps in order: a segment, a view, or the place of a plugin node.
+    """The steps in order: a segment, a view, a copy, or the place of a plugin node.
 
     ``left`` maps the name of each plugin node that was given back to TensorRT to the reason.
     """
 
-    steps: tuple[Segment | View | int, ...]
+    steps: tuple[CutStep, ...]
     left: Mapping[str, str]
 
     @property
@@ -100,6 +111,7 @@ def cut(
     *,
     around_attention: bool = True,
     views: Mapping[int, tuple[int, ...]] | None = None,
+    copies: Mapping[int, Move] | None = None,
 ) -> Cut:
     """Find the steps of ``model``, and turn plugin nodes that do not pay into calls of their body.
 
@@ -109,6 +121,7 @@ def cut(
         refuses: Why a plugin cannot run a node; empty where it can.
         around_attention: Whether attention that is no plugin may be cut off from the rest.
         views: The nodes that are views, from engine/views.
+        copies: The nodes that the bundle can run as copies, from engine/copies.
 
     Raises:
         EngineError: The library cannot run a node that speaks to other ranks.
@@ -121,70 +134,12 @@ def cut(
             elif is_ours(node.domain, node.op_type):
                 raise EngineError(f"{label(node)} has to be a plugin here: {reason}")
     while True:
-        plan = _Plan(model, ranks, views or {})
+        plan = _Plan(model, ranks, views or {}, copies or {})
         fences = [] if around_attention else [(node, SPLIT) for node in plan.fences_of_attention()]
         undone = {node.name: reason for node, reason in fences if leave(model, node)}
         if not undone:
             return Cut(plan.steps(), left)
         left |= undone
-
-
-def is_plugin(node: NodeProto) -> bool:
-    """Whether the node is one of ours and stage lower made it a plugin layer."""
-    return any(
-        item.name == "plugin_namespace" and item.s == NAMESPACE.encode() for item in node.attribute
-    )
-
-
-def body_name(model: ModelProto, op: str) -> str:
-    """What stage lower called the function of a plugin's op; empty where that is not clear."""
-    names = [f.name for f in model.functions if f.name.rstrip("_") == f"{op}_body"]
-    return names[0] if len(names) == 1 else ""
-
-
-def leave(model: ModelProto, node: NodeProto) -> bool:
-    """Make a plugin node a call of its function; whether that could be done.
-
-    What speaks to other ranks stays: TensorRT has it as a layer only where it was lowered to that.
-    A product without an activation becomes a MatMul and an Add, which TensorRT fuses better than
-    the sum in fp32 that the function has.
-    """
-    if is_ours(node.domain, node.op_type):
-        return False
-    if node.op_type == "GemmAct" and any(item.s == b"none" for item in node.attribute):
-        return _leave_product(model, node)
-    name = body_name(model, node.op_type)
-    if name:
-        kept = [item for item in node.attribute if item.name not in OF_PLUGINS]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        node.op_type = name
-    return bool(name)
-
-
-def choose_tactic(node: NodeProto, tactic: int) -> None:
-    """Let a plugin node take one of its ways; with 0 it chooses itself."""
-    kept = [item for item in node.attribute if item.name != "tactic"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    if tactic:
-        node.attribute.append(helper.make_attribute("tactic", tactic))
-
-
-def _leave_product(model: ModelProto, node: NodeProto) -> bool:
-    product = helper.make_node("MatMul", ["x", "weight"], ["y"])
-    nodes = [product]
-    if len(node.input) > 2:
-        product.output[0] = "product"
-        nodes.append(helper.make_node("Add", ["product", "bias"], ["y"]))
-    if all(item.name != PLAIN_PRODUCT for item in model.functions):
-        names = ["x", "weight", "bias"][: len(node.input)]
-        imports = model.opset_import
-        made = helper.make_function(NAMESPACE, PLAIN_PRODUCT, names, ["y"], nodes, imports)
-        model.functions.append(made)
-    del node.attribute[:]
-    node.op_type = PLAIN_PRODUCT
-    return True
 
 
 @dataclass
@@ -194,6 +149,7 @@ class _Plan:
     model: ModelProto
     ranks: Ranks
     views: Mapping[int, tuple[int, ...]]
+    copies: Mapping[int, Move]
     producer: dict[str, int] = field(default_factory=dict)
     level: list[int] = field(default_factory=list)
     shaping: set[int] = field(default_factory=set)
@@ -261,25 +217,63 @@ class _Plan:
             return any(name in self.kept for name in written)
         return index not in self.views or written[0] in self.outputs
 
-    def steps(self) -> tuple[Segment | View | int, ...]:
-        """The segments, views, and plugin nodes in the order in which they run."""
+    def steps(self) -> tuple[CutStep, ...]:
+        """The segments, views, copies, and plugin nodes in the order in which they run."""
         at_level: dict[int, list[int]] = {}
         for index, level in enumerate(self.level):
             at_level.setdefault(level, []).append(index)
-        drafts = {level: self._members(indices) for level, indices in at_level.items()}
+        copied = {level for level, indices in at_level.items() if self._only_moves(indices)}
+        drafts = {
+            level: self._members(indices)
+            for level, indices in at_level.items()
+            if level not in copied
+        }
         wanted = self.kept.union(*(inputs for _, inputs in drafts.values()))
-        found: list[Segment | View | int] = []
+        for level in copied:
+            wanted.update(*(self._needs(i) for i in at_level[level] if self._owns(i)))
+        found: list[CutStep] = []
         for level in sorted(at_level):
-            nodes, inputs = drafts[level]
-            if nodes:
+            nodes, inputs = drafts.get(level, ((), ()))
+            if level in copied:
+                self._add_copies([i for i in at_level[level] if self._owns(i)], found)
+            elif nodes:
                 own = [i for i in nodes if self._owns(i) and self.level[i] == level]
                 made = [name for i in own for name in self.nodes[i].output if name in wanted]
                 found.append(Segment(nodes, inputs, tuple(made)))
             for index in at_level[level]:
                 if self.plugin[index]:
-                    found += [view for view in self._views_for(index) if view not in found]
-                    found.append(index)
+                    self._add(index, found)
         return tuple(found)
+
+    def _only_moves(self, indices: Sequence[int]) -> bool:
+        """Whether all that a level has for TensorRT can be copied, between plugins."""
+        own = [index for index in indices if self._owns(index)]
+        return any(self.plugin) and bool(own) and all(map(self._is_copied, own))
+
+    def _is_copied(self, index: int) -> bool:
+        """Whether a node can be a copy: what computes with sizes is no data of a step."""
+        move = self.copies.get(index)
+        if move is None:
+            return False
+        makers = {self.producer.get(self._whole(name)) for name in move.inputs}
+        return self.shaping.isdisjoint(makers)
+
+    def _add_copies(self, own: Sequence[int], found: list[CutStep]) -> None:
+        """As few steps as there can be: one that reads another node's data waits for it."""
+        group: list[int] = []
+        for index in own:
+            made = {name for at in group for name in self.nodes[at].output}
+            if not made.isdisjoint(self._needs(index)):
+                found.append(Copy(tuple(group)))
+                group = []
+            found += [view for view in self._views_for(index) if view not in found]
+            group.append(index)
+        found.append(Copy(tuple(group)))
+
+    def _add(self, index: int, found: list[CutStep]) -> None:
+        """A plugin behind what it reads by other names."""
+        found += [view for view in self._views_for(index) if view not in found]
+        found.append(index)
 
     def _views_for(self, index: int) -> list[View]:
         """What a plugin reads in another shape than it was written in, sources first."""

@@ -18,8 +18,9 @@ from math import prod
 
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
-from opfuse.engine.cut import HEAVY, holding, is_plugin
+from opfuse.engine.cut import HEAVY, holding
 from opfuse.engine.parts import reads
+from opfuse.engine.plugin_nodes import is_plugin
 from opfuse.engine.tensors import Typed
 from opfuse.graph.collectives import is_ours
 

@@ -22,9 +22,10 @@ from opfuse import child
 from opfuse.config import Config
 from opfuse.engine import assemble
 from opfuse.engine.backend import Backend, Request
-from opfuse.engine.cut import choose_tactic, is_plugin, leave
 from opfuse.engine.natives import substitute
+from opfuse.engine.outline import attributes
 from opfuse.engine.parts import extract, functions_of
+from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import LEVELS, Profile
 from opfuse.engine.regions import Region
 from opfuse.engine.tensors import Typed, range_of
@@ -155,7 +156,7 @@ class Trials:
             tensors.append(abi.Tensor(self._types[name].element, levels.opt))
         library = abi.load(self._library)
         try:
-            with abi.Plugin(library, node.op_type, assemble.attributes(node)) as plugin:
+            with abi.Plugin(library, node.op_type, attributes(node)) as plugin:
                 return plugin.tactics(tensors)[:_TACTICS]
         except abi.PluginError:
             return []

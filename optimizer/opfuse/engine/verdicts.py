@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
 from statistics import median
@@ -21,8 +21,8 @@ EXACT = frozenset({"GemmAct", "GatedGemm"})
 TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
-_APART = 0.03  # the same for a plugin that saves an engine of its own between two others
-_CONTEXT = "between plugins TensorRT takes an engine of its own, 73 MB of the GPU's memory"
+_APART = 0.03  # the same for a plugin that saves an engine, where the bundle is too large
+_SPARED = "with an engine between plugins the bundle would take more memory than TensorRT alone"
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 """Microseconds by the name of the point and of the variant, one of each round."""
@@ -32,10 +32,11 @@ Times = Mapping[str, Mapping[str, Sequence[float]]]
 class Verdict:
     """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
-    The number is the tactic of a plugin. ``spares`` says that it was taken because TensorRT would
-    have an engine of its own there. ``us`` has the median of each variant at each point, ``ops``
-    the plugins of the region, ``work`` the elements that each of them writes, and ``source`` says
-    where the verdict is from.
+    The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
+    ``ops`` the plugins of the region, ``work`` the elements that each of them writes, and
+    ``source`` says where the verdict is from. ``sparing`` is what would be taken instead if
+    memory were short, for TensorRT would have an engine of its own there; ``spares`` says that it
+    was.
     """
 
     choice: str
@@ -44,7 +45,12 @@ class Verdict:
     library: str = ""
     source: str = ""
     work: Mapping[str, int] = field(default_factory=dict)
+    sparing: str = ""
     spares: bool = False
+
+    def spared(self) -> Verdict:
+        """The verdict where memory is short."""
+        return replace(self, choice=self.sparing, spares=True) if self.sparing else self
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
@@ -63,12 +69,12 @@ class Verdict:
             best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
             shown.append(f"{point}: {best} us")
         told = f"{self.source}: " + ("; ".join(shown) or self.choice)
-        return f"{told}; {_CONTEXT}" if self.spares else told
+        return f"{told}; {_SPARED}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
         facts = asdict(self)
-        del facts["source"]
+        del facts["source"], facts["spares"]
         return {**facts, "ops": list(self.ops)}
 
     @staticmethod
@@ -82,8 +88,9 @@ class Verdict:
         us = {point: dict(times) for point, times in facts["us"].items()}
         ops = tuple(facts["ops"])
         library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
-        spares = bool(facts.get("spares", False))
-        return Verdict(str(facts["choice"]), ops, us, library, source, work, spares)
+        sparing = str(facts.get("sparing", ""))
+        plugins_of(sparing or LEAVE)
+        return Verdict(str(facts["choice"]), ops, us, library, source, work, sparing)
 
 
 def plugins_of(choice: str) -> dict[str, int]:
@@ -109,17 +116,18 @@ def decide(
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
     A gain counts where it is more than the noise and more than three thousandths of the time.
-    Plugins that are more exact may lose a twentieth, and those that save an engine (``apart``)
-    three hundredths: an engine takes 73 MB, TensorRT for RTX 1.4 makes 128 streams for it (H100).
-    The first point is the one that the engine is tuned for, which decides between variants.
+    Plugins that are more exact may lose a twentieth. Those that save an engine (``apart``) need no
+    gain, and may lose three hundredths if memory is short: see engine/footprint. The first point is
+    the one that the engine is tuned for, which decides between variants.
     """
-    fast = _best(times, _APART if apart else 0.0)
-    spares = fast != _best(times, 0.0)
+    fast = _best(times, _LEAST_GAIN if apart else 0.0)
+    sparing = _best(times, _APART) if apart else fast
     us = {
         point: {name: round(median(values), 2) for name, values in found.items() if values}
         for point, found in times.items()
     }
-    return Verdict(fast, tuple(ops), us, library, "measured here", work or {}, spares)
+    instead = "" if sparing == fast else sparing
+    return Verdict(fast, tuple(ops), us, library, "measured here", work or {}, instead)
 
 
 def _best(times: Times, saved: float) -> str:
@@ -196,15 +204,16 @@ def by_table(
     Each op has measured points, the elements that it wrote and the time of the plugin's region over
     TensorRT's; that of the nearest size decides. Ops that are not in the table are left.
     """
-    taken, spares = [], False
+    taken, sparing = [], []
     for op in ops:
         measured = facts.get("ops", {}).get(op, [])
         if measured:
             size = max(work.get(op, 1), 1)
             nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
-            wins = nearest[1] < 1 + (_WORTH if op in EXACT else -_OF_TABLE)
-            if wins or (apart and nearest[1] < 1 + _APART):
-                taken.append(op)
-                spares |= not wins
+            margin = _LEAST_GAIN if apart else -_OF_TABLE
+            wins = nearest[1] <= 1 + (_WORTH if op in EXACT else margin)
+            taken += [op] * wins
+            sparing += [op] * (wins or (apart and nearest[1] <= 1 + _APART))
     source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
-    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, spares)
+    instead = "" if sparing == taken else "+".join(sparing)
+    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opfuse.errors import MissingComponent, OpfuseError
+from opfuse.runtime.copies import Box
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_RANK = 8
 CARD_BYTES = 512
 MAX_TACTICS = 16
@@ -69,6 +70,19 @@ class _Tensor(ctypes.Structure):
     )
 
 
+class _Box(ctypes.Structure):
+    _fields_ = (
+        ("source", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("unit", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("early", ctypes.c_int32),
+        ("sizes", ctypes.c_int64 * MAX_RANK),
+        ("source_strides", ctypes.c_int64 * MAX_RANK),
+        ("target_strides", ctypes.c_int64 * MAX_RANK),
+    )
+
+
 def _signatures() -> dict[str, tuple[object, list[object]]]:
     """Result and argument types of each C function."""
     c_int, int32, text, pointer = ctypes.c_int, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p
@@ -90,6 +104,7 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "opfuse_workspace_size": (int64, [pointer, tensors, int32]),
         "opfuse_tactics": (int32, [pointer, tensors, int32, ctypes.POINTER(int32), int32]),
         "opfuse_enqueue": (c_int, [pointer, tensors, int32, tensors, int32, pointer, pointer]),
+        "opfuse_copy": (c_int, [ctypes.POINTER(_Box), int32, pointer]),
         "opfuse_comm_open": (c_int, [int32, int32, int64, text, pointer]),
         "opfuse_comm_join": (c_int, [text]),
         "opfuse_comm_state": (int32, []),
@@ -246,7 +261,46 @@ class Plugin:
             raise self._error()
 
     def _error(self) -> PluginError:
-        return PluginError(self._library.opfuse_last_error().decode(errors="replace"))
+        return _last_error(self._library)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A box to copy, the addresses of its tensors, and whether it may begin early.
+
+    It may where nothing that is ahead of it on the stream has to do with what it writes, or writes
+    what it reads.
+    """
+
+    box: Box
+    source: int
+    target: int
+    early: bool = False
+
+
+def copy(library: ctypes.CDLL, copied: Sequence[Copied], stream: int = 0) -> None:
+    """Copy boxes, none of which overlaps another one's target, on a stream; does not wait.
+
+    Raises:
+        PluginError: A box is larger than the library takes, or CUDA refused the launch.
+    """
+    array = (_Box * max(len(copied), 1))()
+    for slot, item in zip(array, copied, strict=False):
+        first = item.source + item.box.first[0], item.target + item.box.first[1]
+        unit = item.box.unit(*first)
+        *outer, (run, _, _) = item.box.axes
+        axes = [*outer, (run // unit, unit, unit)]
+        slot.source, slot.target = first
+        slot.unit, slot.rank, slot.early = unit, len(axes), item.early
+        sizes, source, target = zip(*axes, strict=True)
+        slot.sizes[: len(axes)] = sizes
+        slot.source_strides[: len(axes)], slot.target_strides[: len(axes)] = source, target
+    if library.opfuse_copy(array, len(copied), stream or None):
+        raise _last_error(library)
+
+
+def _last_error(library: ctypes.CDLL) -> PluginError:
+    return PluginError(library.opfuse_last_error().decode(errors="replace"))
 
 
 @dataclass(frozen=True)

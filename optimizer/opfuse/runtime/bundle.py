@@ -3,7 +3,8 @@
 Members: ``manifest.json`` (schedule, lock, hashes), the engines, the weights that are in none of
 them, the plugin library where it is embedded, and ``fused.onnx`` with its data file. Equal contents
 give equal bytes. In the schedule of format 2 several steps may run one engine, and say which tensor
-goes to which port of it; in format 1 every step had an engine with the schedule's names.
+goes to which port of it; in format 1 every step had an engine with the schedule's names. Format 3
+has steps that copy.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from opfuse.graph.collectives import Rank
 from opfuse.runtime.lock import Lock
 from opfuse.runtime.schedule import Schedule
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST, FUSED, LIBRARY = "manifest.json", "fused.onnx", "plugins/libopfuse_plugins.so"
 _DIGITS = 64  # of a SHA-256
 _BLOCK = 1 << 20

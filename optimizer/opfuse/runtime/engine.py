@@ -20,7 +20,8 @@ from opfuse.runtime import dlpack, loading
 from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.group import Group
-from opfuse.runtime.program import Layout, Place, Program
+from opfuse.runtime.layout import Layout
+from opfuse.runtime.program import Place, Program
 from opfuse.runtime.schedule import Schedule, Value
 
 AnyPath = str | os.PathLike[str]

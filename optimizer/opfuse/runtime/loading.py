@@ -15,7 +15,7 @@ from opfuse.files import file_hash
 from opfuse.runtime import abi, alike, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
-from opfuse.runtime.program import MakePlugin, Program
+from opfuse.runtime.program import MakeCopies, MakePlugin, Program
 from opfuse.runtime.schedule import EngineStep, Schedule, Value
 from opfuse.runtime.tensorrt import Loader, import_module, module_of, ports
 
@@ -62,7 +62,7 @@ def _plain(path: Path, plugins: Path | None, open_device: Callable[..., Device])
         for value in schedule.inputs
         if "?" in value.shape
     }
-    return Program(schedule, loader, {PLAIN: engine}, {}, None, device, usual)
+    return Program(schedule, loader, {PLAIN: engine}, {}, None, None, device, usual)
 
 
 def _one_step(engine: Any) -> Schedule:
@@ -99,6 +99,7 @@ def _opened(
 ) -> Program:
     path, lock = opened.path, opened.lock
     make_plugin = _plugins(opened, plugins) if lock.library else None
+    copy = _copies(opened, plugins) if opened.schedule.copies() else None
     device = open_device()
     api = import_module(lock.module)
     check_tensorrt(lock, path, api.__version__)
@@ -109,11 +110,15 @@ def _opened(
         engines[step.engine] = loader.load(opened.read(step.engine), f"{path}: {step.engine}")
     usual = {name: tuple(levels[1]) for name, levels in opened.manifest["profile"].items()}
     constants = {name: opened.read(member) for name, member in opened.constants.items()}
-    return Program(opened.schedule, loader, engines, constants, make_plugin, device, usual)
+    return Program(opened.schedule, loader, engines, constants, make_plugin, copy, device, usual)
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
     return partial(abi.Plugin, _library(opened, explicit))
+
+
+def _copies(opened: bundle.Bundle, explicit: Path | None) -> MakeCopies:
+    return partial(abi.copy, _library(opened, explicit))
 
 
 def _library(opened: bundle.Bundle, explicit: Path | None) -> ctypes.CDLL:

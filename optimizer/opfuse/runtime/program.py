@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from opfuse.errors import EngineError, OpfuseError
@@ -14,14 +13,25 @@ from opfuse.graph.protos import type_name
 from opfuse.runtime import abi, memory
 from opfuse.runtime.cold import Cold
 from opfuse.runtime.contexts import Contexts, Shape, Shapes
+from opfuse.runtime.copies import Box
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.dlpack import byte_count
 from opfuse.runtime.group import Group
-from opfuse.runtime.schedule import EngineStep, PluginStep, Schedule, Value, ViewStep
+from opfuse.runtime.layout import Layout
+from opfuse.runtime.schedule import (
+    CopyStep,
+    EngineStep,
+    PluginStep,
+    Schedule,
+    Value,
+    ViewStep,
+)
 from opfuse.runtime.tensorrt import Loader, ports
 
 MakePlugin = Callable[[str, Mapping[str, abi.AttributeValue]], Any]
 """Makes an op of the plugin library; a test gives another that needs no GPU."""
+MakeCopies = Callable[[Sequence[abi.Copied], int], None]
+"""Puts copies on a stream, as `abi.copy` does with the plugin library."""
 
 
 class Program:
@@ -32,7 +42,7 @@ class Program:
         loader: The TensorRT that loads the engines.
         engines: The loaded engines, by the names that the schedule has for them.
         constants: The bytes of each constant, by name.
-        make_plugin: Makes the plugins; None where no step is one.
+        make_plugin, copy: The plugin library's; None where no step needs it.
         device: The GPU.
         usual: The shapes that the dynamic inputs are tuned for, as far as they are known.
 
@@ -47,6 +57,7 @@ class Program:
         engines: Mapping[str, Any],
         constants: Mapping[str, bytes],
         make_plugin: MakePlugin | None,
+        copy: MakeCopies | None,
         device: Device,
         usual: Shapes,
     ) -> None:
@@ -54,7 +65,7 @@ class Program:
         self.group: Group | None = None
         self.cold = Cold(device.enter)
         self.schedule, self.loader, self.device = schedule, loader, device
-        self.make_plugin = make_plugin
+        self.make_plugin, self.copy = make_plugin, copy
         self.values = {
             value.name: value
             for value in (
@@ -133,21 +144,6 @@ def _listed(types: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {type_name(element)}" for name, element in sorted(types.items()))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Everything that follows from the shapes of the inputs.
-
-    ``staged`` tells whether inputs and outputs have a place in the arena too. ``offsets`` has the
-    places of tensors by name, and those of scratch memory by the number of the step.
-    """
-
-    key: tuple[Any, ...]
-    shapes: Shapes
-    offsets: Mapping[str | int, int]
-    scratch: Mapping[int, int]
-    bytes: int
-
-
 class Place:
     """Where a program runs, one run at a time: contexts, a stream, memory, graphs.
 
@@ -198,7 +194,8 @@ class Place:
         if found is None:
             shapes, scratch = self.program.cold.do(lambda: self._infer(inputs))
             placement = memory.place(self._lives(shapes, scratch, staged))
-            found = Layout(key, shapes, placement.offsets, scratch, placement.bytes)
+            boxes = self.program.schedule.boxes(shapes)
+            found = Layout(key, shapes, placement.offsets, scratch, boxes, placement.bytes)
             self._layouts[key] = found
             if len(self._layouts) > self._max_layouts:
                 self._warm.discard(self._layouts.popitem(last=False)[0])
@@ -246,6 +243,15 @@ class Place:
                 self._contexts.run(step, where, memory, self.stream, self.program.titles[index])
             elif isinstance(step, ViewStep):
                 where[step.outputs[0]] = where[step.inputs[0]]
+            elif isinstance(step, CopyStep):
+                assert self.program.copy is not None
+                self.program.copy(
+                    [
+                        abi.Copied(b, where[b.source], where[b.target], e)
+                        for b, e in layout.boxes[index]
+                    ],
+                    self.stream,
+                )
             else:
                 self._plugins[index].enqueue(
                     self._tensors(step.inputs, layout.shapes, where),
@@ -254,6 +260,11 @@ class Place:
                     scratch,
                 )
             after(index)
+
+    def _copy(self, boxes: Sequence[tuple[Box, bool]], where: Mapping[str | int, int]) -> None:
+        assert self.program.copy is not None
+        copied = [abi.Copied(b, where[b.source], where[b.target], early) for b, early in boxes]
+        self.program.copy(copied, self.stream)
 
     def layer_times(self, layout: Layout) -> dict[int, list[tuple[str, float]]]:
         """The layers of every engine step and their microseconds, by the number of the step.
@@ -316,6 +327,9 @@ class Place:
                 shapes |= made
             elif isinstance(step, ViewStep):
                 shapes[step.outputs[0]] = step.shape(shapes[step.inputs[0]])
+                continue
+            elif isinstance(step, CopyStep):
+                shapes |= step.shapes(shapes)
                 continue
             else:
                 size = self._infer_plugin(self._plugins[index], step, shapes)

@@ -10,6 +10,8 @@ from typing import Any
 
 from opfuse.errors import InputError
 from opfuse.graph.native import UNREAD_SUM
+from opfuse.graph.protos import BITS
+from opfuse.runtime.copies import MOVES, Box, Move
 
 AttributeValue = float | int | str
 
@@ -82,7 +84,39 @@ class ViewStep:
         return tuple(sizes)
 
 
-Step = EngineStep | PluginStep | ViewStep
+@dataclass(frozen=True)
+class CopyStep:
+    """Moves data by one launch of the plugin library, which no TensorRT has to be there for.
+
+    No move reads what another one of them writes.
+    """
+
+    moves: tuple[Move, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors that are read, each once."""
+        return tuple(dict.fromkeys(name for move in self.moves for name in move.inputs))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that are written."""
+        return tuple(name for move in self.moves for name in move.outputs)
+
+    def shapes(self, known: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shape of each output, where those of the inputs are known.
+
+        Raises:
+            InputError: A move does not take them.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for move in self.moves:
+            made = move.shapes([known[name] for name in move.inputs])
+            found |= zip(move.outputs, made, strict=True)
+        return found
+
+
+Step = EngineStep | PluginStep | ViewStep | CopyStep
 
 
 @dataclass(frozen=True)
@@ -140,6 +174,40 @@ class Schedule:
     def plugins(self) -> Iterator[PluginStep]:
         """The steps that launch a plugin."""
         return (step for step in self.steps if isinstance(step, PluginStep))
+
+    def copies(self) -> tuple[CopyStep, ...]:
+        """The steps that move data."""
+        return tuple(step for step in self.steps if isinstance(step, CopyStep))
+
+    def needs_library(self) -> bool:
+        """Whether a step is a launch of the plugin library."""
+        return any(isinstance(step, PluginStep | CopyStep) for step in self.steps)
+
+    def boxes(
+        self, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[int, tuple[tuple[Box, bool], ...]]:
+        """What each step copies that moves data, by its number, and whether that may begin early.
+
+        It may where no step writes what is read, and no other step touches what is written.
+        """
+        given = {value.name for value in (*self.inputs, *self.constants)}
+        returned = {value.name for value in self.outputs}
+        types = {value.name: value.dtype for value in (*self.inputs, *self.constants)}
+        types |= {value.name: value.dtype for value in (*self.between, *self.outputs)}
+        found = {}
+        for index, step in enumerate(self.steps):
+            if isinstance(step, CopyStep):
+                boxes = [
+                    box
+                    for move in step.moves
+                    for box in move.boxes(
+                        [shapes[name] for name in move.inputs], BITS[types[move.inputs[0]]] // 8
+                    )
+                ]
+                found[index] = tuple(
+                    (box, box.source in given and box.target in returned) for box in boxes
+                )
+        return found
 
     def check(self) -> None:
         """Refuse a schedule in which a step reads what no earlier one has written.
@@ -199,13 +267,22 @@ def _title(step: Step, runs: Mapping[str, int]) -> str:
         return step.node
     if isinstance(step, ViewStep):
         return f"a view of {step.inputs[0]!r}"
+    if isinstance(step, CopyStep):
+        return f"{', '.join(map(repr, step.outputs))} (Copy)"
     return step.engine if runs[step.engine] == 1 else f"{step.engine} -> {step.outputs[0]!r}"
 
 
-_KINDS: Mapping[type[Step], str] = {EngineStep: "engine", PluginStep: "plugin", ViewStep: "view"}
+_KINDS: Mapping[type[Step], str] = {
+    EngineStep: "engine",
+    PluginStep: "plugin",
+    ViewStep: "view",
+    CopyStep: "copy",
+}
 
 
 def _step(facts: Mapping[str, Any]) -> Step:
+    if facts["kind"] == "copy":
+        return CopyStep(tuple(map(_move, facts["moves"])))
     reads, writes = tuple(facts["inputs"]), tuple(facts["outputs"])
     if facts["kind"] == "engine":
         ports = tuple(facts["input_ports"]), tuple(facts["output_ports"])
@@ -216,3 +293,13 @@ def _step(facts: Mapping[str, Any]) -> Step:
         (source,), (view,) = reads, writes
         return ViewStep((source,), (view,), tuple(map(int, facts["target"])))
     return PluginStep(facts["op"], facts["node"], dict(facts["attributes"]), reads, writes)
+
+
+def _move(facts: Mapping[str, Any]) -> Move:
+    if facts["op"] not in MOVES:
+        raise InputError(f"no step moves data by {facts['op']}")
+    numbers = {
+        name: tuple(map(int, found)) if isinstance(found, (list, tuple)) else int(found)
+        for name, found in facts["numbers"].items()
+    }
+    return Move(facts["op"], numbers, tuple(facts["inputs"]), tuple(facts["outputs"]))

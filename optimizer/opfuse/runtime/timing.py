@@ -20,8 +20,9 @@ from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
 from opfuse.runtime.engine import Engine
 from opfuse.runtime.group import Group
-from opfuse.runtime.program import Layout, Place
-from opfuse.runtime.schedule import EngineStep, PluginStep
+from opfuse.runtime.layout import Layout
+from opfuse.runtime.program import Place
+from opfuse.runtime.schedule import CopyStep, EngineStep, PluginStep
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class StepTime:
-    """The median of one step, run after the others; ``plugin`` marks our kernels.
+    """The median of one step, run after the others; ``plugin`` marks our kernels, copies too.
 
     ``layers`` has the name and the microseconds of each layer of an engine, as TensorRT tells them.
     """
@@ -223,7 +224,7 @@ def step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tu
     for index, (step, median) in enumerate(zip(steps, medians, strict=True)):
         if isinstance(step, EngineStep):
             found_steps.append(StepTime(titles[index], False, median, tuple(layers[index])))
-        elif isinstance(step, PluginStep):
+        elif isinstance(step, PluginStep | CopyStep):
             found_steps.append(StepTime(titles[index], True, median))
     return tuple(found_steps)
 

@@ -18,7 +18,8 @@ from opfuse.errors import OpfuseError
 from opfuse.runtime.contexts import Shape
 from opfuse.runtime.dlpack import byte_count
 from opfuse.runtime.engine import Engine
-from opfuse.runtime.program import Layout, Place
+from opfuse.runtime.layout import Layout
+from opfuse.runtime.program import Place
 from opfuse.runtime.timing import inputs_of
 
 _RUNS = 8  # of one engine in one round

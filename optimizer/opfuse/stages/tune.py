@@ -16,8 +16,10 @@ from opfuse import lockfile
 from opfuse.config import Config
 from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
-from opfuse.engine.cut import choose_tactic, is_plugin, leave
+from opfuse.engine.copies import copies
+from opfuse.engine.footprint import exceeds
 from opfuse.engine.natives import substitute
+from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
 from opfuse.engine.select import select
@@ -74,8 +76,10 @@ class _Tuner:
         self, model: ModelProto, base_dir: Path, library: Path, config: Config, progress: Progress
     ) -> None:
         self._model, self._config, self._progress = model, config, progress
+        self._base_dir, self._library = base_dir, library
         self._backend = select(config.backend).backend
         self._types = types_of(model)
+        self._moves = copies(model, self._types)
         given = (config.min_shapes, config.opt_shapes, config.max_shapes)
         self._profile = resolve(model.graph, given)
         here = gpu.current()
@@ -134,26 +138,43 @@ class _Tuner:
         lockfile.write(self._config.lock, self._lock)
 
     def _apply(self, found: list[Region]) -> None:
-        """Leave what does not pay."""
+        """Leave what does not pay; where the bundle would be too large, what spares an engine."""
         table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
+        made = [self._known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
+        if any(verdict.sparing for verdict in made) and self._is_too_large(found, made):
+            made = [verdict.spared() for verdict in made]
+        self._sources.update(verdict.source for verdict in made)
+        self._nodes |= self._change(self._model, found, made)
+
+    def _is_too_large(self, found: list[Region], made: list[Verdict]) -> bool:
+        """Whether the bundle of these verdicts takes more memory than TensorRT alone."""
+        trial = ModelProto()
+        trial.CopyFrom(self._model)
+        self._change(trial, found, made)
+        return exceeds(trial, self._base_dir, self._library, self._profile, around_attention=False)
+
+    def _change(
+        self, model: ModelProto, found: list[Region], made: list[Verdict]
+    ) -> dict[str, tuple[str, str]]:
+        """Give each plugin of ``model`` its form; what became of it, by the name of the node."""
         native: dict[int, str] = {}
-        for region in found:
-            verdict = self._known.get(self._key(region)) or self._unmeasured(region, table)
-            self._sources.add(verdict.source)
+        told: dict[str, tuple[str, str]] = {}
+        for region, verdict in zip(found, made, strict=True):
             for index in region.group:
-                node = self._model.graph.node[index]
+                node = model.graph.node[index]
                 form = verdict.form_of(node.op_type)
-                self._nodes[node.name] = form, verdict.reason()
+                told[node.name] = form, verdict.reason()
                 if form == LEAVE:
-                    leave(self._model, node)
+                    leave(model, node)
                 elif form == NATIVE:
                     native[index] = node.name
                 else:
                     choose_tactic(node, verdict.tactic_of(node.op_type))
-        stayed = substitute(self._model, native, self._types)
-        for node in self._model.graph.node:
-            if node.name in stayed and leave(self._model, node):
-                self._nodes[node.name] = LEAVE, stayed[node.name]
+        stayed = substitute(model, native, self._types)
+        for node in model.graph.node:
+            if node.name in stayed and leave(model, node):
+                told[node.name] = LEAVE, stayed[node.name]
+        return told
 
     def told(self) -> Decided:
         """All choices, and where they come from."""
@@ -172,9 +193,13 @@ class _Tuner:
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
-        around = [self._model.graph.node[i] for i in region.nodes if i not in region.group]
-        alone = all(is_plugin(node) or node.op_type == "Reshape" for node in around)
+        around = [index for index in region.nodes if index not in region.group]
+        alone = all(self._needs_no_engine(index) for index in around)
         return self._backend.name == "segmented" and bool(around) and alone
+
+    def _needs_no_engine(self, index: int) -> bool:
+        node = self._model.graph.node[index]
+        return is_plugin(node) or node.op_type == "Reshape" or index in self._moves
 
     def _work(self, region: Region) -> dict[str, int]:
         """The elements that each op of a group writes at the usual sizes."""

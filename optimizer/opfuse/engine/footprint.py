@@ -1,0 +1,99 @@
+"""What memory a bundle takes beside what TensorRT takes for the whole model: an estimate of both.
+
+Weights, inputs, and outputs are the same in both and left out. What differs is what lies between
+the steps of the bundle and between the kernels of the one engine, and how many engines there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+from onnx import ModelProto, inliner
+
+from opfuse.engine.cut import HEAVY
+from opfuse.engine.outline import outline
+from opfuse.engine.parts import reads
+from opfuse.engine.plugin_nodes import is_plugin, leave
+from opfuse.engine.profile import Profile
+from opfuse.engine.tensors import Typed, range_of, types_of
+from opfuse.graph.protos import BITS
+from opfuse.runtime import memory
+
+CONTEXT = 73_400_320
+"""Bytes of an execution context of TensorRT for RTX 1.4, which makes 128 streams (H100)."""
+_SMALL = 1 << 10  # elements of a weight that may say something of a shape
+
+
+def exceeds(
+    model: ModelProto, base_dir: Path, library: Path, profile: Profile, *, around_attention: bool
+) -> bool:
+    """Whether the bundle of a lowered model takes more than TensorRT alone.
+
+    Args:
+        model: Its plugin nodes are those that the bundle will have; it may be changed.
+        base_dir: Holds its external weights.
+        library: The plugin library.
+        profile: The shapes; the largest ones count.
+        around_attention: As for `outline.outline`.
+
+    Raises:
+        EngineError: The model cannot be cut.
+    """
+    alone = CONTEXT + of_tensorrt(model, profile)
+    made = outline(model, base_dir, library, around_attention=around_attention)
+    between = memory.place(lives(made.schedule.lifetimes(), made.types, profile)).bytes
+    return len(made.models) * CONTEXT + between > alone
+
+
+def of_tensorrt(model: ModelProto, profile: Profile) -> int:
+    """Bytes between the kernels of an engine for the whole model.
+
+    TensorRT fuses what is small into the products around it. What it has to keep is taken to be
+    what these read and write.
+    """
+    whole = ModelProto()
+    whole.CopyFrom(model)
+    for node in whole.graph.node:
+        if is_plugin(node):
+            leave(whole, node)
+    _drop_large_weights(whole)
+    whole = inliner.inline_local_functions(whole)
+    ends = (*whole.graph.input, *whole.graph.output, *whole.graph.initializer)
+    fixed = {item.name for item in ends}
+    touched: dict[str, tuple[int, int]] = {}
+    kept: set[str] = set()
+    for index, node in enumerate(whole.graph.node):
+        names = [*reads(node), *filter(None, node.output)]
+        for name in names:
+            touched[name] = (touched.get(name, (index, index))[0], index)
+        if node.op_type in HEAVY:
+            kept.update(names)
+    found = {name: life for name, life in touched.items() if name in kept - fixed}
+    return memory.place(lives(found, types_of(whole), profile)).bytes
+
+
+def _drop_large_weights(model: ModelProto) -> None:
+    """Make them inputs: inlining copies the model, and shapes follow from small ones alone."""
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    for item in weights:
+        if prod(item.dims) <= _SMALL:
+            model.graph.initializer.append(item)
+        else:
+            model.graph.input.append(Typed(item.data_type, tuple(item.dims)).info(item.name))
+
+
+def lives(
+    lifetimes: Mapping[str, tuple[int, int]], types: Mapping[str, Typed], profile: Profile
+) -> list[memory.Life]:
+    """Tensors as blocks of memory at the largest shapes, those of unknown sizes left out."""
+    found = []
+    for name, (first, last) in lifetimes.items():
+        typed = types.get(name)
+        sizes = None if typed is None else range_of(typed, profile)
+        if typed is not None and sizes is not None:
+            size = (prod(sizes.max) * BITS.get(typed.element, 0) + 7) // 8
+            found.append(memory.Life(name, size, first, last))
+    return found
