@@ -1,4 +1,7 @@
-"""Slices that take a tensor apart become one Split, so that each can be given its own part."""
+"""Slices that take a tensor apart become one Split, so that each can be given its own part.
+
+And what the normal form has left as a Gemm becomes a product and a sum.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,52 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
             continue
         _split(graph, tensor, found)
     edit.sort(graph)
+
+
+def write_out_gemms(graph: gs.Graph, facts: Facts) -> None:
+    """Write Gemms with a weight as MatMul and Add, so that what they sum over can be split.
+
+    The normal form leaves those whose weight would have to be turned and is large, or is read by
+    several; here it is turned in the graph.
+
+    Args:
+        graph: A sorted graph; it is changed.
+        facts: What is known of its tensors, which stay.
+    """
+    names = edit.names(graph)
+    for node in list(graph.nodes):
+        if node.op == "Gemm" and edit.is_standard(node) and _is_plain(node):
+            _write_out(graph, facts, node, names)
+    edit.sort(graph)
+
+
+def _is_plain(node: gs.Node) -> bool:
+    factors = [node.attrs.get(name, 1.0) for name in ("alpha", "beta")]
+    weight = isinstance(node.inputs[1], gs.Constant)
+    return weight and factors == [1.0, 1.0] and not node.attrs.get("transA", 0)
+
+
+def _write_out(graph: gs.Graph, facts: Facts, node: gs.Node, names: set[str]) -> None:
+    (result,), (x, weight, *rest) = node.outputs, node.inputs
+    bias = rest[0] if rest and not rest[0].is_empty() else None
+    turned = bool(node.attrs.get("transB", 0))
+    edit.detach(node)
+    graph.nodes[:] = [other for other in graph.nodes if other is not node]
+
+    def add(op: str, inputs: list[gs.Tensor], into: gs.Tensor | None = None) -> gs.Tensor:
+        out = gs.Variable(unused(f"{result.name}/{op}", names), x.dtype) if into is None else into
+        made = gs.Node(
+            op, node.name if op == "MatMul" else f"{result.name}/{op}", {}, inputs, [out]
+        )
+        graph.nodes.append(made)
+        facts.infer(made)
+        return out
+
+    right = add("Transpose", [weight]) if turned else weight
+    if bias is None:
+        add("MatMul", [x, right], result)
+    else:
+        add("Add", [add("MatMul", [x, right]), bias], result)
 
 
 def _untranspose(graph: gs.Graph, facts: Facts, node: gs.Node, kept: Collection[int]) -> None:
@@ -125,7 +174,12 @@ def _split(graph: gs.Graph, tensor: gs.Tensor, pieces: list[_Piece]) -> None:
 
 def _fresh(graph: gs.Graph, name: str) -> str:
     """A name that no tensor has."""
-    names = edit.names(graph)
+    return unused(name, edit.names(graph))
+
+
+def unused(name: str, names: set[str]) -> str:
+    """A name that is not in ``names``, where it is put."""
     while name in names:
         name += "_"
+    names.add(name)
     return name

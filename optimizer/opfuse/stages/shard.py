@@ -19,12 +19,12 @@ from opfuse.graph.collectives import ALL_REDUCE, SPEAKING
 from opfuse.graph.facts import Facts
 from opfuse.graph.pattern import OPFUSE
 from opfuse.graph.protos import byte_size, is_external
-from opfuse.sharding import vocabulary
+from opfuse.sharding import merged, vocabulary
 from opfuse.sharding.choose import Choice, choose, is_attention, is_product
 from opfuse.sharding.cut import Cutter
 from opfuse.sharding.groups import ungroup
 from opfuse.sharding.layout import Shard, Stays, static
-from opfuse.sharding.prepare import join_slices
+from opfuse.sharding.prepare import join_slices, write_out_gemms
 from opfuse.sharding.result import Attention, Left, Plan, Port, Product
 from opfuse.sharding.spread import Spreader
 from opfuse.stages.report import plain
@@ -63,7 +63,9 @@ def shard(fused: Fused, model: Path, base_dir: Path, ranks: int, *, vocab: bool)
         InputError: There is nothing that can be split.
     """
     graph, facts = fused.graph, fused.facts
+    write_out_gemms(graph, facts)
     join_slices(graph, facts)
+    merged.part(graph, facts)
     ungroup(graph, facts)
     heads, left = vocabulary.heads(graph, facts, ranks) if vocab else ({}, {})
     choice = choose(Spreader(graph, facts, ranks), heads)

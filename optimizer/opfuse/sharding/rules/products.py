@@ -57,6 +57,8 @@ def row(view: View) -> Local:
     node = view.node
     if node.op == "GemmAct":
         raise Stays("its activation needs the whole sum")
+    if node.op == "Gemm":
+        raise Stays("it scales or turns what it reads")
     if node.op != "MatMul" or len(node.inputs) != 2 or not is_weight(node.inputs[1]):
         raise Stays("it is no product with a weight")
     left, right = view.shape(0), view.shape(1)
