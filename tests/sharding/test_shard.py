@@ -329,6 +329,24 @@ def test_a_convolution_is_told(tmp_path):
     assert made.reasons() == ["no rule splits what a Conv multiplies with"]
 
 
+def test_a_quantised_weight_is_told(tmp_path):
+    """And the first reason of each kind alone, where nothing can be split."""
+    product = "wide_{0} = DequantizeLinear(q, scale)\nm_{0} = MatMul({1}, wide_{0})\n"
+    numbers = np.arange(-18, 18, dtype=np.int8).reshape(6, 6)
+    weights = {**MLP_WEIGHTS, "q": numbers, "scale": np.array(0.1, "f4")}
+    text = product.format(1, "x") + MLP.replace("x, w", "m_1, w")
+    made = cut(model(text, "T[B, S, 6] x", weights=weights), 2, tmp_path)
+    made.same({"B": 2, "S": 5})
+    reason = "no rule splits a weight that a DequantizeLinear makes"
+    assert made.reasons() == [reason]
+    alone = (
+        "wide = DequantizeLinear(q, scale)\nt = Transpose<perm=[1, 0]>(wide)\ny = MatMul(x, t)\n"
+    )
+    with pytest.raises(InputError, match=reason) as refused:
+        cut(model(alone, "T[B, S, 6] x", weights=weights), 2, tmp_path)
+    assert refused.value.what.count("\n") == 1
+
+
 def test_ranks_that_do_not_divide_are_told(tmp_path):
     with pytest.raises(InputError, match="8 do not divide among 3 ranks"):
         cut(model(MLP, "T[B, S, 6] x", weights=MLP_WEIGHTS), 3, tmp_path)

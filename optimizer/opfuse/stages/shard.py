@@ -26,6 +26,7 @@ from opfuse.sharding.groups import ungroup
 from opfuse.sharding.layout import Shard, Stays, static
 from opfuse.sharding.prepare import join_slices, write_out_gemms
 from opfuse.sharding.result import Attention, Left, Plan, Port, Product
+from opfuse.sharding.rules.base import AS_IT_IS
 from opfuse.sharding.spread import Spreader
 from opfuse.stages.report import plain
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 3  # reasons in a message
 _LARGE = 0.01  # of all weights
+# What weights are stored as: onnx.TensorProto's UINT8, INT8, and all of 8 and 4 bits.
+_STORED = (*vocabulary.FLOATS, 2, 3, *range(17, 24))
 _EXPERTS = "its matrices are looked up, and what is found is multiplied with"
 _MULTIPLY = frozenset(
     {"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}
@@ -199,14 +202,17 @@ def _told(
 
 
 def _others(fused: Fused, choice: Choice, names: _Names) -> list[Left]:
-    """Large weights that no product with them reads: experts that are looked up, convolutions."""
+    """Large weights that no product with them reads.
+
+    Experts that are looked up, convolutions, and what is computed first, as if it was quantised.
+    """
     graph, facts = fused.graph, fused.facts
     read: dict[int, tuple[int, gs.Node]] = {}
     total = 0
     for node in graph.nodes:
         for tensor in node.inputs:
             shape = facts.shape(tensor) if isinstance(tensor, gs.Constant) else None
-            if id(tensor) in read or not shape or facts.dtype(tensor) not in vocabulary.FLOATS:
+            if id(tensor) in read or not shape or facts.dtype(tensor) not in _STORED:
                 continue
             size = prod(static(dim, "a weight") for dim in shape)
             read[id(tensor)] = size, node
@@ -223,7 +229,27 @@ def _other(node: gs.Node, facts: Facts) -> str:
     """Why a node that reads a large weight has all of it; empty where it multiplies with none."""
     if node.op == "Gather" and len(facts.shape(node.inputs[0]) or ()) > 2:
         return _EXPERTS
-    return f"no rule splits what a {node.op} multiplies with" if node.op in _MULTIPLY else ""
+    if node.op in _MULTIPLY:
+        return f"no rule splits what a {node.op} multiplies with"
+    made = node.op not in AS_IT_IS and _multiplied(node)
+    return f"no rule splits a weight that a {node.op} makes" if made else ""
+
+
+def _multiplied(node: gs.Node) -> bool:
+    """Whether a node makes a weight, of weights alone, that something multiplies with."""
+    pending, made = [node], set[int]()
+    while pending:
+        node = pending.pop()
+        if not all(
+            isinstance(t, gs.Constant) or t.is_empty() or id(t) in made for t in node.inputs
+        ):
+            continue
+        made |= {id(tensor) for tensor in node.outputs}
+        readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+        if any(reader.op in _MULTIPLY for reader in readers):
+            return True
+        pending.extend(readers)
+    return False
 
 
 def _part(size: tuple[int, ...], shard: Shard) -> tuple[int, ...]:
@@ -251,5 +277,7 @@ def _ports(
 
 
 def _reasons(left: list[Left]) -> str:
-    first = list(dict.fromkeys(f"{item.node} ({item.op}): {item.reason}" for item in left))
-    return "".join(f"\n  {text}" for text in first[:_SHOWN])
+    first: dict[tuple[str, str], str] = {}
+    for item in left:
+        first.setdefault((item.op, item.reason), f"\n  {item.node} ({item.op}): {item.reason}")
+    return "".join([*first.values()][:_SHOWN])

@@ -13,7 +13,7 @@ from opfuse.graph.edit import is_standard, producer
 from opfuse.graph.facts import Facts
 from opfuse.sharding.layout import Shard, Stays
 
-_AS_IT_IS = ("Transpose", "Cast", "Identity")
+AS_IT_IS = ("Transpose", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class View:
 
 def is_weight(tensor: gs.Tensor) -> bool:
     """Whether a tensor is a constant, or one that is only turned or in another type."""
-    while (node := producer(tensor)) is not None and node.op in _AS_IT_IS and is_standard(node):
+    while (node := producer(tensor)) is not None and node.op in AS_IT_IS and is_standard(node):
         tensor = node.inputs[0]
     return isinstance(tensor, gs.Constant)
 
