@@ -46,6 +46,11 @@ SPLIT = {
     + "f = Unsqueeze(r, [4])\ne = Expand(f, [1, 1, 1, 1, 3])\n"
     + "t = ReduceSum<keepdims=0>(e, [4])\n"
     + BACK,
+    "halves that are joined again": "a, b = Split<axis=-1>(h, [4, 4])\n"
+    "c = Tanh(a)\nz = Concat<axis=-1>(c, b)\n",
+    "halves exchanged": "a, b = Split<axis=-1>(h, [4, 4])\nz = Concat<axis=-1>(b, a)\n",
+    "two products that are joined": "g2 = MatMul(x, w4)\na, b = Split<axis=-1>(h, [4, 4])\n"
+    "c = Mul(a, b)\nz = Concat<axis=-1>(g2, c)\n",
     "axes of one": "a = Unsqueeze(h, [0, 3])\nb = Relu(a)\nz = Squeeze(b, [0, 3])\n",
     "flat": "a = Flatten<axis=2>(h)\nb = Relu(a)\nsizes = Shape(h)\nz = Reshape(b, sizes)\n",
     "gated": "s = Sigmoid(h)\na = Mul(h, s)\ng2 = MatMul(x, w2)\nz = Mul(a, g2)\n",
@@ -54,9 +59,8 @@ LEFT = {
     "softmax of all features": "z = Softmax<axis=-1>(h)\n",
     "norm of all features": "z = LayerNormalization<axis=-1>(h, bias, bias)\n",
     "mean of all features": "m = ReduceMean<keepdims=1>(h, [-1])\nz = Sub(h, m)\n",
-    "halves of which each rank would have one": "a, b = Split<axis=-1>(h, [4, 4])\n"
+    "parts that the ranks do not divide": "a, b = Split<axis=-1>(h, [3, 5])\n"
     "c = Tanh(a)\nz = Concat<axis=-1>(c, b)\n",
-    "halves exchanged": "a, b = Split<axis=-1>(h, [4, 4])\nz = Concat<axis=-1>(b, a)\n",
     "a cut through the features": "a = Slice(h, [1], [7], [2])\nz = Concat<axis=-1>(a, a2)\n",
     "features in another order": "z = Gather<axis=2>(h, [7, 6, 5, 4, 3, 2, 1, 0])\n",
     "running sums": "two_ = Cast<to=7>(2.0)\nz = CumSum(h, two_)\n",
@@ -69,6 +73,7 @@ def built(text: str):
     weights = {
         "w": (6, 8),
         "w2": (6, 8),
+        "w4": (6, 4),
         "v": (8, 6),
         "bias": (8,),
         "one": (1,),
@@ -94,3 +99,18 @@ def test_a_part_of_the_data_gives_a_part_of_the_result(tmp_path, case, ranks):
 def test_what_needs_the_whole_is_left(tmp_path, case):
     with pytest.raises(InputError, match="nothing in it can be split among 2 ranks"):
         cut(built(LEFT[case]), 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "half"), [("", 2), ("<num_heads=2>", 2), ("<rotary_embedding_dim=2>", 1)]
+)
+def test_heads_that_the_standard_operator_turns(tmp_path, attributes, half):
+    text = (
+        "h = MatMul(x, w)\nr = Reshape(h, [0, 0, 2, 4])\nk = Transpose<perm=[0, 2, 1, 3]>(r)\n"
+        f"t = RotaryEmbedding{attributes}(k, cos, sin)\n{TURNED_BACK}y = MatMul(z, v)\n"
+    )
+    inputs = f"T[B, S, 6] x, T[B, S, {half}] cos, T[B, S, {half}] sin"
+    weights = {"w": (6, 8), "v": (8, 6)}
+    made = cut(model(text, inputs, weights=weights, opset=23), 2, tmp_path)
+    made.same(*SIZES)
+    assert made.products() == [("column", (6, 4)), ("row", (4, 6))]

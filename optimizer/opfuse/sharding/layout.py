@@ -70,6 +70,16 @@ def even(axis: int, size: int, ranks: int) -> Shard:
     return Shard(axis, tuple(np.split(np.arange(size), ranks)))
 
 
+def side_by_side(shards: Sequence[Shard], sizes: Sequence[int]) -> Shard:
+    """Each rank's parts of tensors of these sizes that lie one behind the other on their axis."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    parts = tuple(
+        np.concatenate([part + start for part, start in zip(parts, starts, strict=True)])
+        for parts in zip(*(shard.parts for shard in shards), strict=True)
+    )
+    return Shard(shards[0].axis, parts)
+
+
 def static(size: Dim, what: str) -> int:
     """A size that is a number.
 

@@ -60,6 +60,17 @@ def _rope(view: View, wanted: Sequence[Shard | None]) -> Local:
     return Local((shard, *angles), attrs)
 
 
+def _rotary(view: View, wanted: Sequence[Shard | None]) -> Local:
+    """ONNX's RotaryEmbedding: all heads are turned by the same angles."""
+    shard = only(wanted)
+    if shard.axis != _HEADS or len(view.result()) != 4:
+        raise Stays("it can be split by heads only")
+    inputs = view.whole()
+    inputs[0] = shard
+    attrs = {"num_heads": shard.local} if view.node.attrs.get("num_heads", 0) else {}
+    return Local(tuple(inputs), attrs)
+
+
 def _softmax(view: View, wanted: Sequence[Shard | None]) -> Local:
     shard = only(wanted)
     if shard.axis == view.axis(-1, len(view.result())):
@@ -79,6 +90,7 @@ def _masked_softmax(view: View, wanted: Sequence[Shard | None]) -> Local:
 RULES: dict[str, Rule] = {
     "FlashAttention": _flash_attention,
     "Rope": _rope,
+    "RotaryEmbedding": _rotary,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "MaskedSoftmax": _masked_softmax,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opfuse.sharding.layout import Shard, Stays, reshaped, static
+from opfuse.sharding.layout import Shard, Stays, reshaped, side_by_side, static
 from opfuse.sharding.rules.base import Local, Rule, View, only
 
 
@@ -53,22 +53,13 @@ def _split(view: View, wanted: Sequence[Shard | None]) -> Local:
         shard or Shard(axis, (np.arange(size),) * view.ranks)
         for shard, size in zip(wanted, sizes, strict=True)
     ]
-    inputs[0] = Shard(axis, _side_by_side(own, sizes))
+    inputs[0] = side_by_side(own, sizes)
     local = {index: shard.local for index, shard in enumerate(own)}
     if view.has(1):
         return Local(tuple(inputs), sizes={1: local})
     if len(set(local.values())) > 1:
         raise Stays("its results would be of different sizes, and it splits equally")
     return Local(tuple(inputs))
-
-
-def _side_by_side(shards: Sequence[Shard], sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Each rank's parts of what lies one behind the other on an axis."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    return tuple(
-        np.concatenate([part + start for part, start in zip(parts, starts, strict=True)])
-        for parts in zip(*(shard.parts for shard in shards), strict=True)
-    )
 
 
 def _concat(view: View, wanted: Sequence[Shard | None]) -> Local:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opfuse.sharding.layout import Shard, Stays, even, static
+from opfuse.graph.edit import producer
+from opfuse.sharding.layout import Shard, Stays, even, side_by_side, static
 from opfuse.sharding.rules.base import Local, Rule, View, is_weight, only
 
 
@@ -64,8 +65,21 @@ def row(view: View) -> Local:
     left, right = view.shape(0), view.shape(1)
     if len(right) != 2 or len(left) < 2:
         raise Stays("its weight is no matrix")
-    shard = even(len(left) - 1, static(right[0], "what it sums over"), view.ranks)
+    axis = len(left) - 1
+    sizes = _joined(view, axis) or [static(right[0], "what it sums over")]
+    shard = side_by_side([even(axis, size, view.ranks) for size in sizes], sizes)
     return Local((shard, shard.on(0)))
+
+
+def _joined(view: View, axis: int) -> list[int]:
+    """The sizes of what the left operand joins along ``axis``: each is split by itself."""
+    node = producer(view.node.inputs[0])
+    if node is None or node.op != "Concat" or int(node.attrs["axis"]) % (axis + 1) != axis:
+        return []
+    shapes = [view.facts.shape(tensor) for tensor in node.inputs]
+    sizes = [shape[axis] for shape in shapes if shape is not None]
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return fixed if len(fixed) == len(shapes) and all(s % view.ranks == 0 for s in fixed) else []
 
 
 RULES: dict[str, Rule] = {"MatMul": _matmul, "Gemm": _gemm, "GemmAct": _gemm_act}
