@@ -12,6 +12,7 @@ import pytest
 import opfuse
 from models import tiny
 from opfuse.graph.collectives import Rank, rank_of, state
+from tests import small
 
 T5 = Path(__file__).resolve().parents[2] / "models" / "t5_encoder_fp16.onnx"
 
@@ -75,6 +76,18 @@ def test_more_ranks_than_the_plugins_reach_are_told(cli, tmp_path):
     assert "the plugins reach 8 ranks: build these with --lower native" in result.out
     text = cli("shard", model, "--tp", 6, "-o", tmp_path / "r", "--no-prove").out
     assert "the plugins reach" not in text
+
+
+def test_a_model_of_nothing_but_nan_is_not_proven(cli, tmp_path):
+    text = "h = MatMul(x, w)\na = Relu(h)\nm = MatMul(a, v)\ns = Abs(m)\nn = Neg(s)\ny = Log(n)\n"
+    nothing = small.model(text, "T[B, 6] x", weights={"w": (6, 8), "v": (8, 6)})
+    onnx.save(nothing, tmp_path / "m.onnx")
+    result = cli("shard", tmp_path / "m.onnx", "--tp", 2, "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    text = " ".join(result.out.split())
+    assert "not proven: the model does not run, or gives nothing: all that it gives" in text
+    verified = cli("verify", tmp_path / "m.onnx", tmp_path / "m.onnx")
+    verified.refused(2, "gives nothing to compare", "NaN or infinite")
 
 
 def test_weights_beside_the_model_are_cut_from_their_file(cli, tmp_path):

@@ -53,6 +53,30 @@ def test_bfloat16_models_are_compared_in_float32(tmp_path):
     assert not compare(tmp_path, model, wrong).passed
 
 
+NOTHING = """g (float[n, 8] x) => (float[n, 8] y{}) <float one = {{1}}> {{
+    size = Abs(x) more = Add(size, one) less = Neg(more) y = {}(less) {} }}"""
+
+
+def test_a_model_of_nothing_but_nan_proves_nothing(tmp_path):
+    """Whatever was computed before it is lost in it."""
+    model = parsed(NOTHING.format("", "Log", ""))
+    other = parsed(NOTHING.format("", "Sqrt", ""))
+    found = compare(tmp_path, model, other)
+    assert "NaN or infinite" in found.not_run
+    assert not found.outputs
+    finite = parsed(NOTHING.format("", "Neg", ""))
+    assert not compare(tmp_path, model, finite).passed
+    assert not compare(tmp_path, finite, model).passed
+
+
+def test_one_output_of_nan_beside_a_finite_one_is_compared(tmp_path):
+    model = parsed(NOTHING.format(", float[n, 8] z", "Log", "z = Exp(less)"))
+    other = parsed(NOTHING.format(", float[n, 8] z", "Log", "z = Exp(more)"))
+    assert compare(tmp_path, model, model).passed
+    assert not compare(tmp_path, model, model).not_run
+    assert not compare(tmp_path, model, other).passed
+
+
 def test_small_models_run_a_second_time_with_sizes_of_one(tmp_path):
     right = "g (float[n, s] x) => (float[n, s] y) { y = Identity(x) }"
     wrong = """g (float[n, s] x) => (float[n, s] y) {

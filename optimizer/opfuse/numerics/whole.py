@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
@@ -29,6 +30,7 @@ from opfuse.numerics.session import CannotRun
 from opfuse.numerics.settle import settle
 from opfuse.numerics.stored import Converted, Stored
 
+_VOID = "all that it gives on the inputs drawn for it is NaN or infinite"
 _SMALL = 64 << 20  # bytes of weights up to which a second run costs nothing
 
 Run = tuple[Mapping[str, Array], Mapping[str, Array]]
@@ -143,15 +145,25 @@ def judge(
     allowed: float,
     limit: int = LIMIT,
 ) -> Comparison:
-    """Compare ``results`` with those of ``runs``, which ``first`` gave for ``original``."""
+    """Compare ``results`` with those of ``runs``, which ``first`` gave for ``original``.
+
+    Where no output has a finite value, no number was compared: that is told as a model not run.
+    """
     differences = _worst(runs, results)
     beyond = [name for name, found in differences.items() if not found.within(allowed)]
+    if not beyond and all(_is_void(values) for _, made in runs for values in made.values()):
+        return Comparison({}, allowed, not_run=_VOID)
     if not beyond or HALVES.isdisjoint(first.elements):
         return Comparison(differences, allowed)
     child.emit({"model": "original", "text": "the original model in float32"})
     precise = Loaded(original, limit, wide=True)
     excused = frozenset(n for n in beyond if _is_excused(n, runs, results, precise, allowed))
     return Comparison(differences, allowed, excused=excused)
+
+
+def _is_void(values: Array) -> bool:
+    """Whether there are only NaN and infinities: what comes of them is the same whatever it was."""
+    return is_float(values) and values.size > 0 and not np.isfinite(values).any()
 
 
 def _worst(runs: Sequence[Run], results: Sequence[Mapping[str, Array]]) -> dict[str, Difference]:

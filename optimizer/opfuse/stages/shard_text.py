@@ -72,7 +72,7 @@ def _proven(proof: Any) -> str:
     if proof is None:
         return "not proven (--no-prove)"
     if proof.not_run:
-        return f"not proven: the model does not run here: {clean(proof.not_run)}"
+        return f"not proven: the model does not run, or gives nothing: {clean(proof.not_run)}"
     return f"proven: all ranks together differ from the model by {proof.max_rel_err:.1e} at most"
 
 

@@ -76,7 +76,9 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
             time_limit=config.time_limit,
         )
     if comparison.not_run:
-        raise InputError(f"{model} does not run: {comparison.not_run}", _fix(config))
+        raise InputError(
+            f"{model} does not run, or gives nothing to compare: {comparison.not_run}", _fix(config)
+        )
     return comparison
 
 
@@ -109,7 +111,9 @@ def verify_ranks(bundle: Path, parts: Parts, model: Path, config: Config) -> Com
             time_limit=config.time_limit,
         )
     if comparison.not_run:
-        raise InputError(f"{model} does not run: {comparison.not_run}", _fix(config))
+        raise InputError(
+            f"{model} does not run, or gives nothing to compare: {comparison.not_run}", _fix(config)
+        )
     return comparison
 
 
