@@ -217,6 +217,29 @@ def test_a_part_is_taken_out_of_what_stays_whole(tmp_path):
     assert "Slice" in made.ops()
 
 
+TWO_ENDS = (
+    "h = MatMul(x, w)\na = Relu(h)\nfirst, second = Split<axis=1>(a, [2, 3])\n"
+    "y = MatMul(first, v)\n"
+)
+
+
+def test_tokens_that_go_to_products_of_their_own(tmp_path):
+    """Text and image of one attention, as in Flux: neither is worth it without the other."""
+    text = TWO_ENDS + "z = MatMul(second, u)\n"
+    weights = {**MLP_WEIGHTS, "u": (8, 6)}
+    before = model(text, "T[B, 5, 6] x", "T y, T z", weights=weights)
+    made = cut(before, 2, tmp_path)
+    made.same({"B": 2})
+    assert made.products() == [("column", (6, 4)), ("row", (4, 6)), ("row", (4, 6))]
+
+
+def test_tokens_of_which_some_are_needed_whole(tmp_path):
+    text = TWO_ENDS + "z = Softmax<axis=-1>(second)\n"
+    before = model(text, "T[B, 5, 6] x", "T y, T z", weights=MLP_WEIGHTS)
+    with pytest.raises(InputError, match="its results are wanted in different parts"):
+        cut(before, 2, tmp_path)
+
+
 def test_a_projection_in_front_of_the_first_layer_costs_it_nothing(tmp_path):
     """By itself the layer's first product is worth a sum behind it; the residual needs it whole."""
     text = "f = MatMul(x, p)\ne = Add(f, q)\nh = MatMul(e, w)\na = Abs(h)\nm = MatMul(a, v)\n"

@@ -52,9 +52,9 @@ class Spreader:
                 for tensor in edit.reads(node):
                     self._uses[id(tensor)] += 1
 
-    def view(self, node: gs.Node) -> View:
+    def view(self, node: gs.Node, *, alone: bool = False) -> View:
         """What a rule is told of a node."""
-        return View(node, self.facts, self.ranks)
+        return View(node, self.facts, self.ranks, alone=alone)
 
     def spread(
         self,
@@ -119,7 +119,7 @@ class Spreader:
             found.reasons[id(node)] = "what it makes is also needed whole, or in other parts"
             return None
         try:
-            how = local(self.view(node), shards)
+            how = local(self.view(node, alone=alone), shards)
         except Stays as stays:
             found.reasons[id(node)] = str(stays)
             return None

@@ -36,10 +36,11 @@ class Local:
 class View:
     """One node and what is known of it."""
 
-    def __init__(self, node: gs.Node, facts: Facts, ranks: int) -> None:
+    def __init__(self, node: gs.Node, facts: Facts, ranks: int, *, alone: bool = False) -> None:
         self.node = node
         self.facts = facts
         self.ranks = ranks
+        self.alone = alone  # others may want the same of results that nobody wants yet
 
     def has(self, index: int) -> bool:
         """Whether the optional input is there."""

@@ -42,7 +42,8 @@ def _split(view: View, wanted: Sequence[Shard | None]) -> Local:
     given = [shard for shard in wanted if shard is not None]
     inputs = view.whole()
     if given[0].axis != axis:
-        if len(given) < len(wanted) or not all(shard.same(given[0]) for shard in given):
+        every = len(given) == len(wanted) or view.alone
+        if not every or not all(shard.same(given[0]) for shard in given):
             raise Stays("its results are wanted in different parts")
         inputs[0] = given[0]
         return Local(tuple(inputs))
