@@ -170,6 +170,33 @@ def large(one: Rank) -> None:
     y = torch.empty_like(x)
     one.runner("AllReduce", {"group_size": one.size}, [x], [y])
     assert (y == 40000).all()
+    _replay_both(one, shape)
+
+
+def _replay_both(one: Rank, shape: tuple[int, int]) -> None:
+    """A graph in which NCCL's sums and those over peer memory take turns."""
+    turn = torch.zeros((), dtype=torch.int64, device="cuda")
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    sizes = [(shape, torch.bfloat16), ((3, 1000), torch.float16)] * 2
+    given = [torch.empty(size, dtype=dtype, device="cuda") for size, dtype in sizes]
+    made = [torch.empty_like(x) for x in given]
+
+    def step() -> None:
+        turn.add_(1)
+        for x, y in zip(given, made, strict=True):
+            x.fill_(0).add_((one.rank + 1) * (turn % 16))
+            one.runner("AllReduce", {"group_size": one.size}, [x], [y])
+            wrong.add_((y != one.size * (one.size + 1) // 2 * (turn % 16)).sum())
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(200):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert (turn.item(), wrong.item()) == (201, 0)
 
 
 def specials(one: Rank) -> None:
