@@ -191,7 +191,7 @@ class _Plan:
         return self.seen.get(name, name)
 
     def _is_seen(self, index: int) -> bool:
-        """Whether a node is another name for memory; an output of the model has memory of its own."""
+        """Whether a node is another name for memory; the outputs have memory of their own."""
         return index in self.views and self.nodes[index].output[0] not in self.outputs
 
     def _is_shaping(self, index: int) -> bool:
