@@ -117,6 +117,16 @@ def test_a_view_that_is_an_output_is_written():
     assert result.segments[0].outputs == ("a", "v")
 
 
+def test_an_output_that_a_plugin_reads_is_written_once():
+    graph = SHAPED.replace("(float[b,4] y)", "(float[b,4] y, float[b,2,2] v)")
+    model, result = planned(
+        f"{FLAT} a = MatMul(x, w)  v = Reshape(a, t)  u = Reshape(v, back)  y = {PLUGIN}(u, g)",
+        graph,
+    )
+    assert words(model, result) == ["Constant MatMul Reshape", "u is v as [0, 4]", "-> y"]
+    assert result.segments[0].outputs == ("v",)
+
+
 def test_shapes_of_views():
     step = ViewStep(("x",), ("y",), (0, -1, 4))
     assert step.shape((3, 2, 8)) == (3, 4, 4)

@@ -77,6 +77,15 @@ def test_one_output_of_nan_beside_a_finite_one_is_compared(tmp_path):
     assert not compare(tmp_path, model, other).passed
 
 
+def test_a_second_model_with_more_inputs_is_told_by_their_names(tmp_path):
+    one = parsed("g (float[n] x) => (float[n] y) { y = Identity(x) }")
+    two = parsed("g (float[n] x, float[n] z) => (float[n] y) { y = Add(x, z) }")
+    unread = parsed("g (float[n] x, float[n] z) => (float[n] y) { y = Identity(x) }")
+    assert compare(tmp_path, one, two).refused == "it reads z, which the first does not"
+    assert compare(tmp_path, two, one).refused == ""
+    assert compare(tmp_path, one, unread).passed
+
+
 def test_small_models_run_a_second_time_with_sizes_of_one(tmp_path):
     right = "g (float[n, s] x) => (float[n, s] y) { y = Identity(x) }"
     wrong = """g (float[n, s] x) => (float[n, s] y) {

@@ -127,6 +127,14 @@ def test_native_layer_norm_with_a_bias_adds_it_first():
     onnx.checker.check_model(made, full_check=True)
 
 
+def test_native_norms_behind_nodes_whose_types_the_model_does_not_say():
+    inputs = ["a", "residual", "gamma", "beta"]
+    made = fused("AddLayerNorm", inputs, ["y", "sum"], 18, epsilon=1e-5, shape=(16,))
+    made.graph.node.insert(0, helper.make_node("Neg", ["x"], ["a"]))
+    made.graph.input[0].name = "x"
+    assert choices(lower(made, "native", ())) == {("native", "TensorRT has layers for it")}
+
+
 ATTENTION = {"num_heads": 4, "kv_num_heads": 4, "scale": 0.25, "layout": "BHSD"}
 
 

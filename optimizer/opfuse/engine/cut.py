@@ -165,7 +165,7 @@ class _Plan:
         for index, node in enumerate(self.nodes):
             if self._is_shaping(index):
                 self.shaping.add(index)
-            elif index in self.views:
+            elif self._is_seen(index):
                 self.seen[node.output[0]] = self._whole(node.input[0])
             self.level.append(self._level(index))
             self.producer |= {name: index for name in node.output if name}
@@ -189,6 +189,10 @@ class _Plan:
     def _whole(self, name: str) -> str:
         """The tensor that has the memory of this one."""
         return self.seen.get(name, name)
+
+    def _is_seen(self, index: int) -> bool:
+        """Whether a node is another name for memory; the outputs have memory of their own."""
+        return index in self.views and self.nodes[index].output[0] not in self.outputs
 
     def _is_shaping(self, index: int) -> bool:
         """Whether a node computes with sizes alone, and so can be copied for nothing."""
@@ -215,7 +219,7 @@ class _Plan:
             return False
         if index in self.shaping:
             return any(name in self.kept for name in written)
-        return index not in self.views or written[0] in self.outputs
+        return not self._is_seen(index)
 
     def steps(self) -> tuple[CutStep, ...]:
         """The segments, views, copies, and plugin nodes in the order in which they run."""

@@ -11,7 +11,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 from opfuse import child
-from opfuse.graph.protos import all_tensors, is_external
+from opfuse.graph.protos import all_nodes, all_tensors, is_external
 from opfuse.numerics import sample, stored
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import (
@@ -265,10 +265,16 @@ class Loaded:
         """The same inputs for this model: paired by name where the names agree, else in order.
 
         Floats are cast, so that a model can be compared with its conversion to another precision.
+
+        Raises:
+            CannotRun: It reads more inputs, so some have no values.
         """
         mine, theirs = _input_types(self.graph), _input_types(first.graph)
         same_names = set(mine) == set(theirs) or len(mine) != len(theirs)
         renamed = feeds if same_names else dict(zip(mine, (feeds[n] for n in theirs), strict=True))
+        read = {name for node in all_nodes(self.graph.node) for name in node.input}
+        if absent := [name for name in mine if name in read and name not in renamed]:
+            raise CannotRun(f"it reads {', '.join(absent)}, which the first does not")
         return {
             name: convert(array, mine[name]) if _is_cast(array, mine.get(name)) else array
             for name, array in renamed.items()

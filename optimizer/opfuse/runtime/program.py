@@ -244,14 +244,7 @@ class Place:
             elif isinstance(step, ViewStep):
                 where[step.outputs[0]] = where[step.inputs[0]]
             elif isinstance(step, CopyStep):
-                assert self.program.copy is not None
-                self.program.copy(
-                    [
-                        abi.Copied(b, where[b.source], where[b.target], e)
-                        for b, e in layout.boxes[index]
-                    ],
-                    self.stream,
-                )
+                self._copy(layout.boxes[index], where)
             else:
                 self._plugins[index].enqueue(
                     self._tensors(step.inputs, layout.shapes, where),

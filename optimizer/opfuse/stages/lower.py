@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterator, MutableSequence
 from dataclasses import dataclass
 
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
 from opfuse.graph.native import UNREAD_SUM, Facts, Unable, native, prepare_attention
 from opfuse.graph.protos import all_nodes, subgraphs, type_name
+from opfuse.graph.shapes import analyse
 
 DOMAIN = "opfuse"
 _FIRST_MASK = {
@@ -55,7 +57,7 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     Raises:
         EngineError: The model has an operator that TensorRT would compute wrongly.
     """
-    facts = Facts(model, _opset(model), _types(model.graph), group_size(model))
+    facts = Facts(model, _opset(model), _types(model), group_size(model))
     choices: list[Lowering] = []
     for nodes in _node_lists(model.graph):
         _lower_nodes(nodes, want, plugins, facts, choices)
@@ -162,10 +164,12 @@ def _opset(model: ModelProto) -> int:
     return max((item.version for item in model.opset_import if item.domain == ""), default=1)
 
 
-def _types(graph: GraphProto) -> dict[str, int]:
-    values = [*graph.value_info, *graph.input, *graph.output]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {weight.name: weight.data_type for weight in graph.initializer}
+def _types(model: ModelProto) -> dict[str, int]:
+    """The element type of every tensor; TorchScript exports do not say those between nodes."""
+    graph = gs.import_onnx(model)
+    facts = analyse(graph)
+    found = {name: facts.dtype(tensor) for name, tensor in graph.tensors().items()}
+    return {name: element for name, element in found.items() if element}
 
 
 def _node_lists(graph: GraphProto) -> Iterator[MutableSequence[NodeProto]]:

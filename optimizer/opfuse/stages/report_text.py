@@ -198,7 +198,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     line = f"{verdict} within a relative error of {comparison.tolerance:g}"
     if comparison.refused:
         line = f"[red]different[/]: the second model does not run: {clean(comparison.refused)}"
-    parts = [table, *_layers(comparison), Text.from_markup(line)]
+    parts = [*([table] if table.rows else []), *_layers(comparison), Text.from_markup(line)]
     if comparison.first_wrong is not None:
         told = f"the first operator beyond it is {comparison.first_wrong}"
         parts.append(Text(told if comparison.first_wrong else "no part of the model alone is"))
