@@ -57,8 +57,8 @@ def test_a_plugin_that_saves_an_engine_may_lose_three_hundredths_if_memory_is_sh
     for verdict in (made, kept):
         assert (verdict.choice, verdict.sparing) == (choice, sparing)
         assert verdict.spared().choice == (sparing or choice)
-        assert verdict.spared().reason().endswith("than TensorRT alone") is bool(sparing)
-        assert "than TensorRT alone" not in verdict.reason()
+        assert verdict.spared().reason("A").endswith("than TensorRT alone") is bool(sparing)
+        assert "than TensorRT alone" not in verdict.reason("A")
     assert decide(found, ("A",), "").sparing == ""
     table = {"ops": {"A": [[1, 1 + loss / 100]]}}
     known = by_table(table, ("A",), {}, apart=True)
@@ -92,7 +92,7 @@ def test_verdicts_survive_the_lock():
     section = {"sm_90 x 1": {"key": made.as_dict(), "torn": {"choice": "A"}}, "sm_80 x 1": {}}
     (found,) = read(section, "sm_90 x 1").values()
     assert (found.choice, found.us, found.ops, found.library) == ("A", made.us, ("A",), "abc")
-    assert found.reason() == "from the lock: opt: leave 100.0 A 90.0 us"
+    assert found.reason("A") == "from the lock: opt: leave 100.0 A 90.0 us"
     assert read(section, "sm_80 x 1") == read(None, "sm_90 x 1") == read([], "") == {}
 
 
@@ -104,7 +104,11 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
     assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
     table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
-    assert by_table(table, ("A", "GatedGemm"), {}).choice == "GatedGemm"
+    found = by_table(table, ("A", "GatedGemm"), {})
+    assert found.choice == "GatedGemm"
+    assert found.reason("GatedGemm") == "the table of a GPU of a day: GatedGemm"
+    assert found.reason("A") == "the table of a GPU of a day: GatedGemm without it"
+    assert by_table(table, ("A",), {}).reason("A") == "the table of a GPU of a day: leave"
 
 
 def test_shipped_tables_are_well_formed():

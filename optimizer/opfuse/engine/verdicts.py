@@ -62,13 +62,15 @@ class Verdict:
         """Which of its ways a plugin takes; 0 where it chooses itself."""
         return plugins_of(self.choice).get(op, 0)
 
-    def reason(self) -> str:
-        """The figures in words."""
+    def reason(self, op: str) -> str:
+        """The figures in words, or without any what is taken, for one op of the region."""
         shown = []
         for point, times in self.us.items():
             best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
             shown.append(f"{point}: {best} us")
-        told = f"{self.source}: " + ("; ".join(shown) or self.choice)
+        is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
+        taken = f"{self.choice} without it" if is_left else self.choice
+        told = f"{self.source}: " + ("; ".join(shown) or taken)
         return f"{told}; {_SPARED}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:

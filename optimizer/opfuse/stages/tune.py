@@ -163,7 +163,7 @@ class _Tuner:
             for index in region.group:
                 node = model.graph.node[index]
                 form = verdict.form_of(node.op_type)
-                told[node.name] = form, verdict.reason()
+                told[node.name] = form, verdict.reason(node.op_type)
                 if form == LEAVE:
                     leave(model, node)
                 elif form == NATIVE:
