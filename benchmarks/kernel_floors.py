@@ -73,9 +73,9 @@ class Floors:
 
             return launch
 
-        ways = {"move_us": [way(warps, False) for warps in WARPS]}
+        ways = {"move": [way(warps, False) for warps in WARPS]}
         if op in NORMS:
-            ways["sum_us"] = [way(warps, True) for warps in WARPS]
+            ways["sum"] = [way(warps, True) for warps in WARPS]
         return ways
 
     def _launch(

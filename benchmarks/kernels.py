@@ -3,7 +3,8 @@
 ``python -m benchmarks.kernels`` prints a table and writes ``results/kernels-<date>.json``. Each
 figure is the median of several replays of a CUDA graph of at least 20 launches, divided by their
 number. Launches take turns with sets of tensors that together are larger than the L2 cache, or
-have a set each, and L2 holds other data when a replay begins.
+have a set each, and L2 holds other data when a replay begins. Few rows are timed once more where
+all launches have the same tensors, which L2 holds then: as behind the layer that wrote them.
 
 torch.compile takes seconds for each case, so that several processes share the cases. They compile
 at the same time; once all have, they tune and measure one after the other.
@@ -79,16 +80,20 @@ class Timer:
 
 @dataclass
 class Bench:
-    """One case with its tensors: ``sets`` of them, so that no launch finds its own in L2."""
+    """One case with its tensors: ``sets`` of them, so that no launch finds its own in L2.
+
+    ``warm``: one set.
+    """
 
     case: Case
     handle: object
     timer: Timer
+    warm: bool = False
 
     def __post_init__(self) -> None:
         self.bytes = self.case.bytes(DTYPE.itemsize)
         self.launches = LAUNCHES if self.bytes > FEW_BYTES else MANY_LAUNCHES
-        self.sets = min(self.launches, math.ceil(3 * _cache_bytes() / self.bytes) + 1)
+        self.sets = 1 if self.warm else _sets(self.launches, self.bytes)
         split = self.case.rotated
         self.weights = [_random(shape) for shape in self.case.inputs[split:]]
         self.inputs = [
@@ -122,6 +127,10 @@ class Bench:
             outputs[index % self.sets] = function(*self.inputs[index % self.sets])
 
         return self.timer.microseconds(launch, self.launches)
+
+
+def _sets(launches: int, size: int) -> int:
+    return min(launches, math.ceil(3 * _cache_bytes() / size) + 1)
 
 
 def _random(shape: Sequence[int]) -> torch.Tensor:
@@ -174,17 +183,35 @@ def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
     return row
 
 
+def measure_warm(bench: Bench, peer: Callable[..., object] | None) -> dict[str, float]:
+    """What a case of few rows takes where its inputs are in L2."""
+    if not _is_few(bench.case.op, bench.case.matrix[0]):
+        return {}
+    warm = Bench(bench.case, bench.handle, bench.timer, warm=True)
+    row = {"warm_us": warm.opfuse()}
+    return row | {"compile_warm_us": warm.torch(peer)} if peer else row
+
+
+def _is_few(op: str, rows: int) -> bool:
+    return op in (*NORMS, "GatedAct") and rows <= FEW_ROWS
+
+
 def measure_floors(timer: Timer, rows: Sequence[dict]) -> dict[str, float]:
-    """Adds ``move_us`` and ``sum_us`` to rows of few; what an empty CUDA kernel takes, if known."""
+    """Adds ``move_us`` and ``sum_us`` to rows of few, from memory and from L2 (``..._warm_us``).
+
+    Returns what an empty CUDA kernel takes, where nvcc is.
+    """
     floors = Floors.build()
     if not floors:
         return {}
     for row in rows:
-        if row["op"] not in (*NORMS, "GatedAct") or row["rows"] > FEW_ROWS:
+        if not _is_few(row["op"], row["rows"]):
             continue
-        sets = min(MANY_LAUNCHES, math.ceil(3 * _cache_bytes() / row["bytes"]) + 1)
-        for name, ways in floors.ways(row["op"], (row["rows"], row["cols"]), sets).items():
-            row[name] = min(timer.microseconds(way, MANY_LAUNCHES) for way in ways)
+        for warm, sets in (("", _sets(MANY_LAUNCHES, row["bytes"])), ("warm_", 1)):
+            for name, ways in floors.ways(row["op"], (row["rows"], row["cols"]), sets).items():
+                row[f"{name}_{warm}us"] = min(
+                    timer.microseconds(way, MANY_LAUNCHES) for way in ways
+                )
     return {"empty_cuda_us": timer.microseconds(floors.nothing(), MANY_LAUNCHES)}
 
 
@@ -199,7 +226,8 @@ def measure_part(part: int, parts: int, only: str, peers: bool) -> None:
     input()
     timer, handle = Timer(_filler()), abi.load(library.find())
     for (place, case), function in zip(chosen, functions, strict=True):
-        row = measure_case(Bench(case, handle, timer), function)
+        bench = Bench(case, handle, timer)
+        row = measure_case(bench, function) | measure_warm(bench, function)
         print(json.dumps({"place": place, **row}), flush=True)
 
 
@@ -272,14 +300,22 @@ def show(figures: dict) -> None:
     few = [row for row in figures["rows"] if "move_us" in row]
     if few:
         print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
-        names = ("opfuse_us", "move_us", "sum_us")
-        lines = [
-            [row["case"], *(f"{row.get(name, math.nan):.2f}" for name in names)]
-            + [f"{row.get(name, math.nan) / empty:.2f}" for name in names]
-            for row in few
-        ]
-        header = ["case", "us", "move us", "with a sum", "/empty", "move/empty", "sum/empty"]
-        measure.print_table(header, map(_known, lines))
+        show_few("from memory, as above", few, "", empty)
+        show_few("all launches with the same tensors, in L2", few, "warm_", empty)
+
+
+def show_few(title: str, rows: Sequence[dict], warm: str, empty: float) -> None:
+    """Prints few rows beside what only moves them and torch.compile's kernel."""
+    print(f"\n{title}")
+    names = [f"{name}_{warm}us" for name in ("move", "sum", "compile")]
+    lines = []
+    for row in rows:
+        times = [row[f"{warm}us" if warm else "opfuse_us"], *(row.get(n, math.nan) for n in names)]
+        cells = [*(f"{time:.2f}" for time in times), *(f"{time / empty:.2f}" for time in times[:3])]
+        lines.append([row["case"], *cells, f"{times[3] / times[0]:.2f}"])
+    header = ["case", "us", "move us", "with a sum", "compile us"]
+    header += ["/empty", "move/empty", "sum/empty", "compile/us"]
+    measure.print_table(header, map(_known, lines))
 
 
 def _known(cells: Sequence[str]) -> list[str]:
