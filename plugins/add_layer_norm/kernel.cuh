@@ -2,6 +2,7 @@
 // beta, with the variance taken around the mean, not as E[x^2] - E[x]^2.  Pure CUDA.
 #pragma once
 #include "../device/plan.cuh"
+#include "../device/short_row.cuh"
 #include "launch.h"
 
 namespace opfuse {
@@ -61,6 +62,38 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::for_each_row<Shape>(team, rows, cols, body, x, residual);
 }
 
+// Of few rows, without a bias; `rows` blocks or clusters.
+template <class Shape, class T = typename Shape::T>
+__global__ void __launch_bounds__(Shape::kLanes, 1)
+    short_add_layer_norm_kernel(T* y, T* sum,                         // [rows, cols]
+                                T const* x, T const* residual,        // [rows, cols]
+                                void const* gamma, void const* beta,  // [cols] of T
+                                float share, float epsilon, bool sum_is_read, bool lets_in_early) {
+    typename Shape::Team team;
+    device::ShortRow<Shape> const row(team);
+    auto const first = row.spots(x), second = row.spots(residual);
+    auto const scales = row.parameter(gamma), shifts = row.parameter(beta);
+    auto const to = row.spots(y), sum_to = row.spots(sum);
+    share = device::settled(share);
+    epsilon = device::settled(epsilon);
+    row.prefetch(first);
+    row.prefetch(second);
+    device::start_short(team, lets_in_early);
+    auto const items = row.load(first), others = row.load(second);
+    auto const gammas = row.load(scales), betas = row.load(shifts);
+    auto const total = device::add<T>(items, others);
+    if (sum_is_read) row.store(sum_to, total);
+    auto wide = device::widen(total);
+    auto const [count, mean, squares] = team.moments(wide.at, share);
+    float const scale = rsqrtf(squares * share + epsilon);
+    auto const g = device::widen(gammas), b = device::widen(betas);
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i)
+        wide.at[i] = (wide.at[i] - mean) * scale * g.at[i] + b.at[i];
+    row.store(to, device::narrow<T>(wide));
+    team.leave();
+}
+
 // ---- launchers
 
 template <class T>
@@ -74,6 +107,15 @@ cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
     // A bias is rare, and costs the others a tenth of their instructions.
     bool const plain =
         !parameters.bias.data && device::plain_of<T>(parameters.gamma, parameters.beta);
+    if (access == device::Access::kAligned && plain) {
+        auto const run = [&]<class Shape>(Shape, device::Machine const& machine,
+                                          device::ShortGrid const& few) {
+            return device::launch(short_add_layer_norm_kernel<Shape>, machine, few.grid, stream, y,
+                                  sum, x, residual, parameters.gamma.data, parameters.beta.data,
+                                  1.f / cols, epsilon, sum_is_read, few.lets_in_early);
+        };
+        if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
+    }
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
         rows, cols, access, plain,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {

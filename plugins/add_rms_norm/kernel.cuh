@@ -1,6 +1,7 @@
 // sum = x + residual, rounded to T; y = sum * rsqrt(mean(sum^2) + epsilon) * gamma.  Pure CUDA.
 #pragma once
 #include "../device/plan.cuh"
+#include "../device/short_row.cuh"
 #include "launch.h"
 
 namespace opfuse {
@@ -49,6 +50,36 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::for_each_row<Shape>(team, rows, cols, body, x, residual);
 }
 
+// Of few rows; `rows` blocks or clusters.
+template <class Shape, class T = typename Shape::T>
+__global__ void __launch_bounds__(Shape::kLanes, 1)
+    short_add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
+                              T const* x, T const* residual,  // [rows, cols]
+                              void const* gamma,              // [cols] of T
+                              float share, float epsilon, bool sum_is_read, bool lets_in_early) {
+    typename Shape::Team team;
+    device::ShortRow<Shape> const row(team);
+    auto const first = row.spots(x), second = row.spots(residual);
+    auto const weights = row.parameter(gamma);
+    auto const to = row.spots(y), sum_to = row.spots(sum);
+    share = device::settled(share);
+    epsilon = device::settled(epsilon);
+    row.prefetch(first);
+    row.prefetch(second);
+    device::start_short(team, lets_in_early);
+    auto const items = row.load(first), others = row.load(second), gammas = row.load(weights);
+    auto const total = device::add<T>(items, others);
+    if (sum_is_read) row.store(sum_to, total);
+    auto wide = device::widen(total);
+    float const squares = device::sum_of_squares(wide);
+    auto const g = device::widen(gammas);
+    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
+    row.store(to, device::narrow<T>(wide));
+    team.leave();
+}
+
 // ---- launchers
 
 template <class T>
@@ -58,8 +89,18 @@ cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          int64_t rows, int64_t cols, float epsilon, bool sum_is_read,
                          cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, residual, y, sum);
+    bool const plain = device::plain_of<T>(gamma);
+    if (access == device::Access::kAligned && plain) {
+        auto const run = [&]<class Shape>(Shape, device::Machine const& machine,
+                                          device::ShortGrid const& few) {
+            return device::launch(short_add_rms_norm_kernel<Shape>, machine, few.grid, stream, y,
+                                  sum, x, residual, gamma.data, 1.f / cols, epsilon, sum_is_read,
+                                  few.lets_in_early);
+        };
+        if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
+    }
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
-        rows, cols, access, device::plain_of<T>(gamma),
+        rows, cols, access, plain,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(add_rms_norm_kernel<T, Shape>, machine, grid, stream, y, sum, x,
                                   residual, gamma, rows, static_cast<int>(cols), epsilon,

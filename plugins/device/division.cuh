@@ -1,11 +1,16 @@
 // Quotient and remainder of index arithmetic.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 namespace opfuse::device {
 
 struct Division {
     int64_t whole, rest;
+};
+struct ShortDivision {
+    uint32_t whole, rest;
 };
 
 // a / b of numbers that are not negative.  Division of 64 bits takes several times the
@@ -38,6 +43,33 @@ struct Divisor {
 
     uint32_t size, factor;
     int shift = 0;
+};
+
+// The same for numbers from 0 to `most`, whatever that is.
+struct Divider {
+    Divider(int64_t divisor, int64_t most)
+        : size(divisor), fits(fits_in(std::max(divisor, most))), divisor(fits ? divisor : 1) {}
+    Divider() : Divider(1, 0) {}
+
+    static bool fits_in(int64_t most) { return most <= std::numeric_limits<int32_t>::max(); }
+
+    // Where it fits.
+    __device__ ShortDivision divide(uint32_t a) const {
+        uint32_t const whole = divisor.quotient(a);
+        return {whole, a - whole * divisor.size};
+    }
+    __device__ Division divide(int64_t a) const {
+        if (fits) {
+            auto const [whole, rest] = divide(static_cast<uint32_t>(a));
+            return {whole, rest};
+        }
+        int64_t const whole = a / size;
+        return {whole, a - whole * size};
+    }
+
+    int64_t size;
+    bool fits;
+    Divisor divisor;
 };
 
 }  // namespace opfuse::device

@@ -42,6 +42,12 @@ __device__ inline float settled(float value) {
     asm volatile("" : "+f"(value));
     return value;
 }
+template <class T>
+__device__ T* settled(T* address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
 
 // Asks for the line at `address` to be in L2.  Allowed ahead of wait_for_previous: L2 is where all
 // multiprocessors meet, so that what is written later replaces what was fetched early.

@@ -93,4 +93,66 @@ __device__ void turn(Pair<kVec>& x, Pair<kVec> const& cos, Pair<kVec> const& sin
     }
 }
 
+// `item`, or minus that.
+template <class T, int kVec>
+__device__ Vec<T, kVec> with_sign(Vec<T, kVec> item, bool minus) {
+    if constexpr (sizeof(item) % sizeof(uint32_t) == 0) {
+        constexpr uint32_t kSigns = sizeof(T) == 4 ? 0x80000000u : 0x80008000u;
+        uint32_t words[sizeof(item) / sizeof(uint32_t)];
+        memcpy(words, &item, sizeof(item));
+#pragma unroll
+        for (uint32_t& word : words) word ^= minus ? kSigns : 0;
+        memcpy(&item, words, sizeof(item));
+    } else {
+        for (T& element : item.at) element = minus ? -element : element;
+    }
+    return item;
+}
+
+// How one vector of a head turns, the `at`-th of which the first `turning` do: by `other`, its
+// elements' partners, which lie half of those further, or behind, or are its neighbours.
+template <bool kInterleaved, int kVec>
+class Turn {
+  public:
+    __device__ Turn(int at, int turning) {
+        if constexpr (kInterleaved && kVec == 1) {
+            low_ = at % 2 == 0;
+            step_ = low_ ? 1 : -1;
+        } else {
+            low_ = at < turning / 2;
+            step_ = low_ ? turning / 2 : -(turning / 2);
+        }
+    }
+
+    template <class T>
+    __device__ Vec<T, kVec> other(T const* x, int64_t vector, Vec<T, kVec> const& own) const {
+        if constexpr (!kInterleaved || kVec == 1) {
+            return load<kVec>(x, vector + step_);
+        } else {
+            Vec<T, kVec> other;
+#pragma unroll
+            for (int i = 0; i < kVec; ++i) other.at[i] = own.at[i ^ 1];
+            return other;
+        }
+    }
+
+    template <class T>
+    __device__ Vec<T, kVec> apply(Vec<T, kVec> const& own, Vec<T, kVec> const& other,
+                                  Vec<float, kVec> const& cos, Vec<float, kVec> const& sin) const {
+        auto turned = widen(own);
+        constexpr bool kNeighbours = kInterleaved && kVec > 1;
+        auto const partner = widen(with_sign(other, !kNeighbours && low_));
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+            float const angle = kNeighbours && i % 2 == 0 ? -sin.at[i] : sin.at[i];
+            turned.at[i] = turned.at[i] * cos.at[i] + partner.at[i] * angle;
+        }
+        return narrow<T>(turned);
+    }
+
+  private:
+    bool low_;
+    int step_;  // in vectors
+};
+
 }  // namespace opfuse::device

@@ -132,18 +132,23 @@ class TeamOf {
         if (in_warp()) return around(own.mean, own, lanes_of_row(), share);
         float const known = count_of(rank_ * warps() + threadIdx.x / 32);
         Moments const here = around(own.mean, own, 32, known > 0.f ? __fdividef(1.f, known) : 0.f);
-        float const values[2] = {here.mean, here.squares};
-        auto const* partial = publish(values);
-        int const count = warps() * blocks_, width = width_of(count);
-        float const pivot = partial[0][0];
+        return merge_warps(here, share, count_of);
+    }
+
+    // Of all threads' `values`, as many in each; more than a warp.  `share`: 1 / the count of all.
+    template <int kValues>
+    __device__ Moments moments(float const (&values)[kValues], float share) {
+        constexpr float kOfWarp = 32 * kValues;
+        float const pivot = __shfl_sync(0xffffffffu, values[0], 0);  // as in merge_lanes
         float sums[2]{};
-#pragma unroll 1
-        for (int i = threadIdx.x & (width - 1); i < count; i += width) {
-            float const apart = partial[0][i] - pivot, total = count_of(i) * apart;
-            sums[0] += total;
-            sums[1] += partial[1][i] + total * apart;
+#pragma unroll
+        for (float const value : values) {
+            float const apart = value - pivot;
+            sums[0] += apart;
+            sums[1] += apart * apart;
         }
-        return around(pivot, sums, width, share);
+        Moments const here = around(pivot, sums, 32, 1.f / kOfWarp);
+        return merge_warps(here, share, [](int) { return kOfWarp; });
     }
 
     // Waits for the other blocks of the cluster to begin: the first reduction need not, then.
@@ -177,6 +182,17 @@ class TeamOf {
         bool const whole = kReach == Reach::kBlock || kReach == Reach::kCluster;
         return whole ? 32 : min(static_cast<int>(blockDim.x), 32);
     }
+    // `use(i)` for this thread's of `count` values that `width` lanes reduce.
+    template <class Use>
+    __device__ static void for_each_part(int count, int width, Use use) {
+        int i = threadIdx.x & (width - 1);
+        if constexpr (kReach == Reach::kBlock) {  // as many lanes as warps
+            if (i < count) use(i);
+        } else {
+#pragma unroll 1
+            for (; i < count; i += width) use(i);
+        }
+    }
     // How many lanes reduce `count` values.
     __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
 
@@ -206,6 +222,21 @@ class TeamOf {
         float const total = own.count * apart;
         float sums[2] = {total, own.squares + total * apart};
         return around(pivot, sums, width, share, count);
+    }
+    // Of warps with `count_of(warp)` values each.
+    template <class CountOf>
+    __device__ Moments merge_warps(Moments const& here, float share, CountOf count_of) {
+        float const values[2] = {here.mean, here.squares};
+        auto const* partial = publish(values);
+        int const count = warps() * blocks_, width = width_of(count);
+        float const pivot = partial[0][0];
+        float sums[2]{};
+        for_each_part(count, width, [&](int i) {
+            float const apart = partial[0][i] - pivot, total = count_of(i) * apart;
+            sums[0] += total;
+            sums[1] += partial[1][i] + total * apart;
+        });
+        return around(pivot, sums, width, share);
     }
     // `sums`: of the differences from `pivot`, and of their squares.
     __device__ static Moments around(float pivot, float (&sums)[2], int width, float share,
@@ -245,11 +276,9 @@ class TeamOf {
         if (in_warp()) return values[0];
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
-        int const at = threadIdx.x & (width - 1);
-        values[0] = at < count ? partial[at] : Operation::kNeutral;
-#pragma unroll 1
-        for (int i = at + 32; i < count; i += 32)
-            values[0] = Operation::combine(values[0], partial[i]);
+        values[0] = Operation::kNeutral;
+        for_each_part(count, width,
+                      [&](int i) { values[0] = Operation::combine(values[0], partial[i]); });
         reduce_lanes<Operation>(values, width);
         return values[0];
     }

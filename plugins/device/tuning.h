@@ -48,6 +48,14 @@ inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 // thread keeps four where it would have eight: 2048 rows take 13.0 with two, 13.4 with four.
 inline constexpr int kFewThreads = 1024;
 
+// Such rows that fill their threads (short_row.cuh): above this number of vectors a thread has two,
+// for eight warps add up faster than sixteen.  Up to so many rows, and where there is more than one
+// a multiprocessor, they let the next launch in ahead of their wait: 16 rows (4096)
+// take 1.11, 1.27, and 1.42 (RmsNorm, AddRmsNorm, AddLayerNorm), not 1.30, 1.44, and 1.58, 256
+// rows 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83; but 64 rows 1.54, 1.88, and 2.33,
+// not 1.45, 1.77, and 1.75.
+inline constexpr int kSlotsOfOne = 256, kShortRowsEarly = 16;
+
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
 // thread in flight, 86 with two, 79 with eight.
 inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;

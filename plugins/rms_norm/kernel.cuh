@@ -1,6 +1,7 @@
 // y = x * rsqrt(mean(x^2) + epsilon) * gamma over the last axis, in fp32.  Pure CUDA.
 #pragma once
 #include "../device/plan.cuh"
+#include "../device/short_row.cuh"
 #include "launch.h"
 
 namespace opfuse {
@@ -34,6 +35,31 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::for_each_row<Shape>(team, rows, cols, body, x);
 }
 
+// Of few rows; `rows` blocks or clusters.
+template <class Shape, class T = typename Shape::T>
+__global__ void __launch_bounds__(Shape::kLanes, 1)
+    short_rms_norm_kernel(T* y, T const* x,   // [rows, cols]
+                          void const* gamma,  // [cols] of T
+                          float share, float epsilon, bool lets_in_early) {
+    typename Shape::Team team;
+    device::ShortRow<Shape> const row(team);
+    auto const from = row.spots(x), weights = row.parameter(gamma);
+    auto const to = row.spots(y);
+    share = device::settled(share);
+    epsilon = device::settled(epsilon);
+    row.prefetch(from);
+    device::start_short(team, lets_in_early);
+    auto const items = row.load(from), gammas = row.load(weights);
+    auto wide = device::widen(items);
+    float const squares = device::sum_of_squares(wide);
+    auto const g = device::widen(gammas);
+    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
+    row.store(to, device::narrow<T>(wide));
+    team.leave();
+}
+
 // ---- launchers
 
 template <class T>
@@ -41,8 +67,17 @@ cudaError_t rms_norm(T* y, T const* x,         // [rows, cols]
                      device::Parameter gamma,  // [cols]
                      int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, y);
+    auto const plain = device::plain_of<T>(gamma);
+    if (access == device::Access::kAligned && plain) {
+        auto const run = [&]<class Shape>(Shape, device::Machine const& machine,
+                                          device::ShortGrid const& few) {
+            return device::launch(short_rms_norm_kernel<Shape>, machine, few.grid, stream, y, x,
+                                  gamma.data, 1.f / cols, epsilon, few.lets_in_early);
+        };
+        if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
+    }
     return device::with_row_shape<T, T, device::tuning::kItemsOfOne>(
-        rows, cols, access, device::plain_of<T>(gamma),
+        rows, cols, access, plain,
         [&]<class Shape>(Shape, device::Machine const& machine, device::Grid const& grid) {
             return device::launch(rms_norm_kernel<T, Shape>, machine, grid, stream, y, x, gamma,
                                   rows, static_cast<int>(cols), epsilon);

@@ -1,7 +1,7 @@
 #include "../core/op.h"
 
+#include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "../core/shapes.h"
 #include "../device/dispatch.h"
@@ -12,8 +12,8 @@ namespace {
 
 using Axis = RopeShape::Axis;
 
-// Rows of a tensor from one index of `axis` to the next; 0 where it is broadcast along it.
-// `rank` is that of x; axes that the tensor lacks are its first.
+// Rows of cos or sin from one index of x's `axis` to the next; 0 where they are broadcast along it.
+// `rank` is that of x; axes that they lack are its first.
 int64_t row_stride(Tensor const& tensor, int axis, int rank) {
     int const own = axis - (rank - tensor.rank);
     if (own < 0 || tensor.dims[own] == 1) return 0;
@@ -24,44 +24,22 @@ int64_t row_stride(Tensor const& tensor, int axis, int rank) {
 
 // Can one axis stand for both, the outer of which is `a`?
 bool joins(Axis const& a, Axis const& b) {
-    return a.stride == b.stride * b.size && a.cos_stride == b.cos_stride * b.size &&
-           a.sin_stride == b.sin_stride * b.size;
-}
-
-std::vector<Axis> axes_of(Tensor const& x, Tensor const& cos, Tensor const& sin) {
-    std::vector<Axis> axes;
-    for (int i = 0; i + 1 < x.rank; ++i) {
-        if (x.dims[i] == 1) continue;
-        Axis const axis{x.dims[i], row_stride(x, i, x.rank), row_stride(cos, i, x.rank),
-                        row_stride(sin, i, x.rank)};
-        if (axes.empty() || !joins(axes.back(), axis)) {
-            axes.push_back(axis);
-        } else {
-            int64_t const outer = axes.back().size;
-            axes.back() = axis;
-            axes.back().size *= outer;
-        }
-    }
-    return axes;
+    return a.cos_stride == b.cos_stride * b.size && a.sin_stride == b.sin_stride * b.size;
 }
 
 RopeShape shape_of(Tensor const& x, Tensor const& cos, Tensor const& sin) {
     RopeShape shape;
     shape.size = static_cast<int>(x.cols());
     shape.turning = static_cast<int>(cos.cols());
-    std::vector<Axis> axes = axes_of(x, cos, sin);
-    size_t repeat = axes.size();  // the longest axis along which all rows turn alike
-    for (size_t i = 0; i < axes.size(); ++i)
-        if (axes[i].cos_stride == 0 && axes[i].sin_stride == 0 &&
-            (repeat == axes.size() || axes[i].size > axes[repeat].size))
-            repeat = i;
-    for (size_t i = 0; i < axes.size(); ++i) {
-        if (i != repeat) {
-            shape.axes[shape.axis_count++] = axes[i];
+    for (int i = 0; i + 1 < x.rank; ++i) {
+        if (x.dims[i] == 1) continue;
+        Axis axis{x.dims[i], row_stride(cos, i, x.rank), row_stride(sin, i, x.rank)};
+        Axis& last = shape.axes[std::max(shape.axis_count - 1, 0)];
+        if (shape.axis_count > 0 && joins(last, axis)) {
+            axis.size *= last.size;
+            last = axis;
         } else {
-            shape.repeats = axes[i].size;
-            shape.repeat_stride = axes[i].stride;
-            shape.repeats_inside = i + 1 == axes.size();
+            shape.axes[shape.axis_count++] = axis;
         }
     }
     return shape;

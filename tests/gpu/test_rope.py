@@ -62,6 +62,23 @@ def test_rope(
             buffers.check_guards()
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rope_of_many_heads(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype, interleaved: bool
+) -> None:
+    """More vectors than are in flight at once, and a last block that is not full."""
+    own, positions = ("2 8 8201 d", "2 1 8201 r"), ("2 8 8201 d", "8201 r")
+    flat, flat_own = ("2 8201 8 d", "8201 1 r"), ("2 8201 8 d", "2 8201 1 r")
+    for x_dims, cache_dims in (own, positions, flat, flat_own):
+        for cache in {dtype, torch.float32}:
+            x = normal(generator, shape(x_dims, 64, 32), dtype)
+            cos, sin = (normal(generator, shape(cache_dims, 64, 32), cache) for _ in range(2))
+            y = torch.full_like(x, NAN)
+            runner("Rope", attributes(64, 32, interleaved), [x, cos, sin], [y])
+            runner.compare("Rope", y, rope(x, cos, sin, interleaved=interleaved))
+
+
 def test_cos_and_sin_of_other_shapes(runner: Runner, generator: torch.Generator) -> None:
     x = normal(generator, (2, 3, 5, 64), torch.float16)
     cos, sin = normal(generator, (5, 64), torch.float32), normal(generator, (2, 3, 1, 64), x.dtype)

@@ -1,0 +1,168 @@
+// Few rows, each of which just fills one block or cluster: every instruction behind the wait counts
+// there.  All addresses are known ahead of it; behind it are the loads, one reduction, the stores.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <optional>
+
+#include "launch.cuh"
+#include "team.cuh"
+#include "vec.cuh"
+
+namespace opfuse::device {
+
+// How the row is spread: kItems 16-byte vectors a thread.
+template <class Type, int kItemCount, Reach kTeamReach>
+struct ShortShape {
+    using T = Type;
+    static constexpr int kVec = kVecBytes / sizeof(T), kItems = kItemCount;
+    static constexpr int kCount = kVec * kItems;  // elements of a thread
+    static constexpr int kLanes = tuning::kMaxLanes / kItems;
+    using Team = TeamOf<kTeamReach>;
+    using Items = Vec<T, kCount>;
+    using Wide = Vec<float, kCount>;
+};
+
+// This thread's vectors of a tensor.
+template <class Element, int kItems>
+struct Spots {
+    Element* at[kItems];
+};
+
+template <class Shape>
+class ShortRow {
+  public:
+    using T = typename Shape::T;
+    using Items = typename Shape::Items;
+    static constexpr int kVec = Shape::kVec, kItems = Shape::kItems;
+
+    // The rows are the blocks' or clusters', one each.
+    __device__ explicit ShortRow(typename Shape::Team const& team)
+        : column_(team.lane() * kVec),
+          start_(static_cast<int>(blockIdx.x) / team.blocks() * team.lanes() * Shape::kCount),
+          step_(team.lanes() * kVec) {}
+
+    // Of a [rows, cols] tensor, and of a [cols] parameter.
+    template <class Element>
+    __device__ Spots<Element, kItems> spots(Element* tensor) const {
+        return spots_from(tensor + start_);
+    }
+    __device__ Spots<T const, kItems> parameter(void const* data) const {
+        return spots_from(static_cast<T const*>(data));
+    }
+
+    __device__ void prefetch(Spots<T const, kItems> const& spots) const {
+        constexpr int kThreadsOfSector = 32 / kVecBytes;
+        if (threadIdx.x % kThreadsOfSector != 0) return;
+        for (T const* spot : spots.at) device::prefetch(spot);
+    }
+    __device__ Items load(Spots<T const, kItems> const& spots) const {
+        Items items;
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+            auto const part = device::load<kVec>(spots.at[i], 0);
+            memcpy(items.at + i * kVec, part.at, sizeof(part));
+        }
+        return items;
+    }
+    __device__ void store(Spots<T, kItems> const& spots, Items const& items) const {
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+            Vec<T, kVec> part;
+            memcpy(part.at, items.at + i * kVec, sizeof(part));
+            device::store(spots.at[i], 0, part);
+        }
+    }
+
+  private:
+    template <class Element>
+    __device__ Spots<Element, kItems> spots_from(Element* row) const {
+        Spots<Element, kItems> spots;
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) spots.at[i] = settled(row + column_ + i * step_);
+        return spots;
+    }
+
+    int column_, start_, step_;
+};
+
+// Between the last prefetch and the first load.
+template <class Team>
+__device__ void start_short(Team& team, bool lets_in_early) {
+    team.meet();
+    if (lets_in_early) let_next_start();
+    wait_for_previous();
+    if (!lets_in_early) let_next_start();
+}
+
+// What one instruction adds.
+float unit_of(float);
+__half2 unit_of(__half);
+__nv_bfloat162 unit_of(__nv_bfloat16);
+
+__device__ inline float add_two(float a, float b) { return a + b; }
+__device__ inline __half2 add_two(__half2 a, __half2 b) { return __hadd2(a, b); }
+__device__ inline __nv_bfloat162 add_two(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hadd2(a, b);
+}
+
+// a + b, rounded once: two elements an instruction where those have 16 bits.
+template <class T, int kCount>
+__device__ Vec<T, kCount> add(Vec<T, kCount> const& a, Vec<T, kCount> const& b) {
+    using Unit = decltype(unit_of(T{}));
+    constexpr int kUnits = kCount * sizeof(T) / sizeof(Unit);
+    Unit first[kUnits], second[kUnits];
+    memcpy(first, &a, sizeof(a));
+    memcpy(second, &b, sizeof(b));
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) first[i] = add_two(first[i], second[i]);
+    Vec<T, kCount> total;
+    memcpy(&total, first, sizeof(total));
+    return total;
+}
+
+// In two chains.
+template <int kCount>
+__device__ float sum_of_squares(Vec<float, kCount> const& values) {
+    float total[2]{};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i] * values.at[i];
+    return total[0] + total[1];
+}
+
+// ---- on the host
+
+struct ShortGrid {
+    Grid grid;
+    bool lets_in_early;
+};
+
+// Calls `run(ShortShape, Machine, ShortGrid)`, unless rows are too many or do not fill their
+// threads.
+template <class T, class Run>
+std::optional<cudaError_t> with_short_shape(int64_t rows, int64_t cols, Run run) {
+    using namespace tuning;
+    constexpr int kVec = kVecBytes / sizeof(T);
+    Machine machine;
+    if (rows <= 0 || cols <= 0 || cols > kVec * kMaxLanes * kBlocksOfSplit) return std::nullopt;
+    if (cudaError_t const status = current_machine(machine); status != cudaSuccess) return status;
+    int64_t const slots = cols / kVec;
+    if (rows * slots > int64_t{kFewThreads} * machine.multiprocessors) return std::nullopt;
+    auto const with = [&]<class Shape>(Shape shape, int blocks) {
+        ShortGrid grid;
+        grid.grid.cluster = blocks;
+        grid.grid.blocks = rows * blocks;
+        grid.grid.threads = dim3(static_cast<unsigned>(slots / Shape::kItems / blocks));
+        grid.lets_in_early = rows <= kShortRowsEarly || rows > machine.multiprocessors;
+        return run(shape, machine, grid);
+    };
+    if (rows <= kRowsToSplit && slots > kSlotsToSplit && machine.has_clusters()) {
+        if (slots % (32 * kBlocksOfSplit) != 0) return std::nullopt;
+        return with(ShortShape<T, 1, Reach::kCluster>{}, kBlocksOfSplit);
+    }
+    if (slots <= 32 || slots > kMaxLanes || slots % 32 != 0) return std::nullopt;
+    if (slots > kSlotsOfOne && slots % 64 == 0) return with(ShortShape<T, 2, Reach::kBlock>{}, 1);
+    return with(ShortShape<T, 1, Reach::kBlock>{}, 1);
+}
+
+}  // namespace opfuse::device
