@@ -49,11 +49,12 @@ inline constexpr int kRowsToSplit = 8, kSlotsToSplit = 128, kBlocksOfSplit = 4;
 inline constexpr int kFewThreads = 1024;
 
 // Such rows that fill their threads (short_row.cuh): above this number of vectors a thread has two,
-// for eight warps add up faster than sixteen.  Up to so many rows, and where there is more than one
-// a multiprocessor, they let the next launch in ahead of their wait: 16 rows (4096)
-// take 1.11, 1.27, and 1.42 (RmsNorm, AddRmsNorm, AddLayerNorm), not 1.30, 1.44, and 1.58, 256
-// rows 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83; but 64 rows 1.54, 1.88, and 2.33,
-// not 1.45, 1.77, and 1.75.
+// for eight warps add up faster than sixteen: 64 rows (4096) take 1.50 and 1.79 (RmsNorm,
+// AddLayerNorm), not 1.58 and 1.82.  Up to so many rows, and where there is more than one a
+// multiprocessor, they let the next launch in ahead of their wait: in an experiment 16 rows (4096)
+// took 1.10, 1.27, and 1.42 (RmsNorm, AddRmsNorm, AddLayerNorm), not 1.30, 1.44, and 1.58, and 256
+// rows 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83; but 64 rows 1.54, 1.88, and 2.33, not 1.45,
+// 1.77, and 1.75.  Clusters of two for 9 to 64 rows: 64 take 1.60, 1.82, and 1.85.
 inline constexpr int kSlotsOfOne = 256, kShortRowsEarly = 16;
 
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
