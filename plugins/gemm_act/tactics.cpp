@@ -46,7 +46,8 @@ constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool suits(Way const& way, Gemm const& g) {
     if (way.tactic == kNarrow64 && g.rows <= 32) return false;
     if (!g.gated) return way.rows > 64 || g.rows <= 128;
-    return way.rows > 64 ? g.rows > 64 : way.rows > 16 || g.rows <= 16;
+    if (way.rows > 64) return g.rows > (way.rows > 128 ? 128 : 64);
+    return way.rows > 16 || g.rows <= 16;
 }
 
 int64_t of_memory(Gemm const& g) { return int64_t{g.depth} * g.cols * (g.gated ? 4 : 2) / kBytes; }
