@@ -38,6 +38,7 @@ struct HopperLauncher {
             if (tactic == kNarrow16) return as<kColumns, 1, 2, 16, 10>(16);
             if (tactic == kTurns192) return as<kTurns, 2, 2, 192, 4>(11);
         } else {
+            if (tactic == kNarrowParts2) return as<kParts, 1, 1, 16, 16>(1, 2);
             if (int const parts = parts_of(tactic)) return in_parts(parts);
             if (tactic == kColumns256) return as<kColumns, 2, 1, 256, 4>(8);
             if (tactic == kColumns192) return as<kColumns, 2, 1, 192, 4>(11);

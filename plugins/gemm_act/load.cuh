@@ -32,7 +32,7 @@ __device__ void load_weight(unsigned char* to, GemmMaps const& maps, uint64_t* b
 
 // Asks for the first stages of the weight to be in L2, which is allowed ahead of wait_for_previous,
 // by the consumers, who wait for it: the copy engine would be late for the stages themselves.
-template <class S, bool kByRows>
+template <class S, bool kByRows, bool kGated>
 __device__ void prefetch_weight(Gemm const& g, GemmTile const& tile, GemmSteps steps) {
     constexpr int kMost = 12;
     constexpr int kLines = S::kBoxes * 64;  // of 128 bytes, of a stage
@@ -40,9 +40,11 @@ __device__ void prefetch_weight(Gemm const& g, GemmTile const& tile, GemmSteps s
     for (int i = threadIdx.x - 128; i < lines; i += 128 * S::kGroups) {
         int const box = i % S::kBoxes, inside = i / S::kBoxes % 64;
         int const k = (steps.begin + i / kLines) * S::kDepth + (kByRows ? inside : 0);
-        int const col = tile.col + box * 64 + (kByRows ? 0 : inside);
+        bool const up = kGated && box >= S::kBoxes / 2;
+        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * 64 + (kByRows ? 0 : inside);
         if (k >= g.depth || col >= g.cols) continue;
-        int64_t const at = kByRows ? k * int64_t{g.cols} + col : col * int64_t{g.depth} + k;
+        int64_t const stride = kByRows ? int64_t{g.cols} * (kGated ? 2 : 1) : g.depth;
+        int64_t const at = kByRows ? k * stride + col + (up ? g.cols : 0) : col * stride + k;
         device::prefetch(static_cast<uint16_t const*>(g.weight) + at);
     }
 }

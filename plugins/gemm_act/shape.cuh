@@ -34,7 +34,7 @@ struct GemmShape {
     static constexpr int kStageBytes = kXBytes + kBoxes * kOfBox;
     static constexpr int kReaders = kTurns ? 1 : kGroups;  // groups that read a stage
     // Blocks ask for their first tile's weight to be in L2 while they wait for the kernel before.
-    static constexpr bool kAsksEarly = kParts || (kGroups == 1 && kHeights == 1);
+    static constexpr bool kAsksEarly = kParts || (kGroups == 1 && (kHeights == 1 || kRows <= 16));
     // Groups that share a tile find its residual in a stage each, behind those of the depth.
     static constexpr bool kResidualStages = !kTurns && !kParts && kHeights == 1;
     // y leaves in chunks of 64 columns, as many at once as a group has slots for.
@@ -44,13 +44,15 @@ struct GemmShape {
     static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
     static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
     static constexpr int kExchange = kChunks + kChunksBytes;  // where parts' sums do
-    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.
+    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.  One group has 4
+    // slices, of two parts.
     static constexpr int kExchangeBytes = kParts ? kRows * kWeightCols * 5 : 0;
     static constexpr int kBarriers = kExchange + kExchangeBytes;
     static constexpr int kSharedBytes = kBarriers + 1024 + 256;
     // Blocks on a multiprocessor: with few sums, the next kernel's may come before this one's end.
-    static constexpr int kResident = kParts && kRows * kHeights <= 32 ? 2 : 1;
-    static_assert(kSharedBytes * kResident + 1024 * kResident <= 228 * 1024);
+    static constexpr int kMostShared = 228 * 1024, kTaken = kSharedBytes + 1024;
+    static constexpr int kResident = kParts && kRows <= 32 && 2 * kTaken <= kMostShared ? 2 : 1;
+    static_assert(kTaken * kResident <= kMostShared);
 
     // Columns of y.
     template <bool kGated>

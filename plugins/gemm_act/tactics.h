@@ -25,10 +25,11 @@ enum class Tactic : int32_t {
     kParts8 = 13,
     kBlas = 14,  // by cuBLASLt, where that is and has the epilogue; never chosen unasked
     kTurns192 = 15,
-    kNarrow64 = 16,  // 64 rows by 64 columns, one warp group
-    kNarrow16 = 17,  // gated: 16 rows
+    kNarrow64 = 16,      // 64 rows by 64 columns, one warp group
+    kNarrow16 = 17,      // gated: 16 rows
+    kNarrowParts2 = 18,  // as kParts2, 16 rows by 64 columns, one warp group
 };
-inline constexpr int kTactics = 18;
+inline constexpr int kTactics = 19;
 
 // Blocks that share a tile's depth, of a way for few rows; else 0.
 int parts_of(Tactic tactic);
