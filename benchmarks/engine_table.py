@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from opfuse.engine.verdicts import LEAVE, NATIVE, SECTION, Verdict, plugins_of, read
@@ -30,8 +31,8 @@ def ratio(us: Mapping[str, float], op: str) -> float:
 
 
 def table(gpu: str, locks: Sequence[Path]) -> dict[str, Any]:
-    """The table of all verdicts; where two have the same size, the last one counts."""
-    ops: dict[str, dict[int, float]] = {}
+    """The table of all verdicts; where several have the same size, the median counts."""
+    ops: dict[str, dict[int, list[float]]] = {}
     targets = set()
     for lock in locks:
         section = json.loads(lock.read_text()).get(SECTION, {})
@@ -39,14 +40,17 @@ def table(gpu: str, locks: Sequence[Path]) -> dict[str, Any]:
             targets.add(target.partition(" ")[2])
             for verdict in read(section, target).values():
                 for op, elements, found in _points(verdict):
-                    ops.setdefault(op, {})[elements] = round(found, 3)
+                    ops.setdefault(op, {}).setdefault(elements, []).append(found)
     (tensorrt,) = targets
     return {
         "gpu": gpu,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "tensorrt": tensorrt,
         "source": _SOURCE,
-        "ops": {op: sorted(map(list, points.items())) for op, points in sorted(ops.items())},
+        "ops": {
+            op: [[size, round(median(found), 3)] for size, found in sorted(points.items())]
+            for op, points in sorted(ops.items())
+        },
     }
 
 

@@ -34,7 +34,7 @@ _KINDS = (
     ("norms", re.compile(r"opfuse::.*norm_kernel")),
     (
         "attention",
-        re.compile(r"opfuse::[\w:]*(hopper|short|plain|decode|combine|prefill)\w*kernel"),
+        re.compile(r"opfuse::[\w:]*(hopper|heads|short|plain|decode|combine|prefill)\w*kernel"),
     ),
     ("other plugins", re.compile(r"opfuse::")),
 )

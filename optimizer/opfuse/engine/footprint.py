@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-from onnx import ModelProto, inliner
+from onnx import ModelProto, helper, inliner
 
 from opfuse.engine.cut import HEAVY
 from opfuse.engine.outline import outline
@@ -53,12 +53,10 @@ def of_tensorrt(model: ModelProto, profile: Profile) -> int:
     TensorRT fuses what is small into the products around it. What it has to keep is taken to be
     what these read and write.
     """
-    whole = ModelProto()
-    whole.CopyFrom(model)
+    whole = _light(model)
     for node in whole.graph.node:
         if is_plugin(node):
             leave(whole, node)
-    _drop_large_weights(whole)
     whole = inliner.inline_local_functions(whole)
     ends = (*whole.graph.input, *whole.graph.output, *whole.graph.initializer)
     fixed = {item.name for item in ends}
@@ -74,15 +72,17 @@ def of_tensorrt(model: ModelProto, profile: Profile) -> int:
     return memory.place(lives(found, types_of(whole), profile)).bytes
 
 
-def _drop_large_weights(model: ModelProto) -> None:
-    """Make them inputs: inlining copies the model, and shapes follow from small ones alone."""
-    weights = list(model.graph.initializer)
-    del model.graph.initializer[:]
-    for item in weights:
+def _light(model: ModelProto) -> ModelProto:
+    """A copy in which large weights are inputs: shapes follow from small ones alone."""
+    graph = helper.make_graph(model.graph.node, "", model.graph.input, model.graph.output)
+    for item in model.graph.initializer:
         if prod(item.dims) <= _SMALL:
-            model.graph.initializer.append(item)
+            graph.initializer.append(item)
         else:
-            model.graph.input.append(Typed(item.data_type, tuple(item.dims)).info(item.name))
+            graph.input.append(Typed(item.data_type, tuple(item.dims)).info(item.name))
+    copy = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
+    copy.ir_version = model.ir_version
+    return copy
 
 
 def lives(

@@ -21,7 +21,7 @@ EXACT = frozenset({"GemmAct", "GatedGemm"})
 TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
-_APART = 0.03  # the same for a plugin that saves an engine, where the bundle is too large
+_APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
 _SPARED = "with an engine between plugins the bundle would take more memory than TensorRT alone"
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
@@ -118,12 +118,13 @@ def decide(
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
     A gain counts where it is more than the noise and more than three thousandths of the time.
-    Plugins that are more exact may lose a twentieth. Those that save an engine (``apart``) need no
-    gain, and may lose three hundredths if memory is short: see engine/footprint. The first point is
-    the one that the engine is tuned for, which decides between variants.
+    Plugins that are more exact may lose a twentieth. Where TensorRT has an engine for nothing else
+    (``apart``), all plugins together save it: they need no gain, and may lose a twentieth if memory
+    is short (engine/footprint). The first point is the one that the engine is tuned for, which
+    decides between variants.
     """
-    fast = _best(times, _LEAST_GAIN if apart else 0.0)
-    sparing = _best(times, _APART) if apart else fast
+    fast = _best(times, frozenset(ops), _LEAST_GAIN if apart else 0.0)
+    sparing = _best(times, frozenset(ops), _APART) if apart else fast
     us = {
         point: {name: round(median(values), 2) for name, values in found.items() if values}
         for point, found in times.items()
@@ -132,15 +133,15 @@ def decide(
     return Verdict(fast, tuple(ops), us, library, "measured here", work or {}, instead)
 
 
-def _best(times: Times, saved: float) -> str:
-    """The variant that wins where plugins may be slower by this share of TensorRT's time."""
+def _best(times: Times, every: frozenset[str], saved: float) -> str:
+    """The variant that wins where all plugins may be slower by this share of TensorRT's time."""
     points = list(times)
     candidates = [name for name in times[points[0]] if name != LEAVE] if points else []
     better: dict[str, float] = {}
     for name in candidates:
         gains = [_gain(times[point], name) for point in points]
         plugins = plugins_of(name)
-        own = saved if plugins else 0.0
+        own = saved if every.issubset(plugins) else 0.0
         worth = _WORTH if plugins and EXACT.issuperset(plugins) else 0.0
         known = [gain for gain in gains if gain is not None]
         if len(known) == len(gains) and _wins(known, max(own, worth)):
