@@ -39,9 +39,10 @@ cudaError_t hopper(Attention const& a, cudaStream_t stream) {
     return hopper_attention<256>(a, T{}, stream);
 }
 
-// Whether the Hopper kernel for few queries does: queries of one position, where heads share keys.
+// Whether the Hopper kernel for few queries does: queries of one position, where heads share keys,
+// and no more of them than one product has.
 bool suits_hopper_decode(Attention const& a) {
-    bool const rows = a.queries == 1 || a.heads == a.kv_heads;
+    bool const rows = a.heads == a.kv_heads || a.queries == 1 && a.heads / a.kv_heads <= 64;
     return rows && std::max(a.head_size, a.value_size) <= 128 && only_scales(a) && suits_hopper(a);
 }
 

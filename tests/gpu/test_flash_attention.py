@@ -135,6 +135,14 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
         check(runner, generator, case, torch.float16, "many")
 
 
+def test_heads_that_share_keys(runner: Runner, generator: torch.Generator) -> None:
+    """As many as a product has rows, and more (Falcon has 71)."""
+    for size, (heads, kv_heads) in itertools.product((64, 128), ((64, 1), (71, 1), (142, 2))):
+        for keys in (70, 1000):
+            case = Case(1, keys, size, heads=heads, kv_heads=kv_heads)
+            check(runner, generator, case, torch.float16, "decode")
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """Blocks of keys that a mask hides from all queries may be left out, with no other result."""
