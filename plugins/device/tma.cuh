@@ -95,6 +95,18 @@ __device__ inline void arrive_to_meet(int name, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
+// Threads meet, and all learn whether any of them says so.
+__device__ inline bool meet_and_ask(int name, int threads, bool says) {
+    uint32_t any;
+    asm volatile(
+        "{.reg .pred own, all; setp.ne.b32 own, %3, 0; bar.red.or.pred all, %1, %2, own; "
+        "selp.u32 %0, 1, 0, all;}"
+        : "=r"(any)
+        : "r"(name), "r"(threads), "r"(static_cast<uint32_t>(says))
+        : "memory");
+    return any;
+}
+
 // Registers of each thread of this warp group from here on.
 template <int kCount>
 __device__ void take_registers() {

@@ -7,7 +7,6 @@
 #pragma once
 #include <algorithm>
 
-#include "../device/reduce.cuh"
 #include "prefill.cuh"
 
 namespace opfuse {
@@ -38,6 +37,7 @@ struct KeySplits {
     int keys = 0;  // of one split; a multiple of what a block takes in one step
     float* results = nullptr;
     float* statistics = nullptr;
+    int arrivals = -1;  // the set that counts the splits whose results are there; -1: none does
 };
 
 __device__ inline int64_t first_result(int kv_index, int split, KeySplits const& splits, int rows) {
@@ -189,35 +189,68 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     }
 }
 
-// One block a row: y = the splits' results, each scaled by its share of the weights.
+// Of a row: the lanes that add up its splits' results, and the columns that each of them has.
+template <int kSize>
+inline constexpr int kCombineLanes = kSize / 4 < 32 ? kSize / 4 : 32;
+
+// y = the splits' results of a row, each scaled by its share of the weights.
 template <class T, int kSize, bool kPlain>
-__global__ void __launch_bounds__(kSize) combine_kernel(Attention const a, KeySplits const splits) {
-    __shared__ float shares[kMaxParts];
-    int const rows = a.heads / a.kv_heads * a.queries, index = blockIdx.x;
-    int const kv_index = index / rows, row = index % rows;
+__device__ void combine_row(Attention const& a, KeySplits const& splits, int kv_index, int row,
+                            int lane) {
+    constexpr int kLanes = kCombineLanes<kSize>, kColumns = kSize / kLanes, kAtOnce = 64 / kColumns;
+    using Columns = device::Vec<float, kColumns>;
+    int const rows = a.heads / a.kv_heads * a.queries;
     int64_t const first = first_result(kv_index, 0, splits, rows) + row;
-    device::wait_in_turn();
     float const log2_scale = kPlain ? a.scale * kLog2E : kLog2E;
     auto const* const statistics = reinterpret_cast<float2 const*>(splits.statistics) + first;
-    int const lane = threadIdx.x % 32, col = threadIdx.x;
-    float top = -INFINITY, sum = 0.f;  // each warp for itself
-    for (int i = lane; i < splits.count; i += 32) top = fmaxf(top, statistics[i * rows].x);
-    top = device::warp_max(top);
-    for (int i = lane; i < splits.count; i += 32) {
-        float2 const own = statistics[i * rows];
-        float const factor = share(own.x, top, log2_scale);
-        sum += own.y * factor;
-        if (threadIdx.x < 32) shares[i] = factor;
-    }
-    sum = device::warp_sum(sum);
-    __syncthreads();
-    float result = 0.f;
+    auto const part = [&](int i) {
+        return device::load<kColumns>(splits.results + (first + i * rows) * kSize, lane);
+    };
+    Columns early[kAtOnce];  // on their way while the shares are worked out
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+        if (i < splits.count) early[i] = part(i);
+    float top = -INFINITY, sum = 0.f;
+    for (int i = lane; i < splits.count; i += kLanes) top = fmaxf(top, statistics[i * rows].x);
+#pragma unroll
+    for (int i = 1; i < kLanes; i *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
+    float result[kColumns] = {};
+    auto const add = [&](Columns const& own, float factor) {
+#pragma unroll
+        for (int e = 0; e < kColumns; ++e) result[e] = fmaf(own.at[e], factor, result[e]);
+    };
+    for (int begin = 0; begin < splits.count; begin += kLanes) {
+        float factor = 0.f;
+        if (begin + lane < splits.count) {
+            float2 const own = statistics[(begin + lane) * rows];
+            factor = share(own.x, top, log2_scale);
+            sum += own.y * factor;
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            float const of_part = __shfl_sync(0xffffffffu, factor, i, kLanes);
+            if (begin == 0 && i < splits.count) add(early[i], of_part);
+        }
 #pragma unroll 8
-    for (int i = 0; i < splits.count; ++i)
-        result = fmaf(splits.results[(first + i * rows) * kSize + col], shares[i], result);
-    if (col < a.value_size)
-        PackedRow(a, kv_index % a.kv_heads, row).in<T>(a.y, kv_index / a.kv_heads)[col] =
-            device::from_float<T>(normalised(result, sum, a.nan_guard));
+        for (int i = begin == 0 ? kAtOnce : 0; i < min(kLanes, splits.count - begin); ++i)
+            add(part(begin + i), __shfl_sync(0xffffffffu, factor, i, kLanes));
+    }
+#pragma unroll
+    for (int i = 1; i < kLanes; i *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+    T* const y = PackedRow(a, kv_index % a.kv_heads, row).in<T>(a.y, kv_index / a.kv_heads);
+#pragma unroll
+    for (int e = 0; e < kColumns; ++e)
+        if (lane * kColumns + e < a.value_size)
+            y[lane * kColumns + e] = device::from_float<T>(normalised(result[e], sum, a.nan_guard));
+}
+
+// One block a row.
+template <class T, int kSize, bool kPlain>
+__global__ void __launch_bounds__(32) combine_kernel(Attention const a, KeySplits const splits) {
+    int const rows = a.heads / a.kv_heads * a.queries;
+    device::wait_in_turn();
+    combine_row<T, kSize, kPlain>(a, splits, blockIdx.x / rows, blockIdx.x % rows,
+                                  threadIdx.x % kCombineLanes<kSize>);
 }
 
 // ---- launchers
@@ -248,7 +281,7 @@ template <class T, int kSize, bool kPlain>
 cudaError_t launch_combine(Attention const& a, KeySplits const& splits,
                            device::Machine const& machine, cudaStream_t stream) {
     if (splits.count == 1) return cudaSuccess;
-    device::Grid const rows{a.batch * a.heads * a.queries, dim3(kSize)};
+    device::Grid const rows{a.batch * a.heads * a.queries, dim3(32)};
     return device::launch(combine_kernel<T, kSize, kPlain>, machine, rows, stream, a, splits);
 }
 

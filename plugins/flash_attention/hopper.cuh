@@ -34,6 +34,10 @@ struct WholeResults {
 template <class T, class S, Scores kScores, class Results = WholeResults<T, S>>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
+    // Results that are added up are those of few queries, which wait for memory anyway: what
+    // packing loses of their weights is multiplied too, for a quarter less error.
+    static constexpr int kParts = std::is_same_v<Results, WholeResults<T, S>> ? 1 : 2;
+    using Weights = uint32_t[kParts][kBlocks / 2][4];
 
     Attention const& a;
     HopperBarriers<S>& barriers;
@@ -104,11 +108,18 @@ struct HopperConsumer {
         issue_scores<T, S>(s, queries + tiles % S::kTiles * (S::kQueryBytes / 16),
                            keys + stage(steps) * (S::kTileBytes / 16));
     }
-    __device__ void issue_results_of(float (&out)[S::kSize / 8][4],
-                                     uint32_t const (&p)[kBlocks / 2][4], uint32_t step) const {
+    __device__ void issue_results_of(float (&out)[S::kSize / 8][4], Weights const& p,
+                                     uint32_t step) const {
+        uint64_t const v = values + stage(step) * (S::kTileBytes / 16);
         wait_for(barriers.value_full, step);
         device::fence_products();
-        issue_results<T, S, true>(out, p, values + stage(step) * (S::kTileBytes / 16));
+        add_values<T, S>(out, p[0], v);
+        if constexpr (kParts == 2) add_values<T, S>(out, p[1], v);
+        device::commit_products();
+    }
+    __device__ static void pack(Weights& p, float const (&s)[kBlocks][4]) {
+        pack_weights<T>(p[0], s);
+        if constexpr (kParts == 2) pack_rest<T>(p[1], p[0], s);
     }
     // What the scores were computed from is read.
     __device__ void release_scores(HopperRows const& rows) const {
@@ -150,7 +161,7 @@ struct HopperConsumer {
         HopperRows rows;
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
-        uint32_t p[kBlocks / 2][4];
+        Weights p;
         for (; begin(rows); ++tiles) {
             RunningSoftmax softmax;
             clear(out);
@@ -161,7 +172,7 @@ struct HopperConsumer {
             device::pin(s);
             release_scores(rows);
             weigh(s, softmax, rows);
-            pack_weights<T>(p, s);
+            pack(p, s);
             bool ends = rows.block == rows.begin;
             while (follow(rows)) {
                 ++steps;
@@ -188,7 +199,7 @@ struct HopperConsumer {
                 } else {
                     scale_rows(out, correction);
                 }
-                pack_weights<T>(p, s);
+                pack(p, s);
                 ends = rows.block == rows.begin;
             }
             issue_results_of(out, p, steps);

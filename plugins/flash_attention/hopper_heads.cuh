@@ -196,6 +196,19 @@ struct HeadsConsumer {
     }
 };
 
+// Asks for what this block multiplies first to be in L2; for a second head too it would take 22.4
+// us of a ViT, not 20.5 (22.5 without).
+template <class S>
+__device__ void prefetch_first(Attention const& a, HeadOrder const& order,
+                               AttentionMaps const& maps) {
+    if (blockIdx.x >= order.units) return;
+    HeadUnit const unit(a, blockIdx.x, order.parts, order.most);
+    device::prefetch_box(maps.k, 0, 0, unit.kv_head, unit.batch);
+    for (int tile = 0; tile < unit.tiles; ++tile)
+        device::prefetch_box(maps.q, 0, unit.first_row + 64 * tile, unit.head, unit.batch);
+    device::prefetch_box(maps.v, 0, 0, unit.kv_head, unit.batch);
+}
+
 template <class T, class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     heads_kernel(Attention const a, HeadOrder const order,
@@ -204,7 +217,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const stages = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     auto& barriers = *reinterpret_cast<HeadsBarriers<S>*>(stages + S::kStages * S::kStageBytes);
     if (threadIdx.x == 0) barriers.init();
-    if (threadIdx.x == 128 * S::kGroups) prefetch_maps(maps);
+    if (threadIdx.x == 128 * S::kGroups) {
+        prefetch_maps(maps);
+        prefetch_first<S>(a, order, maps);
+    }
     __syncthreads();
     device::wait_in_turn();
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);

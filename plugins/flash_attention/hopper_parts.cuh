@@ -47,10 +47,10 @@ __device__ void issue_scores(float (&s)[kBlocks][4], uint64_t q, uint64_t k) {
     device::commit_products();
 }
 
-// out = p v, or += with kAdd; one group of products.
-template <class T, class S, bool kAdd, int kSteps>
-__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
-                              uint64_t v) {
+// out += p v, or = without kAdd; not a group of its own.
+template <class T, class S, bool kAdd = true, int kSteps>
+__device__ void add_values(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
+                           uint64_t v) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
         uint64_t const b = v + step * 16 * device::kBoxBytes / 16;
@@ -59,6 +59,13 @@ __device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)
         else
             device::multiply_registers<T, false>(out, p[step], b);
     }
+}
+
+// The same as one group of products.
+template <class T, class S, bool kAdd, int kSteps>
+__device__ void issue_results(float (&out)[S::kSize / 8][4], uint32_t const (&p)[kSteps][4],
+                              uint64_t v) {
+    add_values<T, S, kAdd>(out, p, v);
     device::commit_products();
 }
 
@@ -70,6 +77,20 @@ __device__ void pack_weights(uint32_t (&p)[kSteps][4], float const (&s)[2 * kSte
         for (int i = 0; i < 4; ++i) {
             float const(&from)[4] = s[2 * step + i / 2];
             p[step][i] = device::pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+        }
+}
+
+// What packing lost of the weights, as weights of their own.
+template <class T, int kSteps>
+__device__ void pack_rest(uint32_t (&rest)[kSteps][4], uint32_t const (&p)[kSteps][4],
+                          float const (&s)[2 * kSteps][4]) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float const(&from)[4] = s[2 * step + i / 2];
+            float2 const kept = device::unpack<T>(p[step][i]);
+            rest[step][i] = device::pack<T>(from[i % 2 * 2] - kept.x, from[i % 2 * 2 + 1] - kept.y);
         }
 }
 
@@ -127,6 +148,15 @@ __device__ inline void swap_columns(uint32_t (&w)[4]) {
     w[1] = high ? second : w[1], w[3] = high ? w[3] : second;
 }
 
+// 16 aligned bytes, where `valid`.  One store, said outright: nvcc makes four of some of these.
+__device__ inline void store_if(bool valid, void* to, uint32_t const (&w)[4]) {
+    asm volatile(
+        "{.reg .pred valid; setp.ne.b32 valid, %0, 0; "
+        "@valid st.global.v4.b32 [%1], {%2, %3, %4, %5};}" ::"r"(static_cast<int>(valid)),
+        "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+        : "memory");
+}
+
 // Writes the rows `row` and `row` + 8, those that there are; this lane's `y` is that of the head.
 template <class T, int kSize>
 __device__ void store_results(Attention const& a, T* y, int row, float const (&out)[kSize / 8][4],
@@ -145,8 +175,7 @@ __device__ void store_results(Attention const& a, T* y, int row, float const (&o
                 w[j] = device::pack<T>(scale(out[i + j][2 * r]), scale(out[i + j][2 * r + 1]));
             swap_columns(w);
             int const col = 8 * (i + part);
-            if (row < a.queries && col < a.value_size)
-                *reinterpret_cast<uint4*>(y_row + col) = {w[0], w[1], w[2], w[3]};
+            store_if(row < a.queries && col < a.value_size, y_row + col, w);
         }
     }
 }

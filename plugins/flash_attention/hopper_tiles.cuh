@@ -14,11 +14,11 @@ template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_, int k
 struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
     static constexpr int kStages = kStages_, kTiles = kTiles_, kMasks = kMasks_;
-    // One more group, of which one warp loads, gives registers to the others.
-    static constexpr int kThreads = 128 * (kGroups + 1);
+    // One more group, of which one warp loads, gives registers to the others; a single group takes
+    // none, and has that warp alone beside it.
+    static constexpr int kThreads = 128 * kGroups + (kGroups == 1 ? 32 : 128);
     // Together no more than a block has when it starts: the compiler rounds down to 168 of 384
     // threads each, and to 128 of 512.
-    // One group takes none.
     static constexpr int kLoaderRegisters = kGroups == 2 ? 24 : 32;
     static constexpr int kRegisters = kGroups == 2 ? 240 : 160;
     static_assert(kGroups >= 1 && kGroups <= 3);

@@ -7,8 +7,9 @@ import itertools
 
 import pytest
 
+from opfuse.runtime import abi
 from tests.gpu.attention_cases import FLOAT32_LOWEST, Case, check, check_packed, reference
-from tests.gpu.harness import Runner, torch
+from tests.gpu.harness import Runner, described, torch
 
 HALVES = [torch.float16, torch.bfloat16]
 # Each side of each instance's size; odd ones too, which have no 16-byte rows.
@@ -127,7 +128,7 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
     for size, causal, (length, batch) in itertools.product((64, 128), (False, True), shapes):
         case = Case(length, length, size, batch=batch, heads=12, kv_heads=4, causal=causal)
         check(runner, generator, case, torch.float16, "many")
-    for queries in (40, 100):  # fewer tiles of a head than warp groups
+    for queries in (40, 100, 65, 144):  # fewer tiles of a head than warp groups
         case = Case(queries, 150, 64, batch=50, heads=12, kv_heads=4)
         check(runner, generator, case, torch.float16, "many")
     for size, window in itertools.product((64, 128), (100, 1000)):
@@ -141,6 +142,49 @@ def test_heads_that_share_keys(runner: Runner, generator: torch.Generator) -> No
         for keys in (70, 1000):
             case = Case(1, keys, size, heads=heads, kv_heads=kv_heads)
             check(runner, generator, case, torch.float16, "decode")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_short_heads_in_parts(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """Few keys, and queries of one to nine tiles, the last of which has few or many."""
+    variants = ({}, {"causal": True, "nan_guard": True}, {"window": 30}, {"kv_heads": 1})
+    for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (129, 208)):
+        for size, variant in itertools.product((40, 64), variants):
+            for batch in (1, 40):
+                case = Case(queries, keys, size, batch=batch, **variant)
+                check(runner, generator, case, dtype, "short")
+
+
+def test_splits_add_up_in_every_workspace(runner: Runner, generator: torch.Generator) -> None:
+    """Launches on two streams, whose splits count their arrivals, and more workspaces than sets."""
+    case = Case(1, 4096, 128, batch=1, heads=32, kv_heads=8)
+    q, k, v = (
+        torch.randn(1, heads, rows, 128, generator=generator, device="cuda").half()
+        for heads, rows in ((32, 1), (8, 4096), (8, 4096))
+    )
+    expected = reference(case, q, k, v, None)[0]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    with abi.Plugin(runner.library, "FlashAttention", case.attributes()) as plugin:
+        size = plugin.workspace_size(described([q, k, v]))
+        count = 150  # of each stream; beyond 256 sets in all
+        memory = [
+            torch.full((size + 256 * count,), 0xFF, dtype=torch.uint8, device="cuda")
+            for _ in streams
+        ]
+        results = torch.full((count, 2, *q.shape), torch.nan, device="cuda").half()
+        torch.cuda.synchronize()
+        for i, (at, stream) in itertools.product(range(count), enumerate(streams)):
+            plugin.enqueue(
+                described([q, k, v]),
+                described([results[i, at]]),
+                stream.cuda_stream,
+                memory[at].data_ptr() + 256 * i,
+            )
+        torch.cuda.synchronize()
+    assert torch.equal(results, results[:1, :1].expand_as(results))
+    assert torch.allclose(results[0, 0].double(), expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -232,5 +276,8 @@ def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -
         for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": True, "slopes": True}):
             case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
             check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
+    for size, (queries, keys) in itertools.product((64, 128), ((1, 700), (80, 150))):
+        case = Case(queries, keys, size, batch=1, heads=4, kv_heads=2)
+        check(runner, generator, case, torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")
