@@ -22,7 +22,8 @@ TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with Ten
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
 _APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
-_SPARED = "with an engine between plugins the bundle would take more memory than TensorRT alone"
+SHORT = "with an engine between plugins the bundle would take more memory than TensorRT alone"
+OF_RANKS = "a rank keeps to as few engines as it can"
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 """Microseconds by the name of the point and of the variant, one of each round."""
@@ -35,8 +36,8 @@ class Verdict:
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
     ``ops`` the plugins of the region, ``work`` the elements that each of them writes, and
     ``source`` says where the verdict is from. ``sparing`` is what would be taken instead if
-    memory were short, for TensorRT would have an engine of its own there; ``spares`` says that it
-    was.
+    memory were short, for TensorRT would have an engine of its own there; ``spares`` says why it
+    was taken.
     """
 
     choice: str
@@ -46,11 +47,11 @@ class Verdict:
     source: str = ""
     work: Mapping[str, int] = field(default_factory=dict)
     sparing: str = ""
-    spares: bool = False
+    spares: str = ""
 
-    def spared(self) -> Verdict:
-        """The verdict where memory is short."""
-        return replace(self, choice=self.sparing, spares=True) if self.sparing else self
+    def spared(self, why: str) -> Verdict:
+        """The verdict where engines have to be spared, and why."""
+        return replace(self, choice=self.sparing, spares=why) if self.sparing else self
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
@@ -71,7 +72,7 @@ class Verdict:
         is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
         taken = f"{self.choice} without it" if is_left else self.choice
         told = f"{self.source}: " + ("; ".join(shown) or taken)
-        return f"{told}; {_SPARED}" if self.spares else told
+        return f"{told}; {self.spares}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
