@@ -21,7 +21,7 @@ EXACT = frozenset({"GemmAct", "GatedGemm"})
 TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
-_APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
+_APART = 0.05  # the same for plugins that save an engine, where engines are spared
 SHORT = "with an engine between plugins the bundle would take more memory than TensorRT alone"
 OF_RANKS = "a rank keeps to as few engines as it can"
 
@@ -36,8 +36,8 @@ class Verdict:
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
     ``ops`` the plugins of the region, ``work`` the elements that each of them writes, and
     ``source`` says where the verdict is from. ``sparing`` is what would be taken instead if
-    memory were short, for TensorRT would have an engine of its own there; ``spares`` says why it
-    was taken.
+    engines were spared, for TensorRT would have one of its own there; ``spares`` says why it was
+    taken.
     """
 
     choice: str
@@ -120,9 +120,9 @@ def decide(
 
     A gain counts where it is more than the noise and more than three thousandths of the time.
     Plugins that are more exact may lose a twentieth. Where TensorRT has an engine for nothing else
-    (``apart``), all plugins together save it: they need no gain, and may lose a twentieth if memory
-    is short (engine/footprint). The first point is the one that the engine is tuned for, which
-    decides between variants.
+    (``apart``), all plugins together save it: they need no gain, and may lose a twentieth where
+    engines are spared (stages/tune says when). The first point is the one that the engine is tuned
+    for, which decides between variants.
     """
     fast = _best(times, frozenset(ops), _LEAST_GAIN if apart else 0.0)
     sparing = _best(times, frozenset(ops), _APART) if apart else fast

@@ -102,6 +102,11 @@ def captured(graph: gs.Graph) -> set[int]:
     return found
 
 
+def returned(graph: gs.Graph) -> set[int]:
+    """Return the ids of what the graph or its subgraphs return: it is read without a reader."""
+    return {id(tensor) for tensor in graph.outputs} | captured(graph)
+
+
 def sweep(graph: gs.Graph) -> None:
     """Drop every node that no graph output depends on."""
     live: set[int] = set()

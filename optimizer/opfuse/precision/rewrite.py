@@ -30,7 +30,7 @@ def dissolve(graph: gs.Graph, signatures: Mapping[int, Signature], low: int) -> 
 
     A Cast that makes a graph output, or what a body reads, stays where it is.
     """
-    fixed = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    fixed = edit.returned(graph)
     own = {id(node) for node in graph.nodes}
     for node in graph.nodes:
         signature = signatures[id(node)]

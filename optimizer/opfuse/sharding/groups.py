@@ -24,7 +24,7 @@ def ungroup(graph: gs.Graph, facts: Facts) -> None:
         graph: A sorted graph; it is changed.
         facts: What is known of its tensors, which stay.
     """
-    kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    kept = edit.returned(graph)
     for node in graph.nodes:
         if node.op != "FlashAttention" or node.domain != OPFUSE:
             continue

@@ -50,7 +50,7 @@ def part(graph: gs.Graph, facts: Facts) -> None:
         graph: A sorted graph; it is changed.
         facts: What is known of its tensors, which stay.
     """
-    kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    kept = edit.returned(graph)
     for node in list(graph.nodes):
         if node.op == "FlashAttention" and node.domain == OPFUSE:
             _of_attention(graph, facts, node, kept)

@@ -33,7 +33,7 @@ def join_slices(graph: gs.Graph, facts: Facts) -> None:
         graph: A sorted graph; it is changed.
         facts: What is known of its tensors, which stay.
     """
-    kept = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    kept = edit.returned(graph)
     for node in list(graph.nodes):
         _untranspose(graph, facts, node, kept)
     sources = {id(node.inputs[0]): node.inputs[0] for node in graph.nodes if node.op == "Slice"}

@@ -25,7 +25,7 @@ def join(graph: gs.Graph, facts: Facts) -> None:
         graph: Its nodes are sorted; it is changed.
         facts: The shapes of its tensors as they were.
     """
-    outputs = {id(tensor) for tensor in graph.outputs} | edit.captured(graph)
+    outputs = edit.returned(graph)
     for node in list(graph.nodes):
         if node.op != "Add" or not edit.is_standard(node):
             continue

@@ -139,7 +139,7 @@ class _Tuner:
         lockfile.write(self._config.lock, self._lock)
 
     def _apply(self, found: list[Region]) -> None:
-        """Leave what does not pay; where the bundle would be too large, what spares an engine."""
+        """Leave what does not pay; take what spares an engine where that is needed."""
         table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
         made = [self._known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
         if any(verdict.sparing for verdict in made) and (why := self._why_to_spare(found, made)):
