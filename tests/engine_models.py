@@ -30,6 +30,17 @@ AddRmsNorm <plugin_namespace, epsilon: float = 1e-5> (x, residual, gamma) => (y,
 }}
 """
 
+NORM = 'opfuse.RmsNorm <plugin_namespace = "opfuse", epsilon = 1e-5>'
+NORM_BODY = """
+<domain: "opfuse", opset_import: ["": 18]>
+RmsNorm_body <epsilon: float = 1e-5> (x, gamma) => (y) {
+    square = Mul(x, x)  axis = Constant<value_ints = [-1]>()
+    mean = ReduceMean<keepdims = 1>(square, axis)
+    small = Constant<value_float: float = @epsilon>()  more = Add(mean, small)
+    root = Sqrt(more)  unit = Div(x, root)  y = Mul(unit, gamma)
+}
+"""
+
 
 def plugins() -> Path | None:
     """The plugin library, where it is built."""

@@ -13,8 +13,8 @@ from opfuse.runtime.bundle import Bundle
 from opfuse.runtime.copies import Box, Move
 from opfuse.runtime.schedule import Schedule
 from opfuse.runtime.timing import step_times
+from tests.engine_models import NORM, NORM_BODY, plugins, value
 from tests.engine_models import model as onnx_model
-from tests.engine_models import plugins, value
 from tests.runtime import host
 
 CASES = {
@@ -114,7 +114,6 @@ def test_shapes_that_do_not_fit_are_refused(move, shapes):
         move.shapes(shapes)
 
 
-NORM = 'opfuse.RmsNorm <plugin_namespace = "opfuse", epsilon = 1e-5>'
 MODEL = f"""
 <ir_version: 10, opset_import: ["": 18, "opfuse": 1]>
 g (float[b,s,4] x, float[b,2,past,4] old) => (float[b,2,t,4] present, float[b,r,4] y) {{
@@ -123,14 +122,7 @@ g (float[b,s,4] x, float[b,2,past,4] old) => (float[b,2,t,4] present, float[b,r,
     heads = Transpose<perm = [0, 2, 1, 3]>(present)  flat = Reshape(heads, by_rows)
     y = {NORM}(flat, gamma)
 }}
-<domain: "opfuse", opset_import: ["": 18]>
-RmsNorm_body <epsilon: float = 1e-5> (x, gamma) => (y) {{
-    square = Mul(x, x)  axis = Constant<value_ints = [-1]>()
-    mean = ReduceMean<keepdims = 1>(square, axis)
-    small = Constant<value_float: float = @epsilon>()  more = Add(mean, small)
-    root = Sqrt(more)  unit = Div(x, root)  y = Mul(unit, gamma)
-}}
-"""
+{NORM_BODY}"""
 WEIGHTS = {
     "gamma": np.array([1, 2, -3, 0.5], np.float32),
     "by_heads": np.array([0, 2, -1, 4]),

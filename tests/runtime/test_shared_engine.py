@@ -11,25 +11,17 @@ from opfuse.errors import EngineError, InputError
 from opfuse.runtime.bundle import Bundle
 from opfuse.runtime.schedule import EngineStep
 from opfuse.runtime.timing import step_times
-from tests.engine_models import plugins
+from tests.engine_models import NORM, NORM_BODY, plugins
 from tests.runtime import host
 
 pytestmark = pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
 
-NORM = 'opfuse.RmsNorm <plugin_namespace = "opfuse", epsilon = 1e-5>'
 MODEL = f"""
 <ir_version: 10, opset_import: ["": 18, "opfuse": 1]>
 g (float[b,4] x) => (float[b,4] y) {{
     a = Mul(x, g0)  n = {NORM}(a, one)  c = Mul(n, g1)  m = {NORM}(c, one)  y = Mul(m, g2)
 }}
-<domain: "opfuse", opset_import: ["": 18]>
-RmsNorm_body <epsilon: float = 1e-5> (x, gamma) => (y) {{
-    square = Mul(x, x)  axis = Constant<value_ints = [-1]>()
-    mean = ReduceMean<keepdims = 1>(square, axis)
-    small = Constant<value_float: float = @epsilon>()  more = Add(mean, small)
-    root = Sqrt(more)  unit = Div(x, root)  y = Mul(unit, gamma)
-}}
-"""
+{NORM_BODY}"""
 WEIGHTS = [np.array([at + 1, 2, -3, 0.5], np.float32) for at in range(3)]
 TITLES = ["engines/0 -> 'a'", "'n' (RmsNorm)", "engines/0 -> 'c'", "'m' (RmsNorm)"]
 TITLES += ["engines/0 -> 'y'"]
