@@ -160,7 +160,15 @@ def runner(plan: bytes) -> Runner:
 class Context:
     def __init__(self, engine) -> None:
         self.engine, self.shapes, self.addresses, self.memory = engine, {}, {}, None
-        self.profiler = None
+        self._profiler, self._had_profiler = None, False
+
+    @property
+    def profiler(self):
+        return self._profiler
+
+    @profiler.setter
+    def profiler(self, profiler):
+        self._profiler, self._had_profiler = profiler, True
 
     def set_input_shape(self, name, shape):
         want = self.engine.get_tensor_shape(name)
@@ -186,6 +194,7 @@ class Context:
         return True
 
     def execute_async_v3(self, stream):
+        assert self.engine.device.recording is None or not self._had_profiler
         if self.profiler is not None:
             self.profiler.report_layer_time("a MatMul", 0.002)
         shapes, addresses, memory = dict(self.shapes), dict(self.addresses), self.memory

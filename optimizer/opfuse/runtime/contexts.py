@@ -27,13 +27,14 @@ class Contexts:
     """
 
     def __init__(self, loader: Loader, engines: Mapping[str, Any]) -> None:
-        self._loader = loader
+        self._loader, self._engines = loader, engines
         self._contexts = {name: loader.context(engine) for name, engine in engines.items()}
         self._shapes: dict[str, tuple[Shape, ...]] = {}
 
     def close(self) -> None:
         """Drop them; none may be running."""
         self._contexts.clear()
+        self._engines = {}
 
     def begin(self) -> None:
         """Shapes of other inputs follow."""
@@ -103,10 +104,19 @@ class Contexts:
             raise self._loader.complaint(f"to run {title}")
 
     @contextmanager
-    def profiled(self) -> Iterator[list[tuple[str, float]]]:
-        """The layers that run in the block and their microseconds, in a list that grows."""
+    def profiled(self) -> Iterator[tuple[Contexts, list[tuple[str, float]]]]:
+        """Others for the block; the layers that they run and their microseconds, a list that grows.
+
+        No graph may be captured from a context that had a profiler: with TensorRT for RTX 1.4
+        (H100, driver 580.159) cudaGraphInstantiate then ended the process by SIGSEGV, or gave an
+        unknown error.
+        """
         told: list[tuple[str, float]] = []
-        with ExitStack() as stack:
-            for context in self._contexts.values():
-                stack.enter_context(self._loader.profiling(context, told))
-            yield told
+        others = Contexts(self._loader, self._engines)
+        try:
+            with ExitStack() as stack:
+                for context in others._contexts.values():
+                    stack.enter_context(self._loader.profiling(context, told))
+                yield others, told
+        finally:
+            others.close()

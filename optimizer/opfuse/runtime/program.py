@@ -266,15 +266,24 @@ class Place:
         """
         steps = self.program.schedule.steps
         found: dict[int, list[tuple[str, float]]] = {}
-        with self._contexts.profiled() as told:
 
-            def after(index: int) -> None:
-                self.program.device.synchronize(self.stream)
-                if isinstance(steps[index], EngineStep):
-                    found[index] = list(told)
-                told.clear()
+        def timed() -> None:
+            kept = self._contexts, self._set
+            try:
+                with self._contexts.profiled() as (self._contexts, told):
+                    self._set = None
 
-            self.program.cold.do(lambda: self._enqueue(layout, {}, after))
+                    def after(index: int) -> None:
+                        self.program.device.synchronize(self.stream)
+                        if isinstance(steps[index], EngineStep):
+                            found[index] = list(told)
+                        told.clear()
+
+                    self._enqueue(layout, {}, after)
+            finally:
+                self._contexts, self._set = kept
+
+        self.program.cold.do(timed)
         return found
 
     def replay(self, layout: Layout) -> None:
