@@ -18,7 +18,7 @@ from opfuse.engine import gpu, outline
 from opfuse.numerics import sample
 from opfuse.numerics.compare import compare
 from opfuse.numerics.session import OnnxRuntime
-from opfuse.runtime import Engine
+from opfuse.runtime import Engine, timing
 from opfuse.runtime.bundle import MANIFEST, Bundle, write
 from opfuse.runtime.library import find
 
@@ -140,6 +140,26 @@ def test_torch_tensors(bundle: Path, cases: list[Case], graphs: bool) -> None:
                 engine.run(tensors)
 
         assert least_growth(engine, runs) < MEGABYTE
+
+
+def test_graphs_are_captured_after_layers_were_timed(tmp_path: Path) -> None:
+    """Where the timed contexts are captured, TensorRT for RTX 1.4 ends the process in a few rounds.
+
+    The model leaves several engines to TensorRT.
+    """
+    path = tmp_path / "gpt2.opfuse"
+    model = MODEL.with_name("gpt2_fp16.onnx")
+    opfuse.build(model, path, backend="segmented", lower="plugin", prove=False)
+    with Engine.load(path) as engine:
+        for tokens in range(16, 160, 16):
+            shapes = {value.name: (2, tokens) for value in engine.inputs}
+            given = timing.inputs_of(engine, shapes, tokens)
+            eager = engine.run(given, graphs=False)
+            with engine.place() as place:
+                steps = timing.step_times(engine, place, place.layout(shapes, staged=True), 2)
+            assert all(step.plugin or step.layers for step in steps)
+            found = engine.run(given, graphs=True)
+            assert all(found[name].tobytes() == eager[name].tobytes() for name in eager)
 
 
 def test_bench_measures(bundle: Path) -> None:

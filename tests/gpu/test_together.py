@@ -16,6 +16,7 @@ import pytest
 
 import opfuse
 from opfuse.engine import gpu
+from opfuse.runtime.bundle import Bundle
 
 MODEL = Path(__file__).parents[2] / "models" / "llama_fp16.onnx"
 OPFUSE = (sys.executable, "-m", "opfuse")
@@ -69,6 +70,22 @@ def test_all_ranks_compute_what_the_model_does(folder: Path, size: int, name: st
     found = json.loads(done.stdout)
     assert found["passed"]
     assert 0 < found["max_rel_err"] < found["tolerance"]
+
+
+def test_ranks_of_several_engines(tmp_path: Path, size: int) -> None:
+    """What bert.onnx leaves to TensorRT takes engines between the collectives."""
+    model = MODEL.with_name("bert.onnx")
+    folder = tmp_path / "ranks"
+    opfuse.shard(model, folder, size, prove=False)
+    for rank in range(size):
+        own = folder / f"rank{rank}.onnx"
+        path = own.with_suffix(".opfuse")
+        opfuse.build(own, path, backend="segmented", prove=False)
+        assert len({step.engine for step in Bundle.open(path).schedule.engines()}) > 1
+    sizes = ("--optShapes", SIZES.replace("position_ids", "token_type_ids"), "--json")
+    for words in (("verify", "--tp", size, folder, model), ("bench", "--tp", size, folder)):
+        done = run(*words, *sizes)
+        assert done.returncode == 0, done.stderr
 
 
 def test_all_ranks_are_timed(folder: Path, size: int) -> None:
