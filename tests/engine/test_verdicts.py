@@ -56,10 +56,8 @@ def test_a_plugin_that_saves_an_engine_may_lose_a_twentieth_if_memory_is_short(
     (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
     for verdict in (made, kept):
         assert (verdict.choice, verdict.sparing) == (choice, sparing)
-        assert verdict.spared(verdicts.SHORT).choice == (sparing or choice)
-        assert verdict.spared(verdicts.SHORT).reason("A").endswith("than TensorRT alone") is bool(
-            sparing
-        )
+        assert verdict.spared().choice == (sparing or choice)
+        assert verdict.spared().reason("A").endswith("than TensorRT alone") is bool(sparing)
         assert "than TensorRT alone" not in verdict.reason("A")
     assert decide(found, ("A",), "").sparing == ""
     table = {"ops": {"A": [[1, 1 + loss / 100]]}}

@@ -21,9 +21,8 @@ EXACT = frozenset({"GemmAct", "GatedGemm"})
 TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
 _WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
-_APART = 0.05  # the same for plugins that save an engine, where engines are spared
-SHORT = "with an engine between plugins the bundle would take more memory than TensorRT alone"
-OF_RANKS = "a rank keeps to as few engines as it can"
+_APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
+_SPARED = "with an engine between plugins the bundle would take more memory than TensorRT alone"
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 """Microseconds by the name of the point and of the variant, one of each round."""
@@ -36,8 +35,8 @@ class Verdict:
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
     ``ops`` the plugins of the region, ``work`` the elements that each of them writes, and
     ``source`` says where the verdict is from. ``sparing`` is what would be taken instead if
-    engines were spared, for TensorRT would have one of its own there; ``spares`` says why it was
-    taken.
+    memory were short, for TensorRT would have an engine of its own there; ``spares`` says that it
+    was.
     """
 
     choice: str
@@ -47,11 +46,11 @@ class Verdict:
     source: str = ""
     work: Mapping[str, int] = field(default_factory=dict)
     sparing: str = ""
-    spares: str = ""
+    spares: bool = False
 
-    def spared(self, why: str) -> Verdict:
-        """The verdict where engines have to be spared, and why."""
-        return replace(self, choice=self.sparing, spares=why) if self.sparing else self
+    def spared(self) -> Verdict:
+        """The verdict where memory is short."""
+        return replace(self, choice=self.sparing, spares=True) if self.sparing else self
 
     def form_of(self, op: str) -> str:
         """What a plugin of the region becomes: "plugin", "native", or "leave"."""
@@ -72,7 +71,7 @@ class Verdict:
         is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
         taken = f"{self.choice} without it" if is_left else self.choice
         told = f"{self.source}: " + ("; ".join(shown) or taken)
-        return f"{told}; {self.spares}" if self.spares else told
+        return f"{told}; {_SPARED}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
@@ -120,9 +119,9 @@ def decide(
 
     A gain counts where it is more than the noise and more than three thousandths of the time.
     Plugins that are more exact may lose a twentieth. Where TensorRT has an engine for nothing else
-    (``apart``), all plugins together save it: they need no gain, and may lose a twentieth where
-    engines are spared (stages/tune says when). The first point is the one that the engine is tuned
-    for, which decides between variants.
+    (``apart``), all plugins together save it: they need no gain, and may lose a twentieth if memory
+    is short (engine/footprint). The first point is the one that the engine is tuned for, which
+    decides between variants.
     """
     fast = _best(times, frozenset(ops), _LEAST_GAIN if apart else 0.0)
     sparing = _best(times, frozenset(ops), _APART) if apart else fast

@@ -107,9 +107,10 @@ class Contexts:
     def profiled(self) -> Iterator[tuple[Contexts, list[tuple[str, float]]]]:
         """Others for the block; the layers that they run and their microseconds, a list that grows.
 
-        No graph may be captured from a context that had a profiler: with TensorRT for RTX 1.4
-        (H100, driver 580.159) cudaGraphInstantiate then ended the process by SIGSEGV, or gave an
-        unknown error.
+        No graph may be captured from a context that had a profiler: TensorRT for RTX 1.4 goes on
+        recording its events, twelve beside four kernels, and where they are gone
+        cudaGraphInstantiate ends the process by SIGSEGV or gives an unknown error (H100, driver
+        580.159).
         """
         told: list[tuple[str, float]] = []
         others = Contexts(self._loader, self._engines)

@@ -27,7 +27,6 @@ from opfuse.engine.tensors import range_of, types_of
 from opfuse.engine.trials import Trials
 from opfuse.engine.verdicts import LEAVE, NATIVE, Times, Verdict
 from opfuse.files import file_hash
-from opfuse.graph.collectives import rank_of
 from opfuse.progress import Progress
 
 # Not seen to win as a layer of an engine, where nobody measured.
@@ -142,20 +141,10 @@ class _Tuner:
         """Leave what does not pay; take what spares an engine where that is needed."""
         table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
         made = [self._known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
-        if any(verdict.sparing for verdict in made) and (why := self._why_to_spare(found, made)):
-            made = [verdict.spared(why) for verdict in made]
+        if any(verdict.sparing for verdict in made) and self._is_too_large(found, made):
+            made = [verdict.spared() for verdict in made]
         self._sources.update(verdict.source for verdict in made)
         self._nodes |= self._change(self._model, found, made)
-
-    def _why_to_spare(self, found: list[Region], made: list[Verdict]) -> str:
-        """Why engines between plugins are spared, in words; nothing where they are not.
-
-        Ranks of a Llama with an engine a layer beside the collectives ended with SIGSEGV on two and
-        on four H100 (TensorRT for RTX 1.4, 2026-11-26); with one engine they ran, on the same day.
-        """
-        if rank_of(self._model) is not None:
-            return verdicts.OF_RANKS
-        return verdicts.SHORT if self._is_too_large(found, made) else ""
 
     def _is_too_large(self, found: list[Region], made: list[Verdict]) -> bool:
         """Whether the bundle of these verdicts takes more memory than TensorRT alone."""
