@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import onnx
 import pytest
 
 from models import tiny
@@ -53,6 +54,18 @@ def test_nobody_has_to_read_what_is_said(shell, llama, tmp_path, line):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert (tmp_path / "fused.onnx").stat().st_size > 0
+
+
+def test_nothing_else_stands_beside_the_json(shell, tmp_path):
+    """ONNX GraphSurgeon remarks on stdout that NumPy has no bfloat16."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]>'
+        "a (bfloat16[2, 8] x) => (bfloat16[2, 8] y) { h = Neg(x) y = Add(h, h) }"
+    )
+    onnx.save(model, tmp_path / "bf16.onnx")
+    done = shell("$opfuse fuse bf16.onnx -o fused.onnx --json")
+    assert json.loads(done.stdout)["model"]["path"] == "bf16.onnx"
+    assert shell("$opfuse fuse bf16.onnx -o fused.onnx -q").stdout == ""
 
 
 def test_what_is_printed_never_lands_in_the_output(shell, llama, tmp_path):

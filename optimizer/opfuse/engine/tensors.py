@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-import onnx_graphsurgeon as gs
 from onnx import ModelProto, ValueInfoProto, helper
 
 from opfuse.engine.profile import Profile, Range, dimensions
+from opfuse.graph import surgeon
 from opfuse.graph.dims import Dim, Sym, evaluate
 from opfuse.graph.shapes import analyse
 
@@ -45,7 +45,7 @@ def types_of(model: ModelProto) -> dict[str, Typed]:
         ):
             if not isinstance(known, int):
                 dim.dim_param = str(known)
-    graph = gs.import_onnx(copy)
+    graph = surgeon.read(copy)
     for node in graph.nodes:
         if node.domain == "opfuse":
             node.op = _BODY.sub("", node.op)

@@ -107,10 +107,10 @@ class Contexts:
     def profiled(self) -> Iterator[tuple[Contexts, list[tuple[str, float]]]]:
         """Others for the block; the layers that they run and their microseconds, a list that grows.
 
-        No graph may be captured from a context that had a profiler: TensorRT for RTX 1.4 goes on
-        recording its events, twelve beside four kernels, and where they are gone
+        No graph may be captured from a context that has or had a profiler: TensorRT for RTX 1.4
+        records its events there, and where an engine runs several times in one graph,
         cudaGraphInstantiate ends the process by SIGSEGV or gives an unknown error (H100, driver
-        580.159).
+        580.159; TensorRT alone does it too).
         """
         told: list[tuple[str, float]] = []
         others = Contexts(self._loader, self._engines)

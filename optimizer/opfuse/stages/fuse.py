@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import DEFINITIONS, FUSIONS, MERGES, STANDARD, WIDENINGS, all_reduce_add_norm
-from opfuse.graph import control_flow
+from opfuse.graph import control_flow, surgeon
 from opfuse.graph.collectives import rank_of, state
 from opfuse.graph.definition import VERSION, Uses
 from opfuse.graph.facts import Facts
@@ -178,7 +178,7 @@ def export(fused: Fused, source: Source) -> onnx.ModelProto:
     """Return the fused model; external weights still point at the source's files."""
     graph = fused.graph
     _settle_weights(graph, any(t.external_data for t in source.proto.graph.initializer))
-    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    model = surgeon.written(graph)
     model.ir_version = max(source.proto.ir_version, _IR_VERSION)
     _define(model, graph)
     if (rank := rank_of(source.proto)) is not None:

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, MutableSequence
 from dataclasses import dataclass
 
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from opfuse.graph import surgeon
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
 from opfuse.graph.native import UNREAD_SUM, Facts, Unable, native, prepare_attention
@@ -166,7 +166,7 @@ def _opset(model: ModelProto) -> int:
 
 def _types(model: ModelProto) -> dict[str, int]:
     """The element type of every tensor; TorchScript exports do not say those between nodes."""
-    graph = gs.import_onnx(model)
+    graph = surgeon.read(model)
     facts = analyse(graph)
     found = {name: facts.dtype(tensor) for name, tensor in graph.tensors().items()}
     return {name: element for name, element in found.items() if element}

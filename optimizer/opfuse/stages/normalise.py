@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from opfuse.graph import attention_op, edit, folding, microsoft, simplify, weights
+from opfuse.graph import attention_op, edit, folding, microsoft, simplify, surgeon, weights
 from opfuse.graph.branches import take_branches
 from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
@@ -43,7 +43,7 @@ class Normal:
 
 def normalise(source: Source) -> Normal:
     """Return the model in normal form; large weights stay where they are."""
-    graph = gs.import_onnx(_inlined(source.proto))
+    graph = surgeon.read(_inlined(source.proto))
     graph.producer_name = "opfuse"
     # Its own entries: gs shares them with the source, which the proof runs as it is.
     graph.import_domains = [
