@@ -76,9 +76,7 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const to = row.spots(y), sum_to = row.spots(sum);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    row.prefetch(first);
-    row.prefetch(second);
-    device::start_short(team, lets_in_early);
+    device::start_short(team, row, lets_in_early, first, second);
     auto const items = row.load(first), others = row.load(second);
     auto const gammas = row.load(scales), betas = row.load(shifts);
     auto const total = device::add<T>(items, others);

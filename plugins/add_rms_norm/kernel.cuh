@@ -64,20 +64,11 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const to = row.spots(y), sum_to = row.spots(sum);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    row.prefetch(first);
-    row.prefetch(second);
-    device::start_short(team, lets_in_early);
+    device::start_short(team, row, lets_in_early, first, second);
     auto const items = row.load(first), others = row.load(second), gammas = row.load(weights);
     auto const total = device::add<T>(items, others);
     if (sum_is_read) row.store(sum_to, total);
-    auto wide = device::widen(total);
-    float const squares = device::sum_of_squares(wide);
-    auto const g = device::widen(gammas);
-    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
-#pragma unroll
-    for (int i = 0; i < Shape::kCount; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
-    row.store(to, device::narrow<T>(wide));
-    team.leave();
+    device::finish_rms(team, row, to, device::widen(total), gammas, share, epsilon);
 }
 
 // ---- launchers

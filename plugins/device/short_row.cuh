@@ -86,9 +86,11 @@ class ShortRow {
     int column_, start_, step_;
 };
 
-// Between the last prefetch and the first load.
-template <class Team>
-__device__ void start_short(Team& team, bool lets_in_early) {
+// Behind the addresses and ahead of the first load; fetches what `spots` are of.
+template <class Shape, class... Fetched>
+__device__ void start_short(typename Shape::Team& team, ShortRow<Shape> const& row,
+                            bool lets_in_early, Fetched const&... spots) {
+    (row.prefetch(spots), ...);
     team.meet();
     if (lets_in_early) let_next_start();
     wait_for_previous();
@@ -128,6 +130,20 @@ __device__ float sum_of_squares(Vec<float, kCount> const& values) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i] * values.at[i];
     return total[0] + total[1];
+}
+
+// Stores x * rsqrt(mean(x^2) + epsilon) * gamma of this thread's `x`; the last that a kernel does.
+template <class Shape, class T = typename Shape::T>
+__device__ void finish_rms(typename Shape::Team& team, ShortRow<Shape> const& row,
+                           Spots<T, Shape::kItems> const& to, typename Shape::Wide x,
+                           typename Shape::Items const& gammas, float share, float epsilon) {
+    float const squares = sum_of_squares(x);
+    auto const g = widen(gammas);
+    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) x.at[i] = x.at[i] * scale * g.at[i];
+    row.store(to, narrow<T>(x));
+    team.leave();
 }
 
 // ---- on the host

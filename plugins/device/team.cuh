@@ -158,7 +158,6 @@ class TeamOf {
     __device__ void leave() { settle(); }
 
   private:
-    static constexpr int kPartsAtOnce = 8;
     static constexpr int kMostParts = tuning::kMaxLanes / 32 * tuning::kMaxCluster;
 
 #if __CUDA_ARCH__ >= 900
@@ -252,7 +251,7 @@ class TeamOf {
     // read it.
     template <int kValues>
     __device__ auto publish(float const (&values)[kValues]) -> float const (*)[kMostParts] {
-        __shared__ __align__(16) float memory[2][kValues][kMostParts];
+        __shared__ float memory[2][kValues][kMostParts];
         auto* const partial = memory[turn_ & 1];
         int const own = rank_ * warps() + threadIdx.x / 32;
         if (!split()) {
@@ -270,18 +269,6 @@ class TeamOf {
         return partial;
     }
 
-    // Of kPartsAtOnce values, by each thread: quicker than by lanes.
-    template <class Operation>
-    __device__ static float of_parts(float const* partial) {
-        auto const first = reinterpret_cast<float4 const*>(partial)[0];
-        auto const second = reinterpret_cast<float4 const*>(partial)[1];
-        auto const four = [](float4 const& of) {
-            return Operation::combine(Operation::combine(of.x, of.y),
-                                      Operation::combine(of.z, of.w));
-        };
-        return Operation::combine(four(first), four(second));
-    }
-
     template <class Operation>
     __device__ float reduce(float value) {
         float values[1] = {value};
@@ -289,7 +276,6 @@ class TeamOf {
         if (in_warp()) return values[0];
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
-        if (kReach == Reach::kBlock && count == kPartsAtOnce) return of_parts<Operation>(partial);
         values[0] = Operation::kNeutral;
         for_each_part(count, width,
                       [&](int i) { values[0] = Operation::combine(values[0], partial[i]); });

@@ -47,17 +47,9 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const to = row.spots(y);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    row.prefetch(from);
-    device::start_short(team, lets_in_early);
+    device::start_short(team, row, lets_in_early, from);
     auto const items = row.load(from), gammas = row.load(weights);
-    auto wide = device::widen(items);
-    float const squares = device::sum_of_squares(wide);
-    auto const g = device::widen(gammas);
-    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
-#pragma unroll
-    for (int i = 0; i < Shape::kCount; ++i) wide.at[i] = wide.at[i] * scale * g.at[i];
-    row.store(to, device::narrow<T>(wide));
-    team.leave();
+    device::finish_rms(team, row, to, device::widen(items), gammas, share, epsilon);
 }
 
 // ---- launchers

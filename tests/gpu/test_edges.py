@@ -139,6 +139,22 @@ def test_early_launches_keep_their_order(runner: Runner, shape: tuple[int, int])
     assert torch.equal(found, chain(slow, x, 20))
 
 
+@pytest.mark.parametrize("shape", [(1, 4096), (64, 4096)])
+def test_replays_of_early_launches_agree(runner: Runner, shape: tuple[int, int]) -> None:
+    """Each of ten thousand replays of a graph of them gives what they give one by one."""
+    x = torch.randn(shape, device="cuda").half()
+    expected = chain(Serial(runner), x, 3)
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain(runner, x, 3)
+        wrong += found.ne(expected).sum()
+    for _ in range(10_000):
+        graph.replay()
+    assert wrong.item() == 0
+
+
 class Serial:
     """Waits for each kernel."""
 
