@@ -114,28 +114,26 @@ __global__ void __launch_bounds__(kThreads)
     int const past = static_cast<int>(reinterpret_cast<uintptr_t>(y) / sizeof(T) % kVec);
     int64_t const cols = places.by_row.size, total = rows * cols;
     int64_t const count = total + (rows - 1) * places.gap;  // of gate, and of up
-    int64_t const threads = int64_t{gridDim.x} * kThreads;
+    int64_t const first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec - past;
+    int64_t const start = max(first, int64_t{0});
+    int64_t const row = places.row_of(start);
+    int64_t column = start - row * cols, at = start + row * places.gap;
+    // Blocks of 16 bytes around these elements then lie inside of both tensors.
+    bool const inside = at >= kVec && at + 2 * kVec <= count;
     device::wait_in_turn();
-    for (int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec - past;
-         first < total; first += threads * kVec) {
-        int64_t const start = max(first, int64_t{0});
-        int64_t const row = places.row_of(start);
-        int64_t column = start - row * cols, at = start + row * places.gap;
-        if (first >= 0 && column + kVec <= cols && Blocks::inside(gate, at, count) &&
-            Blocks::inside(up, at, count)) {
-            Blocks const gates(gate + at), ups(up + at);
-            Vec const product = gate_with<T, kActivation>(gates.elements(), ups.elements());
-            device::store(y + first, 0, product);
-            continue;
-        }
+    if (first >= 0 && column + kVec <= cols && inside) {
+        Blocks const gates(gate + at), ups(up + at);
+        Vec const product = gate_with<T, kActivation>(gates.elements(), ups.elements());
+        device::store(y + first, 0, product);
+        return;
+    }
 #pragma unroll 1
-        for (int64_t i = start; i < min(first + kVec, total); ++i, ++at) {
-            device::Vec<T, 1> const one{gate[at]}, other{up[at]};
-            y[i] = gate_with<T, kActivation>(one, other).at[0];
-            if (++column == cols) {
-                column = 0;
-                at += places.gap;
-            }
+    for (int64_t i = start; i < min(first + kVec, total); ++i, ++at) {
+        device::Vec<T, 1> const one{gate[at]}, other{up[at]};
+        y[i] = gate_with<T, kActivation>(one, other).at[0];
+        if (++column == cols) {
+            column = 0;
+            at += places.gap;
         }
     }
 }
