@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     epsilon = device::settled(epsilon);
     device::start_short(team, row, lets_in_early, first, second);
     auto const items = row.load(first), others = row.load(second);
-    auto const gammas = row.load(scales), betas = row.load(shifts);
+    auto const gammas = row.load_parameter(scales), betas = row.load_parameter(shifts);
     auto const total = device::add<T>(items, others);
     if (sum_is_read) row.store(sum_to, total);
     auto wide = device::widen(total);

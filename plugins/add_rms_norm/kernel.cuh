@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     share = device::settled(share);
     epsilon = device::settled(epsilon);
     device::start_short(team, row, lets_in_early, first, second);
-    auto const items = row.load(first), others = row.load(second), gammas = row.load(weights);
+    auto const items = row.load(first), others = row.load(second),
+               gammas = row.load_parameter(weights);
     auto const total = device::add<T>(items, others);
     if (sum_is_read) row.store(sum_to, total);
     device::finish_rms(team, row, to, device::widen(total), gammas, share, epsilon);

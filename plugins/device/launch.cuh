@@ -64,6 +64,8 @@ struct Machine {
     int capability = 0;       // 90 for sm_90: the lesser of the device's and the kernels'
     int multiprocessors = 0;  //
     int shared_bytes = 0;     // of a block, at most
+    int shared_of_all = 0;    // of the blocks that a multiprocessor holds, in bytes
+    int shared_reserved = 0;  // of those, the system's for each block
 
     bool has_clusters() const { return capability >= 90; }
 };
@@ -86,6 +88,12 @@ inline cudaError_t query_machine(int device, Machine& machine) {
     if (status == cudaSuccess)
         status = cudaDeviceGetAttribute(&machine.shared_bytes,
                                         cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&machine.shared_of_all,
+                                        cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&machine.shared_reserved,
+                                        cudaDevAttrReservedSharedMemoryPerBlock, device);
     if (status == cudaSuccess) status = cudaFuncGetAttributes(&probe, probe_kernel<>);
     // PTX of an older architecture lacks wait_for_previous, whatever device it is compiled for.
     machine.capability = std::min(10 * major + minor, probe.ptxVersion);
@@ -112,7 +120,25 @@ struct Grid {
     int cluster = 1;  // blocks of a cluster
     size_t shared_bytes = 0;
     bool overlaps = true;  // may start while the kernel ahead ends
+    int most_share = 0;    // see shared_to_spread
 };
+
+// Shared memory that a block asks for, and does not use, so that a multiprocessor has room for
+// `share` of them and no more.
+inline size_t shared_of_share(Machine const& machine, int64_t share) {
+    constexpr int kGrain = 256;  // what sizes are rounded up to, at most
+    return machine.shared_of_all / (share + 1) + kGrain - machine.shared_reserved;
+}
+
+// What a grid with `most_share` asks for: room for a multiprocessor's share of two such launches; 0
+// where that is more than `most_share`.  Without it, where launches let the next one in early,
+// blocks of many wait at once, new ones come where old ones end, and up to 4 of the 64 blocks of a
+// launch meet on one multiprocessor.
+inline size_t shared_to_spread(Machine const& machine, Grid const& grid) {
+    int64_t const share = (2 * grid.blocks + machine.multiprocessors - 1) / machine.multiprocessors;
+    if (machine.capability < 90 || share > grid.most_share) return 0;
+    return shared_of_share(machine, share);
+}
 
 // Kernels walk over what is left where there is more than `blocks`.
 inline unsigned grid_size(Grid const& grid) {
@@ -123,17 +149,21 @@ inline unsigned grid_size(Grid const& grid) {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), Machine const& machine, Grid const& grid,
                    cudaStream_t stream, Arguments... arguments) {
-    if (grid.shared_bytes > 0) {
-        cudaError_t const status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(grid.shared_bytes));
+    size_t shared_bytes = grid.shared_bytes, most_bytes = shared_bytes;
+    if (grid.most_share > 0) {
+        shared_bytes = shared_to_spread(machine, grid);
+        most_bytes = shared_of_share(machine, 1);  // the same for all launches of the kernel
+    }
+    if (shared_bytes > 0) {
+        cudaError_t const status = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_bytes));
         if (status != cudaSuccess) return status;
     }
     cudaLaunchAttribute attributes[2]{};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(grid_size(grid));
     config.blockDim = grid.threads;
-    config.dynamicSmemBytes = grid.shared_bytes;
+    config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = attributes;
     if (machine.capability >= 90 && grid.overlaps) {

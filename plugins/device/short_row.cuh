@@ -11,14 +11,14 @@
 
 namespace opfuse::device {
 
-// How the row is spread: kItems 16-byte vectors a thread.
-template <class Type, int kItemCount, Reach kTeamReach>
+// How the row is spread: kItems 16-byte vectors a thread; `kWidth` as in TeamOf.
+template <class Type, int kItemCount, Reach kTeamReach, int kWidth>
 struct ShortShape {
     using T = Type;
     static constexpr int kVec = kVecBytes / sizeof(T), kItems = kItemCount;
     static constexpr int kCount = kVec * kItems;  // elements of a thread
     static constexpr int kLanes = tuning::kMaxLanes / kItems;
-    using Team = TeamOf<kTeamReach>;
+    using Team = TeamOf<kTeamReach, kWidth>;
     using Items = Vec<T, kCount>;
     using Wide = Vec<float, kCount>;
 };
@@ -56,14 +56,12 @@ class ShortRow {
         if (threadIdx.x % kThreadsOfSector != 0) return;
         for (T const* spot : spots.at) device::prefetch(spot);
     }
+    // Of a tensor, read once.
     __device__ Items load(Spots<T const, kItems> const& spots) const {
-        Items items;
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) {
-            auto const part = device::load<kVec>(spots.at[i], 0);
-            memcpy(items.at + i * kVec, part.at, sizeof(part));
-        }
-        return items;
+        return load_by(spots, [](T const* spot) { return load_past_l1<kVec>(spot); });
+    }
+    __device__ Items load_parameter(Spots<T const, kItems> const& spots) const {
+        return load_by(spots, [](T const* spot) { return device::load<kVec>(spot, 0); });
     }
     __device__ void store(Spots<T, kItems> const& spots, Items const& items) const {
 #pragma unroll
@@ -75,6 +73,16 @@ class ShortRow {
     }
 
   private:
+    template <class Load>
+    __device__ static Items load_by(Spots<T const, kItems> const& spots, Load load) {
+        Items items;
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+            Vec<T, kVec> const part = load(spots.at[i]);
+            memcpy(items.at + i * kVec, part.at, sizeof(part));
+        }
+        return items;
+    }
     template <class Element>
     __device__ Spots<Element, kItems> spots_from(Element* row) const {
         Spots<Element, kItems> spots;
@@ -169,16 +177,21 @@ std::optional<cudaError_t> with_short_shape(int64_t rows, int64_t cols, Run run)
         grid.grid.cluster = blocks;
         grid.grid.blocks = rows * blocks;
         grid.grid.threads = dim3(static_cast<unsigned>(slots / Shape::kItems / blocks));
-        grid.lets_in_early = rows <= kShortRowsEarly || rows > machine.multiprocessors;
+        grid.grid.most_share = kMostShareOfRows;
+        grid.lets_in_early =
+            2 * grid.grid.blocks <= machine.multiprocessors || rows > machine.multiprocessors;
         return run(shape, machine, grid);
     };
     if (rows <= kRowsToSplit && slots > kSlotsToSplit && machine.has_clusters()) {
         if (slots % (32 * kBlocksOfSplit) != 0) return std::nullopt;
-        return with(ShortShape<T, 1, Reach::kCluster>{}, kBlocksOfSplit);
+        return with(ShortShape<T, 1, Reach::kCluster, 0>{}, kBlocksOfSplit);
     }
     if (slots <= 32 || slots > kMaxLanes || slots % 32 != 0) return std::nullopt;
-    if (slots > kSlotsOfOne && slots % 64 == 0) return with(ShortShape<T, 2, Reach::kBlock>{}, 1);
-    return with(ShortShape<T, 1, Reach::kBlock>{}, 1);
+    bool const in_pairs = slots > kSlotsOfOne && slots % 64 == 0;
+    if (in_pairs && slots <= 2 * kSlotsOfOne) return with(ShortShape<T, 2, Reach::kBlock, 8>{}, 1);
+    if (in_pairs) return with(ShortShape<T, 2, Reach::kBlock, 16>{}, 1);
+    if (slots <= kSlotsOfOne) return with(ShortShape<T, 1, Reach::kBlock, 8>{}, 1);
+    return with(ShortShape<T, 1, Reach::kBlock, 32>{}, 1);
 }
 
 }  // namespace opfuse::device

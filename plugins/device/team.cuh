@@ -2,6 +2,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 #include "moments.h"
 #include "tuning.h"
 
@@ -92,7 +94,8 @@ enum class Reach { kAny, kWarp, kBlock, kCluster };
 // blockDim.x is a power of two up to 32, with any blockDim.y (rows), in a cluster of one; or
 // a multiple of 32 up to kMaxLanes with blockDim.y == 1.  Every thread makes one, first of all, and
 // every thread calls each reduction, those of rows past the end included.
-template <Reach kReach>
+// `kWidth`: as many lanes reduce what warps have, where that is known: a power of two.
+template <Reach kReach, int kWidth = 0>
 class TeamOf {
   public:
     __device__ TeamOf() {
@@ -148,6 +151,8 @@ class TeamOf {
             sums[1] += apart * apart;
         }
         Moments const here = around(pivot, sums, 32, 1.f / kOfWarp);
+        if constexpr (kReach == Reach::kBlock && kWidth == 8)
+            return merge_equal(here, kOfWarp, share);
         return merge_warps(here, share, [](int) { return kOfWarp; });
     }
 
@@ -194,7 +199,9 @@ class TeamOf {
         }
     }
     // How many lanes reduce `count` values.
-    __device__ static int width_of(int count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
+    __device__ static int width_of(int count) {
+        return kWidth > 0 ? kWidth : count <= 8 ? 8 : count <= 16 ? 16 : 32;
+    }
 
     // Each of `values` over groups of `width` lanes, a power of two, the same in the whole block.
     template <class Operation, int kValues>
@@ -238,6 +245,42 @@ class TeamOf {
         });
         return around(pivot, sums, width, share);
     }
+    // Of warps with `count` values each, by every thread: quicker than by lanes.
+    __device__ Moments merge_equal(Moments const& here, float count, float share) {
+        float const values[2] = {here.mean, here.squares};
+        auto const* partial = publish(values);
+        float means[kWidth], squares[kWidth];
+        read_parts(partial[0], means);
+        read_parts(partial[1], squares);
+        float sums[kWidth];
+        memcpy(sums, means, sizeof(sums));
+        float const mean = sum_of(sums) * (count * share);
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+            float const apart = i < warps() ? means[i] - mean : 0.f;
+            squares[i] += apart * apart * count;
+        }
+        return {0.f, mean, sum_of(squares)};
+    }
+    // Each warp's value, and 0 for warps that there are not.
+    template <int kMost>
+    __device__ static void read_parts(float const* partial, float (&values)[kMost]) {
+#pragma unroll
+        for (int i = 0; i < kMost; i += 4) {
+            auto const four = reinterpret_cast<float4 const*>(partial)[i / 4];
+            float const read[] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) values[i + k] = i + k < warps() ? read[k] : 0.f;
+        }
+    }
+    template <int kMost>  // a power of two
+    __device__ static float sum_of(float (&values)[kMost]) {
+#pragma unroll
+        for (int count = kMost / 2; count > 0; count /= 2)
+#pragma unroll
+            for (int i = 0; i < count; ++i) values[i] += values[i + count];
+        return values[0];
+    }
     // `sums`: of the differences from `pivot`, and of their squares.
     __device__ static Moments around(float pivot, float (&sums)[2], int width, float share,
                                      float count = 0.f) {
@@ -251,7 +294,7 @@ class TeamOf {
     // read it.
     template <int kValues>
     __device__ auto publish(float const (&values)[kValues]) -> float const (*)[kMostParts] {
-        __shared__ float memory[2][kValues][kMostParts];
+        __shared__ __align__(16) float memory[2][kValues][kMostParts];
         auto* const partial = memory[turn_ & 1];
         int const own = rank_ * warps() + threadIdx.x / 32;
         if (!split()) {

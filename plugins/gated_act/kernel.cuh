@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kFewThreads)
     few_gated_act_kernel(T* y,                        // `count` vectors
                          T const* gate, T const* up,  //
                          Places const places, int count) {
+    device::let_next_start();
     constexpr int kVec = device::kVecBytes / sizeof(T);
     int const own = blockIdx.x * kFewThreads + threadIdx.x, vector = min(own, count - 1);
     int64_t const at = places.of(vector) * kVec;
@@ -93,9 +94,6 @@ __global__ void __launch_bounds__(kFewThreads)
         device::prefetch(gates);
         device::prefetch(ups);
     }
-    // Behind the fetches, ahead of the wait: 64 rows (4096) take 1.44, with it behind the
-    // wait 1.48.
-    device::let_next_start();
     device::wait_for_previous();
     auto const a = device::load<kVec>(gates, 0), b = device::load<kVec>(ups, 0);
     if (own < count) device::store(to, 0, gate_with<T, kActivation>(a, b));
@@ -184,6 +182,7 @@ cudaError_t gated_act(T* y,                        // [rows, cols], contiguous
         Places const places(rows, cols / kVec, (stride - cols) / kVec);
         if (few) {
             cover(vectors, kFewThreads, kFewThreads);
+            grid.most_share = device::tuning::kMostShareOfVectors;
             return device::launch(few_gated_act_kernel<T, kActivation>, machine, grid, stream, y,
                                   gate, up, places, static_cast<int>(vectors));
         }

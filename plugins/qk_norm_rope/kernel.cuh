@@ -204,7 +204,9 @@ cudaError_t launch_qk_norm_rope(QkNormRopeKernel<T> kernel, int lanes, int toget
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine); status != cudaSuccess)
         return status;
-    device::Grid const grid{.blocks = tiles * groups, .threads = dim3(lanes, tokens_per_block)};
+    device::Grid const grid{.blocks = tiles * groups,
+                            .threads = dim3(lanes, tokens_per_block),
+                            .most_share = device::tuning::kMostShareOfVectors};
     return device::launch(kernel, machine, grid, stream, q, k, v, qkv, parameters, shape, groups);
 }
 

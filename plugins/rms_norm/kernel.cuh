@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     share = device::settled(share);
     epsilon = device::settled(epsilon);
     device::start_short(team, row, lets_in_early, from);
-    auto const items = row.load(from), gammas = row.load(weights);
+    auto const items = row.load(from), gammas = row.load_parameter(weights);
     device::finish_rms(team, row, to, device::widen(items), gammas, share, epsilon);
 }
 

@@ -134,7 +134,9 @@ cudaError_t launch_rope(T* y, T const* x, device::Parameter cos, device::Paramet
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine); status != cudaSuccess)
         return status;
-    device::Grid const grid{.blocks = blocks, .threads = dim3(threads)};
+    device::Grid const grid{.blocks = blocks,
+                            .threads = dim3(threads),
+                            .most_share = Case::kFew ? device::tuning::kMostShareOfVectors : 0};
     return device::launch(rope_kernel<Case>, machine, grid, stream, y, x, cos, sin, walk);
 }
 

@@ -155,6 +155,29 @@ def test_replays_of_early_launches_agree(runner: Runner, shape: tuple[int, int])
     assert wrong.item() == 0
 
 
+def test_launches_of_several_sizes_in_a_graph(runner: Runner) -> None:
+    """A kernel asks for shared memory by the number of its blocks."""
+    inputs = [torch.randn(rows, 4096, device="cuda").half() for rows in (64, 1, 128, 16, 2, 200)]
+    gamma = torch.ones(4096, device="cuda", dtype=torch.float16)
+    normed = [torch.empty_like(x) for x in inputs]
+    gated = [torch.empty_like(x[:, :2048]) for x in inputs]
+
+    def layer(run: Runner | Serial) -> None:
+        for x, y, z in zip(inputs, normed, gated, strict=True):
+            run("RmsNorm", EPSILON, [x, gamma], [y])
+            run("GatedAct", {}, [y], [z])
+
+    layer(Serial(runner))
+    expected = [z.clone() for z in gated]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        layer(runner)
+    for made in (*normed, *gated):
+        made.fill_(NAN)
+    graph.replay()
+    assert all(map(torch.equal, gated, expected))
+
+
 class Serial:
     """Waits for each kernel."""
 
