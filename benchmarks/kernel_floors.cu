@@ -46,11 +46,12 @@ __device__ unsigned nothing_of_sum(float value) {
 template <int kInputs, int kOutputs, int kWeights, int kWarps, int kItems, bool kSum>
 __global__ void __launch_bounds__(kWarps * 32) floor_kernel(Tensors of) {
     constexpr int kStep = kWarps * 32, kVectors = kStep * kItems;
+    let_next_start();
     int64_t const first = int64_t{blockIdx.x} * kVectors + threadIdx.x;
     if (threadIdx.x % 2 == 0)  // L2 fetches 32 bytes
         for (int i = 0; i < kItems; ++i)
             for (int k = 0; k < kInputs; ++k) prefetch(of.inputs[k] + first + i * kStep);
-    wait_in_turn();
+    wait_for_previous();
     uint4 items[kInputs][kItems], weights[2][kItems]{};
 #pragma unroll
     for (int i = 0; i < kItems; ++i)
@@ -82,10 +83,11 @@ __global__ void empty_kernel() {}
 
 template <int kInputs, int kOutputs, int kWeights, int kWarps, bool kSum>
 int launch_floor(Tensors const& of, int64_t rows, int64_t cols, cudaStream_t stream) {
-    Machine const machine{.capability = 90, .multiprocessors = 0, .shared_bytes = 0};
+    Machine machine;
+    if (cudaError_t const status = current_machine(machine); status != cudaSuccess) return status;
     auto const with_items = [&]<int kItems>() {
         int64_t const blocks = rows * cols / (kWarps * 256 * kItems);
-        Grid const grid{.blocks = blocks, .threads = dim3(kWarps * 32)};
+        Grid const grid{.blocks = blocks, .threads = dim3(kWarps * 32), .most_share = 8};
         return launch(floor_kernel<kInputs, kOutputs, kWeights, kWarps, kItems, kSum>, machine,
                       grid, stream, of);
     };

@@ -155,6 +155,11 @@ def compiled(case: Case) -> Callable[..., object]:
     return function
 
 
+def empty_launch(timer: Timer) -> float:
+    """What a launch takes that does nothing, in microseconds."""
+    return timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+
+
 def copy_bandwidth(timer: Timer) -> float:
     """Bytes a second, read and written, of the fastest device-to-device copy."""
     rates = []
@@ -177,6 +182,8 @@ def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
     if peer:
         row["eager_us"] = bench.torch(case.torch)
     row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
+    if _is_few(case.op, rows):  # beside it: what a launch costs differs between processes
+        row["empty_us"] = empty_launch(bench.timer)
     if peer:
         row["compile_us"] = bench.torch(peer)
         row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
@@ -279,7 +286,7 @@ def show(figures: dict) -> None:
 
     ``at copy``: what our speed over torch.compile's would be at the copy's bandwidth.
     """
-    copy, empty = figures["copy_bytes_per_s"], figures["empty_us"]
+    copy = figures["copy_bytes_per_s"]
 
     def cells(row: dict) -> list[str]:
         ours, least = row["opfuse_us"], row["bytes"] / copy * 1e6
@@ -288,10 +295,11 @@ def show(figures: dict) -> None:
         return [
             row["case"], f"{ours:.2f}", f"{again:.2f}", f"{row['bytes'] / 1e6:.1f}",
             f"{least / ours:.0%}", f"{eager:.2f}", f"{compiled:.2f}", f"{eager / ours:.2f}",
-            f"{compiled / ours:.2f}", f"{compiled / least:.2f}", f"{ours / empty:.2f}",
+            f"{compiled / ours:.2f}", f"{compiled / least:.2f}",
+            f"{ours / row.get('empty_us', figures['empty_us']):.2f}",
         ]  # fmt: skip
 
-    print(f"copy {copy / 1e9:.0f} GB/s, empty launch {empty:.2f} us")
+    print(f"copy {copy / 1e9:.0f} GB/s, empty launch {figures['empty_us']:.2f} us")
     header = [
         "case", "us", "again", "MB", "of copy", "eager us", "compile us", "eager/us",
         "compile/us", "at copy", "/empty",
@@ -300,20 +308,21 @@ def show(figures: dict) -> None:
     few = [row for row in figures["rows"] if "move_us" in row]
     if few:
         print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
-        show_few("from memory, as above", few, "", empty)
-        show_few("all launches with the same tensors, in L2", few, "warm_", empty)
+        show_few("from memory, as above", few, "")
+        show_few("all launches with the same tensors, in L2", few, "warm_")
 
 
-def show_few(title: str, rows: Sequence[dict], warm: str, empty: float) -> None:
+def show_few(title: str, rows: Sequence[dict], warm: str) -> None:
     """Prints few rows beside what only moves them and torch.compile's kernel."""
     print(f"\n{title}")
     names = [f"{name}_{warm}us" for name in ("move", "sum", "compile")]
     lines = []
     for row in rows:
         times = [row[f"{warm}us" if warm else "opfuse_us"], *(row.get(n, math.nan) for n in names)]
-        cells = [*(f"{time:.2f}" for time in times), *(f"{time / empty:.2f}" for time in times[:3])]
-        lines.append([row["case"], *cells, f"{times[3] / times[0]:.2f}"])
-    header = ["case", "us", "move us", "with a sum", "compile us"]
+        shares = [f"{time / row['empty_us']:.2f}" for time in times[:3]]
+        cells = [f"{time:.2f}" for time in (row["empty_us"], *times)]
+        lines.append([row["case"], *cells, *shares, f"{times[3] / times[0]:.2f}"])
+    header = ["case", "empty us", "us", "move us", "with a sum", "compile us"]
     header += ["/empty", "move/empty", "sum/empty", "compile/us"]
     measure.print_table(header, map(_known, lines))
 
@@ -337,7 +346,7 @@ def main() -> None:
     timer = Timer(_filler())
     rows: list[dict] = []
     figures = {**environment(), "copy_bytes_per_s": copy_bandwidth(timer), "rows": rows}
-    figures["empty_us"] = timer.microseconds(lambda _: _empty[(1,)](), MANY_LAUNCHES)
+    figures["empty_us"] = empty_launch(timer)
     for row in measure_all(options):
         rows.append(row)
         rows.sort(key=itemgetter("place"))
