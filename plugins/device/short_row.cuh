@@ -161,6 +161,13 @@ struct ShortGrid {
     bool lets_in_early;
 };
 
+// Whether the multiprocessors, with a block each, hold two launches or more and few are left over.
+inline bool fit_evenly(Machine const& machine, int64_t blocks) {
+    int64_t const left = machine.multiprocessors % blocks;
+    return 2 * blocks <= machine.multiprocessors &&
+           100 * left <= tuning::kMostLeftOver * machine.multiprocessors;
+}
+
 // Calls `run(ShortShape, Machine, ShortGrid)`, unless rows are too many or do not fill their
 // threads.
 template <class T, class Run>
@@ -177,9 +184,11 @@ std::optional<cudaError_t> with_short_shape(int64_t rows, int64_t cols, Run run)
         grid.grid.cluster = blocks;
         grid.grid.blocks = rows * blocks;
         grid.grid.threads = dim3(static_cast<unsigned>(slots / Shape::kItems / blocks));
-        grid.grid.most_share = kMostShareOfRows;
-        grid.lets_in_early =
-            2 * grid.grid.blocks <= machine.multiprocessors || rows > machine.multiprocessors;
+        bool const early = rows <= kShortRowsEarly;
+        bool const by_pairs = early || slots <= kSlotsEarly || slots >= kSlotsEarlyFrom;
+        if (by_pairs && fit_evenly(machine, grid.grid.blocks))
+            grid.grid.most_share = kMostShareOfRows;
+        grid.lets_in_early = early || grid.grid.most_share > 0 || rows > machine.multiprocessors;
         return run(shape, machine, grid);
     };
     if (rows <= kRowsToSplit && slots > kSlotsToSplit && machine.has_clusters()) {

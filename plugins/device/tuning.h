@@ -50,11 +50,16 @@ inline constexpr int kFewThreads = 1024;
 
 // Such rows that fill their threads (short_row.cuh): above this number of vectors a thread has two,
 // for eight warps add up faster than sixteen: 64 rows (4096) take 1.50 and 1.79 (RmsNorm,
-// AddLayerNorm), not 1.58 and 1.82.  They let the next launch in ahead of their wait where there is
-// room for two launches (kMostShare...) and where there is more than a row a multiprocessor: 256
-// rows take 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83.  Clusters of two for 9 to 64 rows: 64
-// take 1.60, 1.82, and 1.85.
+// AddLayerNorm), not 1.58 and 1.82.  Clusters of two for 9 to 64 rows: 64 take 1.60, 1.82, and
+// 1.85.
 inline constexpr int kSlotsOfOne = 256;
+// They let the next launch in ahead of their wait up to so many rows, where there is more than one
+// a multiprocessor (256 take 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83), and where there is
+// room for two launches (below) unless they have more than the first and less than the second
+// number of vectors: in layers like a Llama's, AddRmsNorm of 64 rows (2048) and the products around
+// it take 362 so, not 354, of 32 rows 415 and 400; of 64 rows (768) 276, not 289, of 32 304 and
+// 316; of 64 and 32 rows (4096) as long as in order.
+inline constexpr int kShortRowsEarly = 16, kSlotsEarly = 128, kSlotsEarlyFrom = 512;
 
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
 // thread in flight, 86 with two, 79 with eight.
@@ -62,10 +67,13 @@ inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
 
 // Of two launches, the most blocks on a multiprocessor up to which it has room for no more
 // (launch.cuh): with a block a row, and of kernels that take vector by vector.  64 rows (4096) take
-// 1.30, 1.53, 1.69, and 1.36 (RmsNorm, AddRmsNorm, AddLayerNorm, GatedAct), not 1.50, 1.82, 1.79,
-// and 1.44; QkNormRope of 64 tokens (6144) 1.95, not 2.16.  Of rows two are too many: with them 96
-// rows of RmsNorm take 1.78, not 1.67.
-inline constexpr int kMostShareOfRows = 1, kMostShareOfVectors = 8;
+// 1.30, 1.53, 1.69, and 1.36 (RmsNorm, AddRmsNorm, AddLayerNorm, GatedAct), not 1.50, 1.80, 1.79,
+// and 1.44; QkNormRope of 64 tokens (6144) 1.95, not 2.16.  With two blocks 96 rows of RmsNorm take
+// 1.78, not 1.67; with eight, 128 of GatedAct 1.95, not 1.90.
+inline constexpr int kMostShareOfRows = 1, kMostShareOfVectors = 6;
+// And the most of a hundred multiprocessors that such launches of rows may leave over: AddLayerNorm
+// of 48 rows, which leave 36 of 132, takes 1.78 so, not 1.68; 40, which leave 12, 1.50, not 1.64.
+inline constexpr int kMostLeftOver = 10;
 
 // A launch that may start early fetches its first row into L2 while the kernel ahead ends: a kernel
 // that does nothing but read and write two tensors of 64 rows (4096) takes 1.34 with both, 1.95
