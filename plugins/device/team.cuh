@@ -319,9 +319,17 @@ class TeamOf {
         if (in_warp()) return values[0];
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
-        values[0] = Operation::kNeutral;
-        for_each_part(count, width,
-                      [&](int i) { values[0] = Operation::combine(values[0], partial[i]); });
+        auto const take = [&](int i) { values[0] = Operation::combine(values[0], partial[i]); };
+        if constexpr (kReach == Reach::kBlock) {
+            values[0] = Operation::kNeutral;
+            for_each_part(count, width, take);
+        } else {
+            // Not by one loop, whose step is kept in a register: AllReduceAddNorm has none left.
+            int const at = threadIdx.x & (width - 1);
+            values[0] = at < count ? partial[at] : Operation::kNeutral;
+#pragma unroll 1
+            for (int i = at + 32; i < count; i += 32) take(i);
+        }
         reduce_lanes<Operation>(values, width);
         return values[0];
     }
