@@ -320,15 +320,15 @@ class TeamOf {
         float const* partial = publish(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
         auto const take = [&](int i) { values[0] = Operation::combine(values[0], partial[i]); };
-        if constexpr (kReach == Reach::kBlock) {
-            values[0] = Operation::kNeutral;
-            for_each_part(count, width, take);
-        } else {
+        if constexpr (kReach == Reach::kAny) {
             // Not by one loop, whose step is kept in a register: AllReduceAddNorm has none left.
             int const at = threadIdx.x & (width - 1);
             values[0] = at < count ? partial[at] : Operation::kNeutral;
 #pragma unroll 1
             for (int i = at + 32; i < count; i += 32) take(i);
+        } else {
+            values[0] = Operation::kNeutral;
+            for_each_part(count, width, take);
         }
         reduce_lanes<Operation>(values, width);
         return values[0];
