@@ -200,6 +200,24 @@ def test_error_is_not_above_cublas(runner: Runner, generator: torch.Generator, r
     assert own <= other * 1.001
 
 
+@pytest.mark.parametrize("way", [4, 6, 7, 15])
+def test_silu_far_below_zero(runner: Runner, generator: torch.Generator, way: int) -> None:
+    """What is nearly 0 is right too, beside sums up to 30."""
+    rows, depth, cols = 1000, 520, 776
+    x = random(generator, (rows, depth), torch.float16)
+    weight = random(generator, (depth, cols), torch.float16, 6 * depth**-0.5)
+    total = x.double() @ weight.double()
+    y = torch.full((rows, cols), float("nan"), dtype=torch.float16, device="cuda")
+    runner("GemmAct", {"activation": "silu", "tactic": way}, [x, weight], [y])
+    expected = activate(total, "silu")
+    runner.compare("GemmAct silu, far", y, expected, 6 * NOISE)
+    far = total < -6
+    slope = (1 - total) * total.exp()  # of x e^x, which SiLU is there
+    allowed = 6 * NOISE * slope + expected.abs() * 2**-10 + 2**-25
+    assert far.sum() > 100
+    assert ((y.double() - expected).abs() <= allowed)[far].all()
+
+
 @pytest.mark.parametrize("rows", [0, 3])
 def test_empty(runner: Runner, rows: int) -> None:
     """No rows give nothing; no depth gives the activation of the bias."""
@@ -236,7 +254,8 @@ def test_blas_chooses_outside_of_captures(runner: Runner, generator: torch.Gener
 MEMORY = [
     ((5, 7, 9), 0), ((3, 72, 136), 0), ((200, 72, 264), 4), ((200, 136, 264), 6),
     ((3, 264, 136), 11), ((200, 136, 264), 7), ((200, 136, 264), 15), ((100, 136, 136), 16),
-    ((12, 136, 136), 17), ((12, 136, 136), 18),
+    ((12, 136, 136), 17), ((12, 136, 136), 18), ((400, 392, 264), 6), ((400, 392, 264), 7),
+    ((400, 392, 264), 15),
 ]  # fmt: skip
 
 
@@ -251,11 +270,14 @@ def test_memory_is_exact(
     plain = weight[:, :cols].contiguous()
     residual = random(generator, (rows, cols), torch.float16)
     # Written once by a kernel: initcheck does not see what the copy engine writes.
-    y, gated = torch.full_like(residual, float("nan")), torch.full_like(residual, float("nan"))
-    attributes = {"activation": "gelu", "residual": 1, "tactic": tactic}
-    runner("GemmAct", attributes, [x, plain, residual], [y])
+    gated = torch.full_like(residual, float("nan"))
+    for activation, more in (("gelu", [residual]), ("none", [residual]), ("silu", [])):
+        y = torch.full_like(residual, float("nan"))
+        attributes: dict[str, str | int] = {"activation": activation, "tactic": tactic}
+        attributes["residual"] = len(more)
+        runner("GemmAct", attributes, [x, plain, *more], [y])
+        assert y.isfinite().all()
     runner("GatedGemm", {"tactic": tactic}, [x, weight], [gated])
-    assert y.isfinite().all()
     assert gated.isfinite().all()
 
 
