@@ -76,7 +76,8 @@ struct HopperConsumer {
                           RunningSoftmax const& softmax) const {
         results.store(a, tile, tile.first_row + warp_row + lane / 4, out, softmax);
     }
-    __device__ void store_empty(TileWalk<S> walk) const {
+    template <class Walk>
+    __device__ void store_empty(Walk walk) const {
         float const none[S::kSize / 8][4] = {};
         HopperTile tile;
         while (walk.next(tile))
@@ -89,7 +90,7 @@ struct HopperConsumer {
         HopperTile const& now = tile(tiles);
         if (now.batch < 0) return false;
         int const row = now.first_row + warp_row;
-        rows = {row + lane / 4, now.end - 1, now.begin, keys_of_all(a, row, row + 15)};
+        rows = {row + lane / 4, now.end - 1, now.begin, keys_of_all(a, now.length, row, row + 15)};
         return true;
     }
     // Goes on to the next block of keys: of the same tile, or of the next where there is a second
@@ -134,7 +135,7 @@ struct HopperConsumer {
         if constexpr (kScores == Scores::kAny) {
             HopperTile const& now = tile(tiles);
             scale_scores(s, a);
-            MaskRows const masks = mask_rows<T>(a, now.batch, now.head, rows.row);
+            MaskRows const masks = mask_rows<T>(a, now.length, now.batch, now.head, rows.row);
             add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
             add_slopes(s, a, masks, begin + lane % 4 * 2);
         }
@@ -147,7 +148,9 @@ struct HopperConsumer {
         }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            KeyRange const seen[2] = {keys_of_row(a, rows.row), keys_of_row(a, rows.row + 8)};
+            int const length = tile(tiles).length;
+            KeyRange const seen[2] = {keys_of_row(a, length, rows.row),
+                                      keys_of_row(a, length, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
         constexpr bool kScaled = kScores == Scores::kScaled;

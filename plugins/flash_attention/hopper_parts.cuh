@@ -121,14 +121,15 @@ __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* f
 }
 
 // Hides those of the keys from `first` on that the queries `row` and `row` + 8 do not see: mostly
-// the end of the last blocks.  This lane's columns begin at `key`, which counts from `first`.
+// the end of the last blocks; all batches have all keys.  This lane's columns begin at `key`, which
+// counts from `first`.
 template <int kBlocks>
 __device__ void hide_ends(float (&s)[kBlocks][4], Attention const& a, int row,
                           KeyRange const& all_see, int first, int key) {
     constexpr int kLast = 2;  // blocks
     int const end = first + 8 * kBlocks;
     if (all_see.begin <= first && all_see.end >= end) return;
-    KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+    KeyRange const seen[2] = {keys_of_row(a, a.keys, row), keys_of_row(a, a.keys, row + 8)};
     if (all_see.begin > first || all_see.end < end - 8 * kLast)
         hide_scores(s, seen, first + key);
     else

@@ -39,6 +39,7 @@ struct HopperTile {
     int first_row;
     int begin, end;  // of the blocks of keys that any row sees, or that are a split
     int split;
+    int length;  // of the batch
 };
 
 // How many tiles are known: those that have a place; the one before, whose results are stored when
@@ -108,8 +109,9 @@ class TileWalk {
         return false;
     }
 
-    // Whether there are tiles whose rows see no keys: the first one of a head is such.
+    // Whether there may be tiles whose rows see no keys: the first one of a head is such.
     __device__ bool has_empty() const {
+        if (a_.lengths.data) return true;
         HopperTile first;
         fill(first, 0, order_.tiles - 1);
         return first.begin == first.end;
@@ -122,8 +124,9 @@ class TileWalk {
         tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
         tile.split = 0;
-        KeyRange const keys =
-            keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
+        tile.length = length_of(a_, tile.batch);
+        KeyRange const keys = keys_of_any(a_, tile.length, tile.first_row,
+                                          min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;
         tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
     }

@@ -22,6 +22,13 @@ struct AttentionSlopes {
     bool is_float = false;       // else of the type of q
 };
 
+// How many keys each batch has, [batch] or one for all: those behind are not seen, and its last
+// query stands at its last key.  There need not be as many, nor any.
+struct KeyLengths {
+    int32_t const* data = nullptr;  // null where there are all
+    int step = 0;                   // 0: one for all
+};
+
 // [batch, heads, rows, size]: strides in elements, of which the last axis has 1.
 struct Heads {
     void* data;
@@ -41,7 +48,8 @@ struct Attention {
     float scale;             // of q k^T
     float softcap;           // x -> softcap * tanh(x / softcap), where positive
     AttentionSlopes slopes;  // [heads]
-    int behind, ahead;  // query i sees keys from i + keys - queries - behind to the same + ahead
+    KeyLengths lengths;      // [batch]; `keys` is the most
+    int behind, ahead;  // query i sees keys from i + length - queries - behind to the same + ahead
     bool nan_guard;     // a row whose weights are NaN gives 0
     bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
     bool y_in_pairs = false;    // two neighbouring elements of y may be stored at once
@@ -72,6 +80,16 @@ inline bool has_tile_mask(Attention const& a) {
 }
 
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
+
+// Scores of so many keys and queries, with a mask that is the same for all queries of a batch, that
+// it pays to ask first which keys at the end it hides: 2 us, and the keys that nobody visits.
+inline bool cuts_keys(Attention const& a) {
+    constexpr int64_t kWork = int64_t{1} << 25;  // scores
+    bool const of_keys = a.mask.data && a.mask.key && !a.mask.query && !a.mask.head;
+    bool const free = a.behind == kUnlimited && a.ahead == kUnlimited && !a.slopes.data;
+    return of_keys && free && !a.lengths.data &&
+           a.batch * a.heads * a.queries >= (kWork + a.keys - 1) / a.keys;
+}
 
 inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
 inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
@@ -107,6 +125,8 @@ cudaError_t decode_attention(Attention const& attention, __half, void* workspace
 template <int kSize>
 cudaError_t decode_attention(Attention const& attention, __nv_bfloat16, void* workspace,
                              cudaStream_t stream);
+template <class T>  // of each batch, for attentions of which cuts_keys() holds
+cudaError_t find_lengths(Attention const& attention, int32_t* lengths, cudaStream_t stream);
 template <class T>  // float too, and any head size
 cudaError_t plain_attention(Attention const& attention, cudaStream_t stream);
 

@@ -17,26 +17,41 @@ __device__ T* head_of(Heads const& heads, int64_t batch, int head) {
     return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head;
 }
 
+// Scores with such a mask, times log2(e), lie so far below those with a higher one that they weigh
+// nothing, exactly.
+inline constexpr float kHiding = -1e37f, kSeen = -1e30f;
+
 struct KeyRange {
     int begin, end;
 };
 
-// The keys that any of the queries sees; `last` may lie past the end.
-__device__ inline KeyRange keys_of_any(Attention const& a, int first, int last) {
-    int64_t const shift = static_cast<int64_t>(a.keys) - a.queries, none = 0, all = a.keys;
+// How many keys a batch is said to have.
+__device__ inline int length_of(Attention const& a, int64_t batch) {
+    return a.lengths.data ? a.lengths.data[batch * a.lengths.step] : a.keys;
+}
+
+// How many there are.
+__device__ inline int keys_within(Attention const& a, int length) {
+    return min(max(length, 0), a.keys);
+}
+
+// The keys that any of the queries of a batch sees; `last` may lie past the end.
+__device__ inline KeyRange keys_of_any(Attention const& a, int length, int first, int last) {
+    int64_t const shift = static_cast<int64_t>(length) - a.queries, none = 0;
+    int64_t const all = keys_within(a, length);
     return {static_cast<int>(min(max(first + shift - a.behind, none), all)),
             static_cast<int>(max(min(last + shift + a.ahead + 1, all), none))};
 }
 
 // The keys that all of the queries see.
-__device__ inline KeyRange keys_of_all(Attention const& a, int first, int last) {
-    return {keys_of_any(a, last, last).begin, keys_of_any(a, first, first).end};
+__device__ inline KeyRange keys_of_all(Attention const& a, int length, int first, int last) {
+    return {keys_of_any(a, length, last, last).begin, keys_of_any(a, length, first, first).end};
 }
 
 // The keys that one query sees; rows past the end read the last.
-__device__ inline KeyRange keys_of_row(Attention const& a, int query) {
+__device__ inline KeyRange keys_of_row(Attention const& a, int length, int query) {
     int const q = min(query, a.queries - 1);
-    return keys_of_any(a, q, q);
+    return keys_of_any(a, length, q, q);
 }
 
 // Where a query's mask begins, in elements.
@@ -51,9 +66,9 @@ __device__ float slope_of(Attention const& a, int head) {
                              : device::to_float(static_cast<T const*>(a.slopes.data)[head]);
 }
 
-// The key that a query stands at.
-__device__ inline int position_of(Attention const& a, int query) {
-    return query + a.keys - a.queries;
+// The key that a query stands at: the last one of the batch at the last.
+__device__ inline int position_of(Attention const& a, int length, int query) {
+    return query + length - a.queries;
 }
 
 // What is added to the scores of two rows.
@@ -63,19 +78,19 @@ struct MaskRows {
     int position[2];
 
     template <class T>
-    __device__ void set(int r, Attention const& a, int64_t batch, int head, int query) {
+    __device__ void set(int r, Attention const& a, int length, int64_t batch, int head, int query) {
         start[r] = mask_start(a, batch, head, query);
         slope[r] = slope_of<T>(a, head);
-        position[r] = position_of(a, query);
+        position[r] = position_of(a, length, query);
     }
 };
 
 // Those of the queries `query` and `query` + 8.
 template <class T>
-__device__ MaskRows mask_rows(Attention const& a, int64_t batch, int head, int query) {
+__device__ MaskRows mask_rows(Attention const& a, int length, int64_t batch, int head, int query) {
     MaskRows rows;
-    rows.set<T>(0, a, batch, head, query);
-    rows.set<T>(1, a, batch, head, query + 8);
+    rows.set<T>(0, a, length, batch, head, query);
+    rows.set<T>(1, a, length, batch, head, query + 8);
     return rows;
 }
 

@@ -42,6 +42,10 @@ VARIANTS = [
     {"layout": "BSHD", "causal": True},
     {"layout": "BSHD,BHSD,BSHD,BSHD", "kv_heads": 1, "mask": "bk"},
     {"layout": "BHSD,BHSD,BSHD,BSHD", "window": 33, "causal": True, "nan_guard": True},
+    {"lengths": 1, "kv_heads": 2},
+    {"lengths": 1, "causal": True, "nan_guard": True},
+    {"lengths": 2, "mask": "bqk", "nan_guard": True, "slopes": True, "layout": "BSHD"},
+    {"lengths": 1, "mask": "bk", "float_mask": True, "nan_guard": True, "window": 50},
 ]
 
 
@@ -200,6 +204,35 @@ def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_padding_of_many_keys(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """So many that the keys which the mask leaves are counted first, and not when they are few."""
+    for size, (queries, keys) in itertools.product((64, 96, 128, 256), ((1000, 1100), (530, 2110))):
+        for fill, wide in ((-torch.inf, False), (FLOAT32_LOWEST, True)):
+            for variant in (
+                {},
+                {"nan_guard": True, "softcap": 4.0},
+                {"kv_heads": 4, "scale": -0.3},
+            ):
+                case = Case(queries, keys, size, batch=9, mask="bk", padding=fill, float_mask=wide)
+                case = dataclasses.replace(case, **variant)
+                check(runner, generator, case, dtype, "padding")
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_lengths(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Batches of which each has its own number of keys, in every kernel."""
+    variants = ({}, {"causal": True, "nan_guard": True}, {"window": 90}, {"mask": "bhqk"})
+    sizes = (40, 64) if dtype == torch.float32 else (32, 64, 80, 96, 128, 192, 256)
+    shapes = ((1, 3000), (4, 2100), (16, 700), (197, 197), (150, 1200), (1100, 1100))
+    for size, (queries, keys), variant in itertools.product(sizes, shapes, variants):
+        for kv_heads in (8, 2):
+            case = Case(queries, keys, size, batch=7, heads=8, kv_heads=kv_heads, lengths=1)
+            check(runner, generator, dataclasses.replace(case, **variant), dtype, "lengths")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_masks_of_many_keys(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """Masks of every broadcast that the copy engine reads, tile by tile."""
     variants = ({}, {"causal": True}, {"window": 300, "nan_guard": True}, {"scale": -0.3})
@@ -233,7 +266,8 @@ def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> N
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_packed(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """PackedAttention is FlashAttention of the parts."""
-    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"slopes": True, "mask": "k"})
+    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"slopes": True, "mask": "k"},
+                {"lengths": 1, "causal": True})  # fmt: skip
     for size, length, kv_heads in itertools.product((64, 128, 40, 20), (1, 5, 197, 1200), (4, 2)):
         for variant in variants:
             case = Case(length, length, size, kv_heads=kv_heads, **variant)
@@ -279,5 +313,9 @@ def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -
     for size, (queries, keys) in itertools.product((64, 128), ((1, 700), (80, 150))):
         case = Case(queries, keys, size, batch=1, heads=4, kv_heads=2)
         check(runner, generator, case, torch.float16, "exact")
+        case = dataclasses.replace(case, batch=3, lengths=1, nan_guard=True, causal=queries > 1)
+        check(runner, generator, case, torch.float16, "exact")
+    case = Case(530, 520, 80, batch=11, heads=11, kv_heads=1, mask="bk", padding=-torch.inf)
+    check(runner, generator, case, torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")

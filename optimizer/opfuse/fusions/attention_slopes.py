@@ -165,7 +165,7 @@ class _Slopes:
         """Take out of each mask what grows with the distance."""
         ramps = _Ramps(work)
         for node in work.nodes((self.kind,), "opfuse"):
-            if len(node.inputs) <= MASK or node.attrs.get("slopes"):
+            if len(node.inputs) <= MASK or node.attrs.get("slopes") or node.attrs.get("lengths"):
                 continue
             parts = _summands(node.inputs[MASK])
             found = [(part, ramps.read(part)) for part in parts]

@@ -118,7 +118,8 @@ def _why_not(node: NodeProto, facts: Facts) -> str:
         return ""
     first = _FIRST_MASK[node.op_type]
     known = [dtype for name in node.input[:first] if (dtype := facts.types.get(name))]
-    masks = [dtype for name in node.input[first:] if (dtype := facts.types.get(name))]
+    end = len(node.input) - any(item.name == "lengths" and item.i for item in node.attribute)
+    masks = [dtype for name in node.input[first:end] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
         return f"the plugin wants the mask in the type of {node.input[0]}, or in fp32"
     return ""
