@@ -135,7 +135,7 @@ def test_a_window_that_differs_to_its_sides_is_refused():
 def test_a_window_over_other_keys_is_refused(attributes):
     text = f"y = Attention<{attributes}>(q, k, v)"
     outcome = fuse_model(model(text, QKV.replace(", int64[B] n", ""), opset=25))
-    outcome.refused("FlashAttention", "y", "has a window with Q queries and K keys")
+    outcome.refused("FlashAttention", "y", "has a window over Q queries and K keys")
 
 
 @HAS_WINDOWS

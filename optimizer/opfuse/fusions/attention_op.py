@@ -15,10 +15,11 @@ from opfuse.fusions.guards import floating, may_equal, static, text
 from opfuse.graph.attention_op import WINDOW
 from opfuse.graph.dims import Dim
 from opfuse.graph.facts import Shape
-from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
 from opfuse.graph.pattern import Var, op
 
 _LENGTHS = 6  # the input's index
+_MOST = 2**31 - 1
 
 y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 
@@ -26,30 +27,22 @@ y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 def _build(found: Found) -> Replacement:
     """Take the standard operator (ai.onnx 23) as it is written for 4-D inputs without a cache."""
     node = found.anchor
-    extra = [t for i, t in enumerate(node.inputs[4:], 4) if i != _LENGTHS and not t.is_empty()]
-    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
-        raise Miss("has a key/value cache of its own or returns more than y", node)
     dtype = floating(found, "q", "k", "v")
-    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
-    if not len(q) == len(k) == len(v) == 4:
-        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
-    pairs = [(k[0], q[0]), (k[3], q[3]), *zip(v[:3], k[:3], strict=True)]
-    if not all(may_equal(have, want) for have, want in pairs):
-        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
-    lengths = _lengths(found)
-    causal, window = _band(found, q[2], k[2], counted=lengths is not None)
-    heads, kv_heads = static(q[1], "the number of heads", node), heads_of(found, found["k"])
-    size = static(q[3], "the head size", node)
+    batch, heads, queries, keys = space = _score_space(found)
+    lengths = _lengths(found, batch)
+    causal, window = _band(found, queries, keys, counted=lengths is not None)
     key, value = found["k"], found["v"]
     copies: list[gs.Node] = []
-    if heads == kv_heads:
+    if heads == heads_of(found, key):
         key, value, copies = without_copies(found, key, value)
     made: list[NewNode] = []
-    space = (q[0], heads, q[2], k[2])
     left, triangle, spread = _given(found, space), 0, list[gs.Node]()
     if lengths is None and not window:  # with which a triangle of all keys would stand elsewhere
         left, triangle, spread = constant_mask.settled(found.work, left, space)
-    trailing = [*_additive(found, left, dtype, made), *_counts(found, lengths, made)]
+    trailing = [*_additive(found, left, dtype, made)]
+    if lengths is not None:
+        trailing.append(int32_lengths(found.work, lengths, made))
+    size = static(found.shape("q")[3], "the head size", node)
     attrs = {
         "num_heads": heads,
         "kv_num_heads": heads_of(found, key),
@@ -66,6 +59,24 @@ def _build(found: Found) -> Replacement:
     return Replacement(made, [*copies, *spread], spread)
 
 
+def _score_space(found: Found) -> tuple[Dim, int, Dim, Dim]:
+    """Return the scores' shape, after checking that q, k, and v agree on it and are all there is.
+
+    It is [batch, heads, queries, keys].
+    """
+    node = found.anchor
+    extra = [t for i, t in enumerate(node.inputs[4:], 4) if i != _LENGTHS and not t.is_empty()]
+    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
+        raise Miss("has a key/value cache of its own or returns more than y", node)
+    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
+    if not len(q) == len(k) == len(v) == 4:
+        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
+    pairs = [(k[0], q[0]), (k[3], q[3]), *zip(v[:3], k[:3], strict=True)]
+    if not all(may_equal(have, want) for have, want in pairs):
+        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
+    return q[0], static(q[1], "the number of heads", node), q[2], k[2]
+
+
 def _band(found: Found, queries: Dim, keys: Dim, *, counted: bool) -> tuple[int, int]:
     """Return causal and window.
 
@@ -78,29 +89,34 @@ def _band(found: Found, queries: Dim, keys: Dim, *, counted: bool) -> tuple[int,
     if not causal and left != right:
         raise Miss(f"sees keys from {left} behind to {right} ahead of a query", node)
     if (causal or left >= 0) and not counted and queries != keys:
-        kind = "is causal" if causal else "has a window"
-        raise Miss(f"{kind} with {queries} queries and {keys} keys", node)
+        if causal:
+            raise Miss(f"is causal with {queries} queries and {keys} keys", node)
+        raise Miss(f"has a window over {queries} queries and {keys} keys", node)
     return causal, left + 1
 
 
-def _lengths(found: Found) -> gs.Tensor | None:
+def _lengths(found: Found, batch: Dim) -> gs.Tensor | None:
     """Return how many keys each batch has, where that is given."""
     inputs = found.anchor.inputs
     if len(inputs) <= _LENGTHS or inputs[_LENGTHS].is_empty():
         return None
-    shape, batch = found.work.shape(inputs[_LENGTHS]), found.shape("q")[0]
+    shape = found.work.shape(inputs[_LENGTHS])
     if shape is None or len(shape) != 1 or not may_equal(shape[0], batch):
         raise Miss(f"its lengths are {text(shape)}, want ({batch})", found.anchor)
     return inputs[_LENGTHS]
 
 
-def _counts(found: Found, lengths: gs.Tensor | None, made: list[NewNode]) -> tuple[gs.Tensor, ...]:
-    """Return the lengths in int32; adds the node that makes them."""
-    if lengths is None:
-        return ()
-    counts = found.work.fresh(lengths, "int32", onnx.TensorProto.INT32)
-    made.append(NewNode("Cast", (lengths,), (counts,), {"to": onnx.TensorProto.INT32}, ""))
-    return (counts,)
+def int32_lengths(work: Work, lengths: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
+    """Return int64 lengths in int32, those beyond as its ends; adds the nodes that make them."""
+    ends = (
+        work.constant(lengths, name, np.array(end, np.int64))
+        for name, end in (("least", -_MOST), ("most", _MOST))
+    )
+    within = work.fresh(lengths, "within", onnx.TensorProto.INT64)
+    made.append(NewNode("Clip", (lengths, *ends), (within,), {}, ""))
+    counts = work.fresh(lengths, "int32", onnx.TensorProto.INT32)
+    made.append(NewNode("Cast", (within,), (counts,), {"to": onnx.TensorProto.INT32}, ""))
+    return counts
 
 
 def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:

@@ -25,7 +25,8 @@ _MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1, "PackedAtten
 _LENGTHS = {"Attention": 6}  # its place among the inputs: how many keys each batch has
 # What tells from numbers of keys, one of each batch, which of them a query sees.
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
-_KEYS = 12  # as many as most draws have, and a few more
+_COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
+_KEYS = 5  # fewer than most draws have, so that the end is among them
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Flow:
             counts = place is not None and value in node.input[place:]
             if counts and node.input[1] in shapes:
                 found.append(shapes[node.input[1]][-2] + 1)
-            if node.op_type in _COMPARISONS and len(shapes.get(name, ())) == 1:
-                found.append(_KEYS)
+        if not found and len(shapes.get(name, ())) == 1:
+            compared = (node.op_type in _COMPARISONS for node, _ in self.reached(name, _COUNTED))
+            return _KEYS if any(compared) else None
         return min(found, default=None)
 
 
