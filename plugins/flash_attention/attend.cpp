@@ -99,7 +99,7 @@ cudaError_t attend(Attention const& given, void* workspace, cudaStream_t stream)
     if (workspace && cuts_keys(a) && a.batch <= kMaxParts) {
         auto* const lengths = static_cast<int32_t*>(workspace);
         if (cudaError_t const failed = find_lengths<T>(a, lengths, stream)) return failed;
-        a.lengths = {lengths, 1};
+        a.lengths = {lengths, false, 1};
     }
     if (suits_hopper(a)) status = hopper<T>(a, stream);
     return status == cudaErrorNotSupported ? prefill<T>(a, stream) : status;

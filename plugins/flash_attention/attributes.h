@@ -100,10 +100,13 @@ struct AttentionAttributes {
     std::span<Input const> lengths_in(std::span<Input const> inputs) const {
         return lengths ? inputs.last(1) : std::span<Input const>{};
     }
-    // The lengths are what is int32 and comes last, the others are floating-point.
+    // The lengths are integers and come last, the others are floating-point.
+    static bool is_integer(DataType type) {
+        return type == DataType::kInt32 || type == DataType::kInt64;
+    }
     bool accepts_optional(size_t input, std::span<DataType const> types, size_t mask) const {
-        bool const ended = input > mask && types[input - 1] == DataType::kInt32;
-        bool const integer = types[input] == DataType::kInt32;
+        bool const ended = input > mask && is_integer(types[input - 1]);
+        bool const integer = is_integer(types[input]);
         if (ended || !integer) return !ended && is_parameter_of(types[0], types[input]);
         return lengths && input >= mask + (slopes ? 1 : 0);
     }
@@ -122,7 +125,7 @@ struct AttentionAttributes {
 
     // That of q, where the last input is what the attribute says.
     DataType result_type(std::span<DataType const> in) const {
-        return (in.back() == DataType::kInt32) == (lengths != 0) ? in[0] : DataType::kUnknown;
+        return is_integer(in.back()) == (lengths != 0) ? in[0] : DataType::kUnknown;
     }
 
     void fill_optional(Attention& a, std::span<Tensor const> inputs, size_t mask) const {
@@ -131,7 +134,7 @@ struct AttentionAttributes {
             a.slopes = {tensor.data, tensor.type == DataType::kFloat};
         for (Tensor const& tensor : lengths_in(inputs))
             if (lengths == 1)
-                a.lengths = {static_cast<int32_t const*>(tensor.data), tensor.dims[0] > 1 ? 1 : 0};
+                a.lengths = {tensor.data, tensor.type == DataType::kInt64, tensor.dims[0] > 1};
     }
 
     // What is left to be filled in: y, q, k, v, mask, batch, queries, and keys.

@@ -128,6 +128,12 @@ struct HopperConsumer {
         if (rows.block == rows.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
+    // Of this tile's batch; read where it is needed, for kept it would cost a register of the loop.
+    __device__ int length_again() const {
+        if (!a.lengths.data) return a.keys;
+        return *static_cast<int const volatile*>(&tile(tiles).length);
+    }
+
     // Scores to weights; gives what earlier results are to be scaled by.
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
                             HopperRows const& rows) const {
@@ -148,7 +154,7 @@ struct HopperConsumer {
         }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            int const length = tile(tiles).length;
+            int const length = length_again();
             KeyRange const seen[2] = {keys_of_row(a, length, rows.row),
                                       keys_of_row(a, length, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);

@@ -25,8 +25,9 @@ struct AttentionSlopes {
 // How many keys each batch has, [batch] or one for all: those behind are not seen, and its last
 // query stands at its last key.  There need not be as many, nor any.
 struct KeyLengths {
-    int32_t const* data = nullptr;  // null where there are all
-    int step = 0;                   // 0: one for all
+    void const* data = nullptr;  // null where there are all
+    bool is_long = false;        // int64, else int32
+    int step = 0;                // 0: one for all
 };
 
 // [batch, heads, rows, size]: strides in elements, of which the last axis has 1.

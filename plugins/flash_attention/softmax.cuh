@@ -27,7 +27,10 @@ struct KeyRange {
 
 // How many keys a batch is said to have.
 __device__ inline int length_of(Attention const& a, int64_t batch) {
-    return a.lengths.data ? a.lengths.data[batch * a.lengths.step] : a.keys;
+    if (!a.lengths.data) return a.keys;
+    int64_t const at = batch * a.lengths.step, most = INT32_MAX;
+    if (!a.lengths.is_long) return static_cast<int32_t const*>(a.lengths.data)[at];
+    return static_cast<int>(min(max(static_cast<int64_t const*>(a.lengths.data)[at], -most), most));
 }
 
 // How many there are.

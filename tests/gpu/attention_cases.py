@@ -86,14 +86,15 @@ def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch
 
 
 def lengths_of(case: Case) -> torch.Tensor | None:
-    """Some of the keys, none, all, one, and numbers that there are not, beginning anywhere."""
+    """Some of the keys, none, all, one, and numbers that there are not, in either type."""
     if not case.lengths:
         return None
     kinds = [case.keys // 2 | 1, 0, case.keys, 1, case.keys + 3, case.keys - 1, -1]
     first = case.keys + case.queries + case.size + case.kv_heads
     count = case.batch if case.lengths == 1 else 1
     kinds = [kinds[(first + i) % len(kinds)] for i in range(count)]
-    return torch.tensor(kinds, dtype=torch.int32, device="cuda")
+    dtype = torch.int64 if case.queries % 2 else torch.int32
+    return torch.tensor(kinds, dtype=dtype, device="cuda")
 
 
 Optional = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]

@@ -14,7 +14,6 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_body import COUNTED, MASK
-from opfuse.fusions.attention_op import int32_lengths
 from opfuse.fusions.attention_positions import OPS, added, fits
 from opfuse.fusions.attention_slopes import summands
 from opfuse.fusions.guards import may_equal
@@ -117,19 +116,22 @@ def _steps(work: Work, limit: Count, q: tuple[Dim, ...], keys: Dim) -> int | Non
 
 
 def _lengths(work: Work, node: gs.Node, seen: _Seen, made: list[NewNode]) -> gs.Tensor:
-    """Return the lengths [batch] or [1] in int32; adds the nodes that make them."""
+    """Return the lengths, [batch] or [1]; adds the nodes that make them."""
     int64, total = onnx.TensorProto.INT64, seen.base
-    if work.dtype(total) != int64:
+    summed = seen.more or seen.behind
+    if summed and work.dtype(total) != int64:  # in which a sum may end elsewhere
         total = _emit(work, made, "Cast", (total,), {"to": int64})
-    shape = work.constant(total, "flat", np.array([-1], np.int64))
-    total = _emit(work, made, "Reshape", (total, shape))
+    shape = work.shape(total)
+    if shape is None or len(shape) != 1:
+        flat = work.constant(total, "flat", np.array([-1], np.int64))
+        total = _emit(work, made, "Reshape", (total, flat))
     if seen.more:
         more = work.constant(total, "more", np.array([seen.more], np.int64))
         total = _emit(work, made, "Add", (total, more))
     if seen.behind:
         queries = _emit(work, made, "Shape", (node.inputs[0],), {"start": 2, "end": 3}, total)
         total = _emit(work, made, "Add", (total, queries))
-    return int32_lengths(work, total, made)
+    return total
 
 
 def _emit(
@@ -140,7 +142,8 @@ def _emit(
     attrs: dict[str, object] | None = None,
     like: gs.Tensor | None = None,
 ) -> gs.Tensor:
-    out = work.fresh(like or inputs[0], op.lower(), onnx.TensorProto.INT64)
+    kept = work.dtype(inputs[0]) if op == "Reshape" else onnx.TensorProto.INT64
+    out = work.fresh(like or inputs[0], op.lower(), kept)
     made.append(NewNode(op, inputs, (out,), attrs or {}, ""))
     return out
 

@@ -15,11 +15,10 @@ from opfuse.fusions.guards import floating, may_equal, static, text
 from opfuse.graph.attention_op import WINDOW
 from opfuse.graph.dims import Dim
 from opfuse.graph.facts import Shape
-from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement, Work
+from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
 
 _LENGTHS = 6  # the input's index
-_MOST = 2**31 - 1
 
 y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 
@@ -39,9 +38,7 @@ def _build(found: Found) -> Replacement:
     left, triangle, spread = _given(found, space), 0, list[gs.Node]()
     if lengths is None and not window:  # with which a triangle of all keys would stand elsewhere
         left, triangle, spread = constant_mask.settled(found.work, left, space)
-    trailing = [*_additive(found, left, dtype, made)]
-    if lengths is not None:
-        trailing.append(int32_lengths(found.work, lengths, made))
+    trailing = [*_additive(found, left, dtype, made), *([] if lengths is None else [lengths])]
     size = static(found.shape("q")[3], "the head size", node)
     attrs = {
         "num_heads": heads,
@@ -104,19 +101,6 @@ def _lengths(found: Found, batch: Dim) -> gs.Tensor | None:
     if shape is None or len(shape) != 1 or not may_equal(shape[0], batch):
         raise Miss(f"its lengths are {text(shape)}, want ({batch})", found.anchor)
     return inputs[_LENGTHS]
-
-
-def int32_lengths(work: Work, lengths: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
-    """Return int64 lengths in int32, those beyond as its ends; adds the nodes that make them."""
-    ends = (
-        work.constant(lengths, name, np.array(end, np.int64))
-        for name, end in (("least", -_MOST), ("most", _MOST))
-    )
-    within = work.fresh(lengths, "within", onnx.TensorProto.INT64)
-    made.append(NewNode("Clip", (lengths, *ends), (within,), {}, ""))
-    counts = work.fresh(lengths, "int32", onnx.TensorProto.INT32)
-    made.append(NewNode("Cast", (within,), (counts,), {"to": onnx.TensorProto.INT32}, ""))
-    return counts
 
 
 def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
