@@ -90,7 +90,8 @@ struct HopperConsumer {
         HopperTile const& now = tile(tiles);
         if (now.batch < 0) return false;
         int const row = now.first_row + warp_row;
-        rows = {row + lane / 4, now.end - 1, now.begin, keys_of_all(a, now.length, row, row + 15)};
+        rows = {row + lane / 4, now.end - 1, now.begin,
+                keys_of_all(a, length_of(a, now.batch), row, row + 15)};
         return true;
     }
     // Goes on to the next block of keys: of the same tile, or of the next where there is a second
@@ -128,11 +129,9 @@ struct HopperConsumer {
         if (rows.block == rows.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
-    // Of this tile's batch; read where it is needed, for kept it would cost a register of the loop.
-    __device__ int length_again() const {
-        if (!a.lengths.data) return a.keys;
-        return *static_cast<int const volatile*>(&tile(tiles).length);
-    }
+    // How many keys the batch of this tile has: asked for where it is needed, for kept, also in the
+    // tile, it would cost the loop its uniform registers (a fifth of the time at size 128).
+    __device__ int length() const { return length_of(a, tile(tiles).batch); }
 
     // Scores to weights; gives what earlier results are to be scaled by.
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
@@ -141,7 +140,8 @@ struct HopperConsumer {
         if constexpr (kScores == Scores::kAny) {
             HopperTile const& now = tile(tiles);
             scale_scores(s, a);
-            MaskRows const masks = mask_rows<T>(a, now.length, now.batch, now.head, rows.row);
+            MaskRows const masks =
+                mask_rows<T>(a, length_of(a, now.batch), now.batch, now.head, rows.row);
             add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
             add_slopes(s, a, masks, begin + lane % 4 * 2);
         }
@@ -154,7 +154,7 @@ struct HopperConsumer {
         }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            int const length = length_again();
+            int const length = this->length();
             KeyRange const seen[2] = {keys_of_row(a, length, rows.row),
                                       keys_of_row(a, length, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);

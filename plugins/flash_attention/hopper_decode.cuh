@@ -25,11 +25,10 @@ struct SplitWalk {
         tile.batch = head_index / a.heads;
         tile.head = tile.kv_head = head_index % a.heads;
         tile.first_row = 0;
-        tile.length = length_of(a, tile.batch);
+        int const keys = keys_within(a, length_of(a, tile.batch));
         int const blocks = splits.keys / S::kKeys;
         tile.begin = tile.split * blocks;
-        tile.end = max(tile.begin, min(tile.begin + blocks,
-                                       (keys_within(a, tile.length) + S::kKeys - 1) / S::kKeys));
+        tile.end = max(tile.begin, min(tile.begin + blocks, (keys + S::kKeys - 1) / S::kKeys));
         index += gridDim.x;
         return true;
     }

@@ -39,7 +39,6 @@ struct HopperTile {
     int first_row;
     int begin, end;  // of the blocks of keys that any row sees, or that are a split
     int split;
-    int length;  // of the batch
 };
 
 // How many tiles are known: those that have a place; the one before, whose results are stored when
@@ -124,9 +123,9 @@ class TileWalk {
         tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
         tile.split = 0;
-        tile.length = length_of(a_, tile.batch);
-        KeyRange const keys = keys_of_any(a_, tile.length, tile.first_row,
-                                          min(tile.first_row + S::kRows, a_.queries) - 1);
+        int const length = length_of(a_, tile.batch);
+        KeyRange const keys =
+            keys_of_any(a_, length, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;
         tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
     }
