@@ -7,6 +7,7 @@ nodes, where the plugin library has the op, behind what positions alone say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from opfuse.fusions.position_masks import nodes_behind
 from opfuse.graph.dims import Dim
 from opfuse.graph.fusion import Miss, NewNode, Work
 
+_INT64 = onnx.TensorProto.INT64
 _BATCH = -4  # the axis of [batch, heads, queries, keys]
 
 
@@ -61,7 +63,9 @@ class _Lengths:
         self, work: Work, node: gs.Node, parts: list[gs.Tensor], part: gs.Tensor, seen: _Seen
     ) -> None:
         rest = [other for other in parts if other is not part]
-        before = nodes_behind(node.inputs[MASK:], [seen.base, *rest])
+        stop = [seen.base, *rest]
+        queries = _queries(work, node, nodes_behind(node.inputs[MASK:], stop))
+        before = nodes_behind(node.inputs[MASK:], [*stop, *queries])
         strange = next((other for other in before if other.op not in OPS), None)
         if strange is not None:
             raise Miss(f"computes its mask with {strange.op}", strange)
@@ -70,7 +74,7 @@ class _Lengths:
         attrs = {**node.attrs, "causal": int(seen.behind), "window": seen.window}
         attrs["lengths"] = COUNTED
         attrs.pop("plugin_namespace", None)
-        inputs = (*node.inputs[:MASK], *left, _lengths(work, node, seen, made))
+        inputs = (*node.inputs[:MASK], *left, _lengths(work, node, seen, queries, made))
         made.append(NewNode(self.kind, inputs, (node.outputs[0],), attrs))
         work.replace(self.kind, node, [node, *before], made, before)
 
@@ -115,12 +119,14 @@ def _steps(work: Work, limit: Count, q: tuple[Dim, ...], keys: Dim) -> int | Non
     return own if own == 0 or (own == 1 and fits(own, sizes[-2], q[2])) else None
 
 
-def _lengths(work: Work, node: gs.Node, seen: _Seen, made: list[NewNode]) -> gs.Tensor:
+def _lengths(
+    work: Work, node: gs.Node, seen: _Seen, queries: list[gs.Tensor], made: list[NewNode]
+) -> gs.Tensor:
     """Return the lengths, [batch] or [1]; adds the nodes that make them."""
-    int64, total = onnx.TensorProto.INT64, seen.base
+    total = seen.base
     summed = seen.more or seen.behind
-    if summed and work.dtype(total) != int64:  # in which a sum may end elsewhere
-        total = _emit(work, made, "Cast", (total,), {"to": int64})
+    if summed and work.dtype(total) != _INT64:  # in which a sum may end elsewhere
+        total = _emit(work, made, "Cast", (total,), {"to": _INT64})
     shape = work.shape(total)
     if shape is None or len(shape) != 1:
         flat = work.constant(total, "flat", np.array([-1], np.int64))
@@ -129,22 +135,35 @@ def _lengths(work: Work, node: gs.Node, seen: _Seen, made: list[NewNode]) -> gs.
         more = work.constant(total, "more", np.array([seen.more], np.int64))
         total = _emit(work, made, "Add", (total, more))
     if seen.behind:
-        queries = _emit(work, made, "Shape", (node.inputs[0],), {"start": 2, "end": 3}, total)
-        total = _emit(work, made, "Add", (total, queries))
+        size = {"start": 2, "end": 3}
+        count = queries or [_emit(work, made, "Shape", node.inputs[:1], size, node.inputs[0])]
+        total = _emit(work, made, "Add", (total, count[0]))
     return total
+
+
+def _queries(work: Work, node: gs.Node, before: list[gs.Node]) -> list[gs.Tensor]:
+    """Return how many queries there are, where the mask was made from that, which layers share."""
+    shape, found = work.shape(node.inputs[0]), []
+    for tensor in (tensor for maker in before for tensor in maker.inputs):
+        value = work.facts.value(tensor)
+        if shape is None or value is None or value.size != 1 or value.ndim > 1:
+            continue
+        if work.dtype(tensor) == _INT64 and value.flat[0] == shape[2]:
+            found.append(tensor)
+    return found[:1]
 
 
 def _emit(
     work: Work,
     made: list[NewNode],
     op: str,
-    inputs: tuple[gs.Tensor, ...],
-    attrs: dict[str, object] | None = None,
+    inputs: Sequence[gs.Tensor],
+    attrs: Mapping[str, object] | None = None,
     like: gs.Tensor | None = None,
 ) -> gs.Tensor:
-    kept = work.dtype(inputs[0]) if op == "Reshape" else onnx.TensorProto.INT64
+    kept = work.dtype(inputs[0]) if op == "Reshape" else _INT64
     out = work.fresh(like or inputs[0], op.lower(), kept)
-    made.append(NewNode(op, inputs, (out,), attrs or {}, ""))
+    made.append(NewNode(op, tuple(inputs), (out,), attrs or {}, ""))
     return out
 
 
