@@ -82,6 +82,10 @@ CASES = {
         f"y = opfuse.FlashAttention<{HEADS}, causal = 1, window = 3, softcap = 2.0, "
         "nan_guard = 1, slopes = 1, lengths = 1>(q, k, v, m, s, n)",
     ),
+    "rows that see no key": (
+        f"{QKV}, float[2, 1, 5, 5] m",
+        f"y = opfuse.FlashAttention<{HEADS}, causal = 0, softcap = 0.0, nan_guard = 2>(q, k, v, m)",
+    ),
     "lengths that do not count": (
         f"{QKV}, int32[1] n",
         f"y = opfuse.FlashAttention<{HEADS}, causal = 1, softcap = 0.0, "

@@ -13,6 +13,7 @@ from opfuse.graph.facts import Facts
 from opfuse.graph.rewriter import numpy_dtype
 
 MASK = 3  # the input's index
+HIDDEN = 2  # attribute nan_guard: rows that see no key give 0; 1: all whose weights are NaN
 COUNTED, UNCOUNTED = 1, 2  # attribute lengths, of the last input: it counts; it does not
 
 
@@ -59,7 +60,7 @@ def attention(uses: Uses, inputs: Sequence[str], y: str, mask: int) -> str:
     parts.append(
         "weights32 = Softmax<axis: int = -1>(logits)\nweights = CastLike(weights32, values)"
     )
-    parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
+    parts.append(_guard(uses) if uses.any("nan_guard") else "kept = Identity(weights)")
     parts.append(f"{y} = MatMul(kept, values)")
     text = "\n".join(parts)
     return text if uses.any("softcap") else text.replace("capped", "scores")
@@ -204,12 +205,35 @@ def _window() -> str:
         keep = And(before, near)"""
 
 
-def _guard() -> str:
+def _guard(uses: Uses) -> str:
+    if HIDDEN in uses.values("nan_guard"):
+        return _guard_of_hidden(uses.opset)
     return f"""
         guard0 = Constant<value_int: int = @nan_guard>()
         guarded = Cast<to: int = 9>(guard0)
         undefined = IsNaN(weights)
         drop = And(undefined, guarded)
+        {constant("zero32", 0.0)}
+        zero = CastLike(zero32, weights)
+        kept = Where(drop, zero, weights)"""
+
+
+def _guard_of_hidden(opset: int) -> str:
+    """Either guard: of weights that are NaN, or of rows that see no key, whose scores are -inf."""
+    axes = "<axes: ints = [-1]>(logits)" if opset < 18 else "(logits, last)"
+    return f"""
+        guard0 = Constant<value_int: int = @nan_guard>()
+        of_nan = Constant<value_int: int = 1>()
+        of_hidden = Constant<value_int: int = {HIDDEN}>()
+        last = Constant<value_ints: ints = [-1]>()
+        guarded = Equal(guard0, of_nan)
+        undefined = IsNaN(weights)
+        drop_nan = And(undefined, guarded)
+        top = ReduceMax{axes}
+        hidden = IsInf<detect_positive: int = 0>(top)
+        guarded_hidden = Equal(guard0, of_hidden)
+        drop_hidden = And(hidden, guarded_hidden)
+        drop = Or(drop_nan, drop_hidden)
         {constant("zero32", 0.0)}
         zero = CastLike(zero32, weights)
         kept = Where(drop, zero, weights)"""
