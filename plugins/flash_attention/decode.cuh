@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     T const* const values = head_of<T>(a.v, batch, kv_head);
     int64_t const next = splits.begin + static_cast<int64_t>(split + 1) * splits.keys;
     device::wait_in_turn();
-    int const length = length_of(a, batch);
-    int const end = static_cast<int>(min(static_cast<int64_t>(keys_within(a, length)), next));
+    KeyCount const count = keys_of_batch(a, batch);
+    int const end = static_cast<int>(min(static_cast<int64_t>(count.there), next));
 
     auto const fetch = [&](int start, int step) {
         T* const stage = own + step % S::kStages * S::kStage;
@@ -127,11 +127,11 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         PackedRow const row(a, kv_head, first_row + 8 * r + lane / 4);
-        seen[r] = keys_of_row(a, length, row.query);
+        seen[r] = keys_of_row(a, count, row.query);
         seen[r].end = min(seen[r].end, end);
-        masks.set<T>(r, a, length, batch, row.head, row.query);
+        masks.set<T>(r, a, count, batch, row.head, row.query);
     }
-    KeyRange all_see = keys_of_all(a, length, 0, a.queries - 1);
+    KeyRange all_see = keys_of_all(a, count, 0, a.queries - 1);
     all_see.end = min(all_see.end, end);
     float out[1][kSize / 8][4] = {};
     RunningSoftmax softmax;

@@ -17,6 +17,8 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
         return launch_hopper<T, HopperShape<128, 2, 128, 2, 1, 2>, Scores::kTileMask>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<128, 2, 128, 2, 1>, Scores::kAny>(a, stream);
+    if (a.lengths.data)
+        return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>, Scores::kCounted>(a, stream);
     // Tiles of more queries read less; of fewer, they waste less where not all keys are seen.
     if (a.ahead == kUnlimited)
         return launch_hopper<T, HopperShape<128, 3, 80, 4, 1>, Scores::kScaled>(a, stream);

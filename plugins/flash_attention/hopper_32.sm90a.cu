@@ -16,7 +16,9 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
         return launch_heads<T, Heads>(a, stream);
     if (a.keys < (a.ahead != kUnlimited ? kManyCausalKeys : kManyKeys))
         return launch_short<T, ShortShape<32, 1, 2, 4, false>, Scores::kScaled>(a, stream);
-    return launch_hopper<T, HopperShape<32, 2, 128, 4, 2>, Scores::kScaled>(a, stream);
+    using Many = HopperShape<32, 2, 128, 4, 2>;
+    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

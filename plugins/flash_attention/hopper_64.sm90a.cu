@@ -37,6 +37,8 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
     bool const causal = a.ahead != kUnlimited;
     if (a.keys < (causal ? kManyCausalKeys : kManyKeys))
         return launch_short<T, Short, Scores::kScaled>(a, stream);
+    if (a.lengths.data)
+        return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kCounted>(a, stream);
     if (causal && a.keys <= kLongKeys)  // tiles of fewer queries are shared out more evenly
         return launch_hopper<T, HopperShape<64, 2, 128, 4, 2>, Scores::kScaled>(a, stream);
     return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kScaled>(a, stream);

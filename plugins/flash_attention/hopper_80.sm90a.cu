@@ -15,7 +15,9 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
                               : launch_short<T, Short, Scores::kAny>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<80, 2, 128, 2, 1>, Scores::kAny>(a, stream);
-    return launch_hopper<T, HopperShape<80, 2, 128, 2, 2>, Scores::kScaled>(a, stream);
+    using Many = HopperShape<80, 2, 128, 2, 2>;
+    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

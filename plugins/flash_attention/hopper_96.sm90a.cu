@@ -13,9 +13,11 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
     if (a.keys < kManyKeys)
         return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
                               : launch_short<T, Short, Scores::kAny>(a, stream);
-    return only_scales(a)
-               ? launch_hopper<T, HopperShape<96, 2, 128, 2, 2>, Scores::kScaled>(a, stream)
-               : launch_hopper<T, HopperShape<96, 2, 128, 2, 1>, Scores::kAny>(a, stream);
+    if (!only_scales(a))
+        return launch_hopper<T, HopperShape<96, 2, 128, 2, 1>, Scores::kAny>(a, stream);
+    using Many = HopperShape<96, 2, 128, 2, 2>;
+    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

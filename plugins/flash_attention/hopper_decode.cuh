@@ -25,7 +25,7 @@ struct SplitWalk {
         tile.batch = head_index / a.heads;
         tile.head = tile.kv_head = head_index % a.heads;
         tile.first_row = 0;
-        int const keys = keys_within(a, length_of(a, tile.batch));
+        int const keys = keys_of_batch(a, tile.batch).there;
         int const blocks = splits.keys / S::kKeys;
         tile.begin = tile.split * blocks;
         tile.end = max(tile.begin, min(tile.begin + blocks, (keys + S::kKeys - 1) / S::kKeys));
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if (group == 1) {
         if (threadIdx.x == 128) HopperLoader<S>{a, maps, barriers, q, k, v, nullptr}.run(walk);
     } else if constexpr (kSplit) {
-        HopperConsumer<T, S, Scores::kScaled, SplitResults<S>> consumer(
+        HopperConsumer<T, S, Scores::kCounted, SplitResults<S>> consumer(
             a, barriers, q, k, v, nullptr, group, SplitResults<S>{splits});
         if (a.lengths.data) consumer.store_empty(walk);
         consumer.run();
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             combine_row<T, S::kSize, true>(a, splits, kv_index, min(row + own, a.queries - 1),
                                            threadIdx.x % kLanes);
     } else {
-        HopperConsumer<T, S, Scores::kScaled> consumer(a, barriers, q, k, v, nullptr, group);
+        HopperConsumer<T, S, Scores::kCounted> consumer(a, barriers, q, k, v, nullptr, group);
         if (a.lengths.data) consumer.store_empty(walk);
         consumer.run();
     }

@@ -88,9 +88,9 @@ struct ShortTile {
             device::describe_box(device::shared_address(k), S::kKeys * device::kBoxBytes);
         uint64_t const values =
             device::describe_box(device::shared_address(v), S::kKeys * device::kBoxBytes);
-        int const length = length_of(a, batch);
-        KeyRange const all_see = keys_of_all(a, length, warp_row, warp_row + 15);
-        MaskRows const masks = mask_rows<T>(a, length, batch, head, row);
+        KeyCount const count = keys_of_batch(a, batch);
+        KeyRange const all_see = keys_of_all(a, count, warp_row, warp_row + 15);
+        MaskRows const masks = mask_rows<T>(a, count, batch, head, row);
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
         uint32_t p[kBlocks / 2][4];
@@ -123,7 +123,7 @@ struct ShortTile {
             int const first = row_of(step);
             if (first < all_see.begin || first + S::kKeys > all_see.end) {
                 // Worked out where it is needed, which saves registers.
-                int const again = length_of(a, batch);
+                KeyCount const again = keys_of_batch(a, batch);
                 KeyRange const seen[2] = {keys_of_row(a, again, row),
                                           keys_of_row(a, again, row + 8)};
                 hide_scores(s, seen, first_key(step));
@@ -238,8 +238,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
         barriers.init();
     }
     device::wait_in_turn();
-    KeyRange const any_sees =
-        keys_of_any(a, length_of(a, batch), first_row, min(first_row + S::kRows, a.queries) - 1);
+    KeyRange const any_sees = keys_of_any(a, keys_of_batch(a, batch), first_row,
+                                          min(first_row + S::kRows, a.queries) - 1);
     int const begin = any_sees.begin / S::kKeys;
     int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
     ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,

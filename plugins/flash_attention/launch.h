@@ -36,6 +36,9 @@ struct Heads {
     int64_t batch, head, row;
 };
 
+// Which rows give 0: none; those whose weights are NaN; those that see no key.
+enum class NanGuard { kNone, kUndefined, kHidden };
+
 struct Attention {
     Heads y;             // [batch, heads, queries, value_size]
     Heads q;             // [batch, heads, queries, head_size]
@@ -51,7 +54,7 @@ struct Attention {
     AttentionSlopes slopes;  // [heads]
     KeyLengths lengths;      // [batch]; `keys` is the most
     int behind, ahead;  // query i sees keys from i + length - queries - behind to the same + ahead
-    bool nan_guard;     // a row whose weights are NaN gives 0
+    NanGuard nan_guard;
     bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
     bool y_in_pairs = false;    // two neighbouring elements of y may be stored at once
     bool y_in_vectors = false;  // eight, too
@@ -71,13 +74,13 @@ inline bool has_key_mask(Attention const& a) {
 }
 
 // Scores have a mask that differs between queries and that the copy engine can read, and are else
-// no more than scaled.
+// no more than scaled; batches have all keys.
 inline bool has_tile_mask(Attention const& a) {
     AttentionMask const& mask = a.mask;
     bool const whole = mask.query % 8 == 0 && mask.head % 8 == 0 && mask.batch % 8 == 0 &&
                        reinterpret_cast<uintptr_t>(mask.data) % 16 == 0;
     return mask.data && !mask.is_float && mask.key == 1 && mask.query > 0 && whole &&
-           !a.slopes.data && !(a.softcap > 0.f);
+           !a.lengths.data && !a.slopes.data && !(a.softcap > 0.f);
 }
 
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
     int const warp_row = threadIdx.x / 32 * 16 * S::kTiles;  // within the tile
     int const lane = threadIdx.x % 32;
 
-    int const length = length_of(a, batch), there = keys_within(a, length);
+    KeyCount const count = keys_of_batch(a, batch);
     KeyRange seen[S::kTiles][2];
     MaskRows masks[S::kTiles];
 #pragma unroll
@@ -118,13 +118,13 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
-            seen[m][r] = keys_of_row(a, length, row);
-            masks[m].template set<T>(r, a, length, batch, head, row);
+            seen[m][r] = keys_of_row(a, count, row);
+            masks[m].template set<T>(r, a, count, batch, head, row);
         }
     int const warp_first = first_row + warp_row;
-    KeyRange const all_see = keys_of_all(a, length, warp_first, warp_first + 16 * S::kTiles - 1);
+    KeyRange const all_see = keys_of_all(a, count, warp_first, warp_first + 16 * S::kTiles - 1);
     auto const [first_key, end] =
-        keys_of_any(a, length, first_row, min(first_row + S::kRows, a.queries) - 1);
+        keys_of_any(a, count, first_row, min(first_row + S::kRows, a.queries) - 1);
     int const begin = first_key / S::kKeys * S::kKeys;
 
     float out[S::kTiles][kSize / 8][4] = {};
@@ -133,14 +133,14 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
 
     copy_rows<S::kRows, kSize, S::kThreads>(q, head_of<T>(a.q, batch, head), a.q.row, first_row,
                                             a.queries, a.head_size, a.in_vectors, threadIdx.x);
-    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, begin, there, a.head_size,
+    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, begin, count.there, a.head_size,
                                             a.in_vectors, threadIdx.x);
     device::commit_copies();
     for (int start = begin; start < end; start += S::kKeys) {
         device::wait_for_copies<0>();
         __syncthreads();  // keys are there, and nobody reads the last values any more
-        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, a.v.row, start, there, a.value_size,
-                                                a.in_vectors, threadIdx.x);
+        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, a.v.row, start, count.there,
+                                                a.value_size, a.in_vectors, threadIdx.x);
         device::commit_copies();
 
         float s[S::kTiles][S::kKeys / 8][4] = {};
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         device::wait_for_copies<0>();
         __syncthreads();  // values are there, and nobody reads these keys any more
         if (start + S::kKeys < end)
-            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, start + S::kKeys, there,
+            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, start + S::kKeys, count.there,
                                                     a.head_size, a.in_vectors, threadIdx.x);
         device::commit_copies();
 

@@ -25,36 +25,38 @@ struct KeyRange {
     int begin, end;
 };
 
-// How many keys a batch is said to have.
-__device__ inline int length_of(Attention const& a, int64_t batch) {
-    if (!a.lengths.data) return a.keys;
+// How many keys a batch is said to have, and how many of these there are.
+struct KeyCount {
+    int said, there;
+};
+
+__device__ inline KeyCount all_keys(Attention const& a) { return {a.keys, a.keys}; }
+
+__device__ inline KeyCount keys_of_batch(Attention const& a, int64_t batch) {
+    if (!a.lengths.data) return all_keys(a);
     int64_t const at = batch * a.lengths.step, most = INT32_MAX;
-    if (!a.lengths.is_long) return static_cast<int32_t const*>(a.lengths.data)[at];
-    return static_cast<int>(min(max(static_cast<int64_t const*>(a.lengths.data)[at], -most), most));
+    int64_t const given = a.lengths.is_long ? static_cast<int64_t const*>(a.lengths.data)[at]
+                                            : static_cast<int32_t const*>(a.lengths.data)[at];
+    int const said = static_cast<int>(min(max(given, -most), most));
+    return {said, min(max(said, 0), a.keys)};
 }
 
-// How many there are.
-__device__ inline int keys_within(Attention const& a, int length) {
-    return min(max(length, 0), a.keys);
-}
-
-// The keys that any of the queries of a batch sees; `last` may lie past the end.
-__device__ inline KeyRange keys_of_any(Attention const& a, int length, int first, int last) {
-    int64_t const shift = static_cast<int64_t>(length) - a.queries, none = 0;
-    int64_t const all = keys_within(a, length);
+// The keys that any of the queries sees; `last` may lie past the end.
+__device__ inline KeyRange keys_of_any(Attention const& a, KeyCount keys, int first, int last) {
+    int64_t const shift = static_cast<int64_t>(keys.said) - a.queries, none = 0, all = keys.there;
     return {static_cast<int>(min(max(first + shift - a.behind, none), all)),
             static_cast<int>(max(min(last + shift + a.ahead + 1, all), none))};
 }
 
 // The keys that all of the queries see.
-__device__ inline KeyRange keys_of_all(Attention const& a, int length, int first, int last) {
-    return {keys_of_any(a, length, last, last).begin, keys_of_any(a, length, first, first).end};
+__device__ inline KeyRange keys_of_all(Attention const& a, KeyCount keys, int first, int last) {
+    return {keys_of_any(a, keys, last, last).begin, keys_of_any(a, keys, first, first).end};
 }
 
 // The keys that one query sees; rows past the end read the last.
-__device__ inline KeyRange keys_of_row(Attention const& a, int length, int query) {
+__device__ inline KeyRange keys_of_row(Attention const& a, KeyCount keys, int query) {
     int const q = min(query, a.queries - 1);
-    return keys_of_any(a, length, q, q);
+    return keys_of_any(a, keys, q, q);
 }
 
 // Where a query's mask begins, in elements.
@@ -70,8 +72,8 @@ __device__ float slope_of(Attention const& a, int head) {
 }
 
 // The key that a query stands at: the last one of the batch at the last.
-__device__ inline int position_of(Attention const& a, int length, int query) {
-    return query + length - a.queries;
+__device__ inline int position_of(Attention const& a, KeyCount keys, int query) {
+    return query + keys.said - a.queries;
 }
 
 // What is added to the scores of two rows.
@@ -81,19 +83,21 @@ struct MaskRows {
     int position[2];
 
     template <class T>
-    __device__ void set(int r, Attention const& a, int length, int64_t batch, int head, int query) {
+    __device__ void set(int r, Attention const& a, KeyCount keys, int64_t batch, int head,
+                        int query) {
         start[r] = mask_start(a, batch, head, query);
         slope[r] = slope_of<T>(a, head);
-        position[r] = position_of(a, length, query);
+        position[r] = position_of(a, keys, query);
     }
 };
 
 // Those of the queries `query` and `query` + 8.
 template <class T>
-__device__ MaskRows mask_rows(Attention const& a, int length, int64_t batch, int head, int query) {
+__device__ MaskRows mask_rows(Attention const& a, KeyCount keys, int64_t batch, int head,
+                              int query) {
     MaskRows rows;
-    rows.set<T>(0, a, length, batch, head, query);
-    rows.set<T>(1, a, length, batch, head, query + 8);
+    rows.set<T>(0, a, keys, batch, head, query);
+    rows.set<T>(1, a, keys, batch, head, query + 8);
     return rows;
 }
 
@@ -265,12 +269,13 @@ struct RowScale {
     __device__ float operator()(float result) const { return nothing ? 0.f : result * factor; }
 };
 
-__device__ inline RowScale row_scale(float sum, bool nan_guard) {
-    return {__fdividef(1.f, sum), nan_guard && !(sum > 0.f)};
+__device__ inline RowScale row_scale(float sum, NanGuard guard) {
+    bool const undefined = guard == NanGuard::kUndefined && !(sum > 0.f);
+    return {__fdividef(1.f, sum), undefined || (guard != NanGuard::kNone && sum == 0.f)};
 }
 
-__device__ inline float normalised(float result, float sum, bool nan_guard) {
-    return row_scale(sum, nan_guard)(result);
+__device__ inline float normalised(float result, float sum, NanGuard guard) {
+    return row_scale(sum, guard)(result);
 }
 
 // Rows [first, first + kRows) of [rows, cols], `stride` elements apart, to shared memory in rows of

@@ -27,7 +27,7 @@ class Case:
     float_mask: bool = False
     padding: float = 0.0  # what a mask of padding, "bk", is filled with; 0: it is random
     softcap: float = 0.0
-    nan_guard: bool = False
+    nan_guard: int = 0  # 1: rows whose weights are NaN give 0; 2: those that see no key
     slopes: bool = False
     lengths: int = 0  # 1: each batch has its own number of keys; 2: one number for all
     scale: float = 0.0  # 0: 1 / sqrt(size)
@@ -47,7 +47,7 @@ class Case:
             "causal": int(self.causal),
             "window": self.window,
             "softcap": self.softcap,
-            "nan_guard": int(self.nan_guard),
+            "nan_guard": self.nan_guard,
             "slopes": int(self.slopes),
             **({"lengths": 1} if self.lengths else {}),  # which older libraries do not know
             "layout": self.layout,
@@ -142,8 +142,10 @@ def reference(
     if lengths is not None:
         scores.masked_fill_(columns >= count, -torch.inf)
     weights = scores.softmax(-1)
-    if case.nan_guard:
+    if case.nan_guard == 1:
         weights = weights.nan_to_num(0.0)
+    if case.nan_guard == 2:
+        weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
     return weights @ v, weights @ v.abs()
 
 
