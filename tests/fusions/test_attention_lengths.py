@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from opfuse.config import Config
+from opfuse.fusions import DEFINITIONS
 from opfuse.numerics import roles
+from opfuse.progress import Progress
+from opfuse.stages.fuse import export, fuse
+from opfuse.stages.load import Source
+from opfuse.stages.normalise import normalise
+from opfuse.stages.prove import prove
 from tests.small import compare, draw, fuse_model, model, session
 
 QKV = "T[B, 4, Q, 6] q, T[B, 2, K, 6] k, T[B, 2, K, 6] v, int64[B] n"
@@ -153,3 +162,24 @@ def test_drawn_lengths_reach_the_keys():
     """A proof draws every length that there can be, not 0 and 1 alone."""
     shapes = {"q": (2, 4, 5, 6), "k": (2, 2, 9, 6), "v": (2, 2, 9, 6), "n": (2,)}
     assert roles.of_subgraph(fused().before, shapes).bounds == {"n": 10}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "right", "wrong"),
+    [
+        ("", "", ""),
+        ("is_causal=1", "", ""),
+        ("", "there = Less(columns", "there = LessOrEqual(columns"),
+        ("is_causal=1", "visible = LessOrEqual", "visible = Less"),
+        ("is_causal=1", "of_batch = Sub(key_counts, queries)", "of_batch = Sub(count, queries)"),
+    ],
+)
+def test_the_proof_holds_and_finds_a_wrong_one(attributes, right, wrong, monkeypatch):
+    definition = DEFINITIONS["FlashAttention"]
+    changed = replace(definition, body=lambda uses: definition.body(uses).replace(right, wrong))
+    monkeypatch.setitem(DEFINITIONS, "FlashAttention", changed)
+    source = Source(Path("model.onnx"), fused(attributes).before, Path())
+    found = fuse(normalise(source))
+    after, config = export(found, source), Config(Path("model.onnx"))
+    proof = prove(source, after, found.graph, found.matches, config, Progress(), whole=False)
+    assert bool(proof.failed) == bool(wrong)
