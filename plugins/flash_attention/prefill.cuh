@@ -133,14 +133,14 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
 
     copy_rows<S::kRows, kSize, S::kThreads>(q, head_of<T>(a.q, batch, head), a.q.row, first_row,
                                             a.queries, a.head_size, a.in_vectors, threadIdx.x);
-    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, begin, count.there, a.head_size,
+    copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, begin, a.keys, a.head_size,
                                             a.in_vectors, threadIdx.x);
     device::commit_copies();
     for (int start = begin; start < end; start += S::kKeys) {
         device::wait_for_copies<0>();
         __syncthreads();  // keys are there, and nobody reads the last values any more
-        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, a.v.row, start, count.there,
-                                                a.value_size, a.in_vectors, threadIdx.x);
+        copy_rows<S::kKeys, kSize, S::kThreads>(v, values, a.v.row, start, a.keys, a.value_size,
+                                                a.in_vectors, threadIdx.x);
         device::commit_copies();
 
         float s[S::kTiles][S::kKeys / 8][4] = {};
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
         device::wait_for_copies<0>();
         __syncthreads();  // values are there, and nobody reads these keys any more
         if (start + S::kKeys < end)
-            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, start + S::kKeys, count.there,
+            copy_rows<S::kKeys, kSize, S::kThreads>(k, keys, a.k.row, start + S::kKeys, a.keys,
                                                     a.head_size, a.in_vectors, threadIdx.x);
         device::commit_copies();
 

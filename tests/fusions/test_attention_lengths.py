@@ -126,6 +126,22 @@ def test_lengths_stay_whatever_is_said_of_positions():
     fuse_model(made, library=library).same({"Q": 5, "K": 5}, {"Q": 2, "K": 4})
 
 
+def test_they_come_along_where_q_k_and_v_lie_side_by_side():
+    heads = "".join(
+        f"{name}_rows = Reshape({name}_flat, [0, 0, 4, 6])\n"
+        f"{name} = Transpose<perm=[0, 2, 1, 3]>({name}_rows)\n"
+        for name in "qkv"
+    )
+    text = f"""
+        q_flat, k_flat, v_flat = Split<axis=2, num_outputs=3>(x)
+        {heads}
+        y = Attention<is_causal=1>(q, k, v, , , , n)"""
+    made = model(text, "T[B, K, 72] x, int64[B] n", opset=24)
+    outcome = fuse_model(made, library={"FlashAttention", "PackedAttention"})
+    assert outcome.attribute("PackedAttention", "lengths") == 1
+    outcome.same({"B": 3, "K": 7}, n=np.array([0, 7, 4]))
+
+
 def test_lengths_of_another_batch_are_refused():
     outcome = fused(inputs=QKV.replace("B, ", "3, ").replace("int64[B]", "int64[2]"))
     outcome.refused("FlashAttention", "y", "its lengths are (2), want (3)")
