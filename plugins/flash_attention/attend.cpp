@@ -96,7 +96,9 @@ cudaError_t attend(Attention const& given, void* workspace, cudaStream_t stream)
         if (suits_hopper_decode(a)) status = hopper_decode<T>(a, workspace, stream);
         return status == cudaErrorNotSupported ? decode<T>(a, workspace, stream) : status;
     }
-    if (workspace && cuts_keys(a) && a.batch <= kMaxParts) {
+    // Of smaller heads the Hopper kernel cuts keys itself, or has no instance for lengths.
+    bool const cuts = std::max(a.head_size, a.value_size) > 64 || !suits_hopper(a);
+    if (workspace && cuts && cuts_keys(a) && a.batch <= kMaxParts) {
         auto* const lengths = static_cast<int32_t*>(workspace);
         if (cudaError_t const failed = find_lengths<T>(a, lengths, stream)) return failed;
         a.lengths = {lengths, false, 1};

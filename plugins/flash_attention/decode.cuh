@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     int64_t const next = splits.begin + static_cast<int64_t>(split + 1) * splits.keys;
     device::wait_in_turn();
     KeyCount const count = keys_of_batch(a, batch);
-    int const end = static_cast<int>(min(static_cast<int64_t>(count.there), next));
+    int const end = static_cast<int>(min(static_cast<int64_t>(count.there(a)), next));
 
     auto const fetch = [&](int start, int step) {
         T* const stage = own + step % S::kStages * S::kStage;

@@ -131,9 +131,8 @@ struct HopperConsumer {
 
     // Of a tile's batch: asked for where it is needed, for kept, also in the tile, it would cost
     // the loop its uniform registers (a fifth of the time at size 128).
-    __device__ KeyCount keys_of(HopperTile const& tile) const {
-        if constexpr (counts_keys(kScores)) return keys_of_batch(a, tile.batch);
-        return all_keys(a);
+    __device__ auto keys_of(HopperTile const& tile) const {
+        return keys_of_batch_if<counts_keys(kScores)>(a, tile.batch);
     }
 
     // Scores to weights; gives what earlier results are to be scaled by.
@@ -156,7 +155,7 @@ struct HopperConsumer {
         }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            KeyCount const count = keys_of(tile(tiles));
+            auto const count = keys_of(tile(tiles));
             KeyRange const seen[2] = {keys_of_row(a, count, rows.row),
                                       keys_of_row(a, count, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);

@@ -25,7 +25,7 @@ struct SplitWalk {
         tile.batch = head_index / a.heads;
         tile.head = tile.kv_head = head_index % a.heads;
         tile.first_row = 0;
-        int const keys = keys_of_batch(a, tile.batch).there;
+        int const keys = keys_of_batch(a, tile.batch).there(a);
         int const blocks = splits.keys / S::kKeys;
         tile.begin = tile.split * blocks;
         tile.end = max(tile.begin, min(tile.begin + blocks, (keys + S::kKeys - 1) / S::kKeys));

@@ -156,7 +156,7 @@ struct HeadsConsumer {
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax, int begin) const {
         int const row = at.row();
         if (row >= a.queries) return {1.f, 1.f};
-        hide_ends(s, a, row + lane / 4, keys_of_all(a, all_keys(a), row, row + 15), begin,
+        hide_ends(s, a, row + lane / 4, keys_of_all(a, AllKeys{}, row, row + 15), begin,
                   lane % 4 * 2);
         return softmax.template update<true>(s, a.scale * kLog2E);
     }

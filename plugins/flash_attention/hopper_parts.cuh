@@ -13,10 +13,19 @@ namespace opfuse {
 // copy engine brings tile by tile; or anything else.
 enum class Scores { kScaled, kCounted, kKeyMask, kTileMask, kAny };
 
-// Whether the kernels whose blocks stay read these numbers: the mere code for it costs 3 to 14% of
-// the time though it is not run (benchmarks/results/attention_h100_variants.txt).
+// Whether the kernels whose blocks stay read these numbers; the others do for kCounted alone.  The
+// mere code for it costs 3 to 14% of the time though it is not run
+// (benchmarks/results/attention_h100_variants.txt).
 __device__ __host__ constexpr bool counts_keys(Scores scores) {
     return scores == Scores::kCounted || scores == Scores::kAny;
+}
+
+template <bool kCounts>
+__device__ auto keys_of_batch_if(Attention const& a, int batch) {
+    if constexpr (kCounts)
+        return keys_of_batch(a, batch);
+    else
+        return AllKeys{};
 }
 
 // Boxes that hold a row of an instance's size.
@@ -136,8 +145,7 @@ __device__ void hide_ends(float (&s)[kBlocks][4], Attention const& a, int row,
     constexpr int kLast = 2;  // blocks
     int const end = first + 8 * kBlocks;
     if (all_see.begin <= first && all_see.end >= end) return;
-    KeyRange const seen[2] = {keys_of_row(a, all_keys(a), row),
-                              keys_of_row(a, all_keys(a), row + 8)};
+    KeyRange const seen[2] = {keys_of_row(a, AllKeys{}, row), keys_of_row(a, AllKeys{}, row + 8)};
     if (all_see.begin > first || all_see.end < end - 8 * kLast)
         hide_scores(s, seen, first + key);
     else

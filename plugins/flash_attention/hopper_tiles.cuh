@@ -123,7 +123,7 @@ class TileWalk {
         tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
         tile.split = 0;
-        KeyCount const count = kCounts ? keys_of_batch(a_, tile.batch) : all_keys(a_);
+        auto const count = keys_of_batch_if<kCounts>(a_, tile.batch);
         KeyRange const keys =
             keys_of_any(a_, count, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;

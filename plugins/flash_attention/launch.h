@@ -67,10 +67,11 @@ inline bool only_scales(Attention const& a) {
 
 inline constexpr int kMaskKeys = 2048;  // that shared memory has room for beside tiles
 
-// Scores have a mask that is the same for all queries, and are else no more than scaled.
+// Scores have a mask that is the same for all queries, and are else no more than scaled; batches
+// have all keys.
 inline bool has_key_mask(Attention const& a) {
-    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.slopes.data &&
-           !(a.softcap > 0.f);
+    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.lengths.data &&
+           !a.slopes.data && !(a.softcap > 0.f);
 }
 
 // Scores have a mask that differs between queries and that the copy engine can read, and are else
@@ -85,20 +86,21 @@ inline bool has_tile_mask(Attention const& a) {
 
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
 
+inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
+inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
+inline constexpr int kMinSplitKeys = 256;    // fewer keys are not worth a second kernel
+inline constexpr int kTensorCoreSize = 256;  // head sizes beyond run without tensor cores
+
 // Scores of so many keys and queries, with a mask that is the same for all queries of a batch, that
 // it pays to ask first which keys at the end it hides: 2 us, and the keys that nobody visits.
 inline bool cuts_keys(Attention const& a) {
     constexpr int64_t kWork = int64_t{1} << 25;  // scores
     bool const of_keys = a.mask.data && a.mask.key && !a.mask.query && !a.mask.head;
+    bool const many = a.keys >= 2 * kMinSplitKeys;
     bool const free = a.behind == kUnlimited && a.ahead == kUnlimited && !a.slopes.data;
-    return of_keys && free && !a.lengths.data &&
+    return of_keys && many && free && !a.lengths.data &&
            a.batch * a.heads * a.queries >= (kWork + a.keys - 1) / a.keys;
 }
-
-inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
-inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
-inline constexpr int kMinSplitKeys = 256;    // fewer keys are not worth a second kernel
-inline constexpr int kTensorCoreSize = 256;  // head sizes beyond run without tensor cores
 
 // Bytes with which attend() can split the keys of any attention of up to these sizes.
 size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size);
@@ -114,7 +116,8 @@ template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
-template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs
+template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs; not all
+                      // that have lengths and more than scaled scores
 cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
