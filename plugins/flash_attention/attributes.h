@@ -55,9 +55,9 @@ struct AttentionAttributes {
     int64_t causal = 0;
     int64_t window = 0;
     float softcap = 0.f;
-    int64_t nan_guard = 0;  // a row gives 0 where its weights are NaN, 1, or it sees no key, 2
-    int64_t slopes = 0;     // an input behind the mask has them
-    int64_t lengths = 0;    // 1: the last input has them; 2: it is there, and does not count
+    int64_t nan_guard = 0;
+    int64_t slopes = 0;   // an input behind the mask has them
+    int64_t lengths = 0;  // 1: the last input has them; 2: it is there, and does not count
 
     template <class Self>
     static auto common_fields() {
@@ -77,8 +77,8 @@ struct AttentionAttributes {
         need(std::isfinite(scale), "attribute 'scale' is not finite");
         need(window >= 0, "attribute 'window' is " + std::to_string(window) +
                               ", need a number of keys, or 0 for all");
-        need(nan_guard >= 0 && nan_guard <= 2,
-             "attribute 'nan_guard' is " + std::to_string(nan_guard) + ", need 0, 1, or 2");
+        need(nan_guard == 0 || nan_guard == 1,
+             "attribute 'nan_guard' is " + std::to_string(nan_guard) + ", need 0 or 1");
         need(lengths >= 0 && lengths <= 2,
              "attribute 'lengths' is " + std::to_string(lengths) + ", need 0, 1, or 2");
         need(std::isfinite(softcap) && softcap >= 0.f, "attribute 'softcap' is " +
@@ -148,7 +148,7 @@ struct AttentionAttributes {
         a.scale = scale, a.softcap = softcap;
         a.behind = window ? narrow(std::min<int64_t>(window - 1, kUnlimited)) : kUnlimited;
         a.ahead = causal ? 0 : a.behind;
-        a.nan_guard = static_cast<NanGuard>(nan_guard);
+        a.nan_guard = nan_guard != 0;
         return a;
     }
 };

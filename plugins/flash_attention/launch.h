@@ -36,9 +36,6 @@ struct Heads {
     int64_t batch, head, row;
 };
 
-// Which rows give 0: none; those whose weights are NaN; those that see no key.
-enum class NanGuard { kNone, kUndefined, kHidden };
-
 struct Attention {
     Heads y;             // [batch, heads, queries, value_size]
     Heads q;             // [batch, heads, queries, head_size]
@@ -54,7 +51,7 @@ struct Attention {
     AttentionSlopes slopes;  // [heads]
     KeyLengths lengths;      // [batch]; `keys` is the most
     int behind, ahead;  // query i sees keys from i + length - queries - behind to the same + ahead
-    NanGuard nan_guard;
+    bool nan_guard;     // a row whose weights are NaN gives 0
     bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
     bool y_in_pairs = false;    // two neighbouring elements of y may be stored at once
     bool y_in_vectors = false;  // eight, too

@@ -281,13 +281,12 @@ struct RowScale {
     __device__ float operator()(float result) const { return nothing ? 0.f : result * factor; }
 };
 
-__device__ inline RowScale row_scale(float sum, NanGuard guard) {
-    bool const undefined = guard == NanGuard::kUndefined && !(sum > 0.f);
-    return {__fdividef(1.f, sum), undefined || (guard != NanGuard::kNone && sum == 0.f)};
+__device__ inline RowScale row_scale(float sum, bool nan_guard) {
+    return {__fdividef(1.f, sum), nan_guard && !(sum > 0.f)};
 }
 
-__device__ inline float normalised(float result, float sum, NanGuard guard) {
-    return row_scale(sum, guard)(result);
+__device__ inline float normalised(float result, float sum, bool nan_guard) {
+    return row_scale(sum, nan_guard)(result);
 }
 
 // Rows [first, first + kRows) of [rows, cols], `stride` elements apart, to shared memory in rows of

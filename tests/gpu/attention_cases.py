@@ -27,7 +27,7 @@ class Case:
     float_mask: bool = False
     padding: float = 0.0  # what a mask of padding, "bk", is filled with; 0: it is random
     softcap: float = 0.0
-    nan_guard: int = 0  # 1: rows whose weights are NaN give 0; 2: those that see no key
+    nan_guard: int = 0  # 1: rows whose weights are NaN give 0
     slopes: bool = False
     lengths: int = 0  # 1: each batch has its own number of keys; 2: one number for all
     scale: float = 0.0  # 0: 1 / sqrt(size)
@@ -142,10 +142,8 @@ def reference(
     if lengths is not None:
         scores.masked_fill_(columns >= count, -torch.inf)
     weights = scores.softmax(-1)
-    if case.nan_guard == 1:
+    if case.nan_guard:
         weights = weights.nan_to_num(0.0)
-    if case.nan_guard == 2:
-        weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
     return weights @ v, weights @ v.abs()
 
 

@@ -45,7 +45,7 @@ VARIANTS = [
     {"lengths": 1, "kv_heads": 2},
     {"lengths": 1, "causal": True, "nan_guard": 1},
     {"lengths": 2, "mask": "bqk", "nan_guard": 1, "slopes": True, "layout": "BSHD"},
-    {"lengths": 1, "mask": "bk", "float_mask": True, "nan_guard": 2, "window": 50},
+    {"lengths": 1, "mask": "bk", "float_mask": True, "nan_guard": 1, "window": 50},
 ]
 
 
@@ -250,7 +250,7 @@ def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> Non
 
 
 def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> None:
-    for queries, size, guard in itertools.product((5, 70), (64, 128, 192), (0, 1, 2)):
+    for queries, size, guard in itertools.product((5, 70), (64, 128, 192), (0, 1)):
         case = Case(queries, 130, size, nan_guard=guard)
         q, k, v = (
             torch.randn(2, 4, n, size, generator=generator, device="cuda").half()

@@ -258,6 +258,13 @@ def test_lengths_are_no_mask():
     }
 
 
+def test_a_guard_that_keeps_nan_is_no_plugin():
+    made = fused("FlashAttention", ["q", "k", "v"], ["y"], **{**ATTENTION, "nan_guard": 2})
+    ((choice, reason),) = choices(lower(made, "plugin", ["FlashAttention"]))
+    assert choice == "leave"
+    assert "a row that sees no key" in reason
+
+
 def test_ops_without_a_native_form_are_left():
     made = fused("GatedAct", ["gate_up"], ["y"], activation="silu")
     assert choices(lower(made, "native", ())) == {("leave", "TensorRT has no single layer for it")}

@@ -39,7 +39,7 @@ static RegisterCase const flash_attention({
                  {fields().add("layout", std::string("BSHD,BSHD,BSHD")), "'layout' is 'BSHD,"},
                  {fields().add("layout", std::string("BSHD;BSHD,BSHD,BSHD")), "'layout' is"},
                  {fields().add("window", -1), "'window' is -1"},
-                 {fields().add("nan_guard", 3), "'nan_guard' is 3, need 0, 1, or 2"},
+                 {fields().add("nan_guard", 2), "'nan_guard' is 2, need 0 or 1"},
                  {fields().add("lengths", 3), "'lengths' is 3, need 0, 1, or 2"},
                  {fields().add("sinks", 1), "unknown attribute 'sinks'"}},
     .bad_shapes = {{"xxx", {q, {"batch", "1", "keys", "32"}, v}, {{}}},
