@@ -43,7 +43,9 @@ cudaError_t hopper(Attention const& a, cudaStream_t stream) {
 // and no more of them than one product has.
 bool suits_hopper_decode(Attention const& a) {
     bool const rows = a.heads == a.kv_heads || a.queries == 1 && a.heads / a.kv_heads <= 64;
-    return rows && std::max(a.head_size, a.value_size) <= 128 && only_scales(a) && suits_hopper(a);
+    bool const known = !a.lengths.data || a.behind == kUnlimited;  // the first key that is seen
+    return rows && known && std::max(a.head_size, a.value_size) <= 128 && only_scales(a) &&
+           suits_hopper(a);
 }
 
 template <class T>
@@ -86,12 +88,20 @@ size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size) 
 }
 
 template <class T>
-cudaError_t attend(Attention const& a, void* workspace, cudaStream_t stream) {
+cudaError_t attend(Attention const& given, void* workspace, cudaStream_t stream) {
+    Attention a = given;
     if (std::max(a.head_size, a.value_size) > kTensorCoreSize) return plain_attention<T>(a, stream);
     cudaError_t status = cudaErrorNotSupported;
     if (a.queries <= kDecodeQueries) {
         if (suits_hopper_decode(a)) status = hopper_decode<T>(a, workspace, stream);
         return status == cudaErrorNotSupported ? decode<T>(a, workspace, stream) : status;
+    }
+    // Of smaller heads the Hopper kernel cuts keys itself, or has no instance for lengths.
+    bool const cuts = std::max(a.head_size, a.value_size) > 64 || !suits_hopper(a);
+    if (workspace && cuts && cuts_keys(a) && a.batch <= kMaxParts) {
+        auto* const lengths = static_cast<int32_t*>(workspace);
+        if (cudaError_t const failed = find_lengths<T>(a, lengths, stream)) return failed;
+        a.lengths = {lengths, false, 1};
     }
     if (suits_hopper(a)) status = hopper<T>(a, stream);
     return status == cudaErrorNotSupported ? prefill<T>(a, stream) : status;

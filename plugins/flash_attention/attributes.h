@@ -56,7 +56,8 @@ struct AttentionAttributes {
     int64_t window = 0;
     float softcap = 0.f;
     int64_t nan_guard = 0;
-    int64_t slopes = 0;  // the last input has them
+    int64_t slopes = 0;   // an input behind the mask has them
+    int64_t lengths = 0;  // 1: the last input has them; 2: it is there, and does not count
 
     template <class Self>
     static auto common_fields() {
@@ -65,7 +66,8 @@ struct AttentionAttributes {
             Int{"num_heads", &Self::num_heads}, Int{"kv_num_heads", &Self::kv_num_heads},
             Field<Self, float>{"scale", &Self::scale}, Int{"causal", &Self::causal},
             Int{"window", &Self::window}, Field<Self, float>{"softcap", &Self::softcap},
-            Int{"nan_guard", &Self::nan_guard}, Int{"slopes", &Self::slopes});
+            Int{"nan_guard", &Self::nan_guard}, Int{"slopes", &Self::slopes},
+            Int{"lengths", &Self::lengths});
     }
     void check() const {
         need(kv_num_heads > 0 && num_heads > 0 && num_heads % kv_num_heads == 0 &&
@@ -75,27 +77,66 @@ struct AttentionAttributes {
         need(std::isfinite(scale), "attribute 'scale' is not finite");
         need(window >= 0, "attribute 'window' is " + std::to_string(window) +
                               ", need a number of keys, or 0 for all");
+        need(nan_guard == 0 || nan_guard == 1,
+             "attribute 'nan_guard' is " + std::to_string(nan_guard) + ", need 0 or 1");
+        need(lengths >= 0 && lengths <= 2,
+             "attribute 'lengths' is " + std::to_string(lengths) + ", need 0, 1, or 2");
         need(std::isfinite(softcap) && softcap >= 0.f, "attribute 'softcap' is " +
                                                            std::to_string(softcap) +
                                                            ", need a finite number of at least 0");
     }
 
-    // Of the inputs, those of the mask and the slopes are optional, and come last.
+    // Of the inputs, those from `mask` on are optional: the mask, the slopes, and the lengths, of
+    // which attributes say whether the last two are there.
+    size_t trailing() const { return (slopes ? 1 : 0) + (lengths ? 1 : 0); }
     template <class Input>
     std::span<Input const> mask_in(std::span<Input const> inputs, size_t mask) const {
-        size_t const end = inputs.size() - (slopes ? 1 : 0);
-        return end > mask ? inputs.subspan(mask, 1) : std::span<Input const>{};
+        return inputs.size() > mask + trailing() ? inputs.subspan(mask, 1)
+                                                 : std::span<Input const>{};
     }
-    void need_slopes(std::span<Shape const> inputs, size_t mask) const {
-        if (!slopes) return;
-        need(inputs.size() > mask, "slopes are missing");
-        need(inputs.back().rank == 1, "slopes has not one axis");
-        need_equal(inputs.back().dims[0], {num_heads}, "slopes has not num_heads elements");
+    template <class Input>
+    std::span<Input const> slopes_in(std::span<Input const> inputs) const {
+        return slopes ? inputs.last(trailing()).first(1) : std::span<Input const>{};
+    }
+    template <class Input>
+    std::span<Input const> lengths_in(std::span<Input const> inputs) const {
+        return lengths ? inputs.last(1) : std::span<Input const>{};
+    }
+    // The lengths are integers and come last, the others are floating-point.
+    static bool is_integer(DataType type) {
+        return type == DataType::kInt32 || type == DataType::kInt64;
+    }
+    bool accepts_optional(size_t input, std::span<DataType const> types, size_t mask) const {
+        bool const ended = input > mask && is_integer(types[input - 1]);
+        bool const integer = is_integer(types[input]);
+        if (ended || !integer) return !ended && is_parameter_of(types[0], types[input]);
+        return lengths && input >= mask + (slopes ? 1 : 0);
+    }
+    void need_trailing(std::span<Shape const> inputs, size_t mask, Dim batch) const {
+        need(inputs.size() >= mask + trailing(), "slopes or lengths are missing");
+        for (Shape const& shape : slopes_in(inputs)) {
+            need(shape.rank == 1, "slopes has not one axis");
+            need_equal(shape.dims[0], {num_heads}, "slopes has not num_heads elements");
+        }
+        for (Shape const& shape : lengths_in(inputs)) {
+            need(shape.rank == 1, "lengths has not one axis");
+            if (shape.dims[0].value != 1)
+                need_equal(shape.dims[0], batch, "lengths has not one element for each batch");
+        }
+    }
+
+    // That of q, where the last input is what the attribute says.
+    DataType result_type(std::span<DataType const> in) const {
+        return is_integer(in.back()) == (lengths != 0) ? in[0] : DataType::kUnknown;
     }
 
     void fill_optional(Attention& a, std::span<Tensor const> inputs, size_t mask) const {
         for (Tensor const& tensor : mask_in(inputs, mask)) a.mask = mask_of(tensor);
-        if (slopes) a.slopes = {inputs.back().data, inputs.back().type == DataType::kFloat};
+        for (Tensor const& tensor : slopes_in(inputs))
+            a.slopes = {tensor.data, tensor.type == DataType::kFloat};
+        for (Tensor const& tensor : lengths_in(inputs))
+            if (lengths == 1)
+                a.lengths = {tensor.data, tensor.type == DataType::kInt64, tensor.dims[0] > 1};
     }
 
     // What is left to be filled in: y, q, k, v, mask, batch, queries, and keys.

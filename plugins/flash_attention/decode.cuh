@@ -94,7 +94,9 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     T const* const keys = head_of<T>(a.k, batch, kv_head);
     T const* const values = head_of<T>(a.v, batch, kv_head);
     int64_t const next = splits.begin + static_cast<int64_t>(split + 1) * splits.keys;
-    int const end = static_cast<int>(min(static_cast<int64_t>(a.keys), next));
+    device::wait_in_turn();
+    KeyCount const count = keys_of_batch(a, batch);
+    int const end = static_cast<int>(min(static_cast<int64_t>(count.there(a)), next));
 
     auto const fetch = [&](int start, int step) {
         T* const stage = own + step % S::kStages * S::kStage;
@@ -108,7 +110,6 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
     };
     constexpr int kStep = S::kKeys * S::kWarps;
     int const begin = splits.begin + split * splits.keys + warp * S::kKeys;
-    device::wait_in_turn();
 #pragma unroll
     for (int step = 0; step + 1 < S::kStages; ++step) fetch(begin + step * kStep, step);
 
@@ -126,11 +127,11 @@ __global__ void __launch_bounds__(DecodeShape<T, kSize, kStages>::kThreads)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         PackedRow const row(a, kv_head, first_row + 8 * r + lane / 4);
-        seen[r] = keys_of_row(a, row.query);
+        seen[r] = keys_of_row(a, count, row.query);
         seen[r].end = min(seen[r].end, end);
-        masks.set<T>(r, a, batch, row.head, row.query);
+        masks.set<T>(r, a, count, batch, row.head, row.query);
     }
-    KeyRange all_see = keys_of_all(a, 0, a.queries - 1);
+    KeyRange all_see = keys_of_all(a, count, 0, a.queries - 1);
     all_see.end = min(all_see.end, end);
     float out[1][kSize / 8][4] = {};
     RunningSoftmax softmax;
@@ -260,8 +261,9 @@ __global__ void __launch_bounds__(32) combine_kernel(Attention const a, KeySplit
 inline KeySplits split_keys(Attention const& a, int size, int64_t tiles, int slots, int step,
                             void* workspace) {
     KeySplits splits;
-    splits.begin =
-        static_cast<int>(std::max<int64_t>(static_cast<int64_t>(a.keys) - a.queries - a.behind, 0));
+    if (!a.lengths.data)  // which only the device knows
+        splits.begin = static_cast<int>(
+            std::max<int64_t>(static_cast<int64_t>(a.keys) - a.queries - a.behind, 0));
     int const keys = a.keys - splits.begin;
     int64_t const rows = a.batch * a.heads * a.queries;
     int64_t const room = std::min<int64_t>(kMaxParts * kDecodeQueries / rows, kMaxParts);

@@ -76,7 +76,8 @@ struct HopperConsumer {
                           RunningSoftmax const& softmax) const {
         results.store(a, tile, tile.first_row + warp_row + lane / 4, out, softmax);
     }
-    __device__ void store_empty(TileWalk<S> walk) const {
+    template <class Walk>
+    __device__ void store_empty(Walk walk) const {
         float const none[S::kSize / 8][4] = {};
         HopperTile tile;
         while (walk.next(tile))
@@ -89,7 +90,8 @@ struct HopperConsumer {
         HopperTile const& now = tile(tiles);
         if (now.batch < 0) return false;
         int const row = now.first_row + warp_row;
-        rows = {row + lane / 4, now.end - 1, now.begin, keys_of_all(a, row, row + 15)};
+        rows = {row + lane / 4, now.end - 1, now.begin,
+                keys_of_all(a, keys_of(now), row, row + 15)};
         return true;
     }
     // Goes on to the next block of keys: of the same tile, or of the next where there is a second
@@ -127,6 +129,12 @@ struct HopperConsumer {
         if (rows.block == rows.begin) release(&barriers.query_empty[tiles % S::kTiles]);
     }
 
+    // Of a tile's batch: asked for where it is needed, for kept, also in the tile, it would cost
+    // the loop its uniform registers (a fifth of the time at size 128).
+    __device__ auto keys_of(HopperTile const& tile) const {
+        return keys_of_batch_if<counts_keys(kScores)>(a, tile.batch);
+    }
+
     // Scores to weights; gives what earlier results are to be scaled by.
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax,
                             HopperRows const& rows) const {
@@ -134,7 +142,7 @@ struct HopperConsumer {
         if constexpr (kScores == Scores::kAny) {
             HopperTile const& now = tile(tiles);
             scale_scores(s, a);
-            MaskRows const masks = mask_rows<T>(a, now.batch, now.head, rows.row);
+            MaskRows const masks = mask_rows<T>(a, keys_of(now), now.batch, now.head, rows.row);
             add_mask<T, true>(s, a, masks, begin + lane % 4 * 2);
             add_slopes(s, a, masks, begin + lane % 4 * 2);
         }
@@ -147,10 +155,12 @@ struct HopperConsumer {
         }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
-            KeyRange const seen[2] = {keys_of_row(a, rows.row), keys_of_row(a, rows.row + 8)};
+            auto const count = keys_of(tile(tiles));
+            KeyRange const seen[2] = {keys_of_row(a, count, rows.row),
+                                      keys_of_row(a, count, rows.row + 8)};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
-        constexpr bool kScaled = kScores == Scores::kScaled;
+        constexpr bool kScaled = kScores == Scores::kScaled || kScores == Scores::kCounted;
         // A mask of fp16 does not come near the end of fp32.
         constexpr bool kFused =
             kScaled || kScores == Scores::kTileMask && std::is_same_v<T, __half>;
@@ -233,7 +243,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     device::wait_in_turn();
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-    TileWalk<S> const walk(a, order);
+    TileWalk<S, counts_keys(kScores)> const walk(a, order);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
         if (threadIdx.x == 128 * S::kGroups)

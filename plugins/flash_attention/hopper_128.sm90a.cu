@@ -11,12 +11,14 @@ template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<128, 1, 2, 2>;
     if (a.keys < kManyKeys)
-        return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
-                              : launch_short<T, Short, Scores::kAny>(a, stream);
+        return only_scales(a) ? launch_scaled<T, Short>(a, stream)
+                              : launch_any<T, Short>(a, stream);
     if (has_tile_mask(a))
         return launch_hopper<T, HopperShape<128, 2, 128, 2, 1, 2>, Scores::kTileMask>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<128, 2, 128, 2, 1>, Scores::kAny>(a, stream);
+    if (a.lengths.data)
+        return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>, Scores::kCounted>(a, stream);
     // Tiles of more queries read less; of fewer, they waste less where not all keys are seen.
     if (a.ahead == kUnlimited)
         return launch_hopper<T, HopperShape<128, 3, 80, 4, 1>, Scores::kScaled>(a, stream);

@@ -6,8 +6,9 @@ namespace {
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Shape = HopperShape<192, 2, 96, 2, 1>;
-    return only_scales(a) ? launch_hopper<T, Shape, Scores::kScaled>(a, stream)
-                          : launch_hopper<T, Shape, Scores::kAny>(a, stream);
+    if (!only_scales(a)) return launch_hopper<T, Shape, Scores::kAny>(a, stream);
+    return a.lengths.data ? launch_hopper<T, Shape, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Shape, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

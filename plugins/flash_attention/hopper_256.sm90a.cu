@@ -5,9 +5,11 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    return only_scales(a)
-               ? launch_hopper<T, HopperShape<256, 2, 80, 2, 1>, Scores::kScaled>(a, stream)
-               : launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, Scores::kAny>(a, stream);
+    if (!only_scales(a))
+        return launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, Scores::kAny>(a, stream);
+    using Shape = HopperShape<256, 2, 80, 2, 1>;
+    return a.lengths.data ? launch_hopper<T, Shape, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Shape, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

@@ -12,10 +12,13 @@ constexpr int kManyKeys = 1024, kManyCausalKeys = 512;
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Heads = HeadsShape<32, 112, 96>;
-    if (a.keys > 128 && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
+    if (a.keys > 128 && a.keys <= Heads::kKeys && !a.lengths.data)
+        return launch_heads<T, Heads>(a, stream);
     if (a.keys < (a.ahead != kUnlimited ? kManyCausalKeys : kManyKeys))
-        return launch_short<T, ShortShape<32, 1, 2, 4, false>, Scores::kScaled>(a, stream);
-    return launch_hopper<T, HopperShape<32, 2, 128, 4, 2>, Scores::kScaled>(a, stream);
+        return launch_scaled<T, ShortShape<32, 1, 2, 4, false>>(a, stream);
+    using Many = HopperShape<32, 2, 128, 4, 2>;
+    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

@@ -31,11 +31,13 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Heads = HeadsShape<64, 112, 96>;
     if (has_key_mask(a)) return launch_short<T, Short, Scores::kKeyMask>(a, stream);
     if (has_tile_mask(a) && a.keys >= kManyMasked) return launch_masked<T>(a, stream);
-    if (!only_scales(a)) return launch_short<T, ShortShape<64, 1, 4, 3>, Scores::kAny>(a, stream);
-    if (a.keys > 128 && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
+    if (!only_scales(a)) return launch_any<T, ShortShape<64, 1, 4, 3>>(a, stream);
+    if (a.keys > 128 && a.keys <= Heads::kKeys && !a.lengths.data)
+        return launch_heads<T, Heads>(a, stream);
     bool const causal = a.ahead != kUnlimited;
-    if (a.keys < (causal ? kManyCausalKeys : kManyKeys))
-        return launch_short<T, Short, Scores::kScaled>(a, stream);
+    if (a.keys < (causal ? kManyCausalKeys : kManyKeys)) return launch_scaled<T, Short>(a, stream);
+    if (a.lengths.data)
+        return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kCounted>(a, stream);
     if (causal && a.keys <= kLongKeys)  // tiles of fewer queries are shared out more evenly
         return launch_hopper<T, HopperShape<64, 2, 128, 4, 2>, Scores::kScaled>(a, stream);
     return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kScaled>(a, stream);

@@ -11,11 +11,13 @@ template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
     using Short = ShortShape<80, 1, 2, 2>;
     if (a.keys < kManyKeys)
-        return only_scales(a) ? launch_short<T, Short, Scores::kScaled>(a, stream)
-                              : launch_short<T, Short, Scores::kAny>(a, stream);
+        return only_scales(a) ? launch_scaled<T, Short>(a, stream)
+                              : launch_any<T, Short>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<80, 2, 128, 2, 1>, Scores::kAny>(a, stream);
-    return launch_hopper<T, HopperShape<80, 2, 128, 2, 2>, Scores::kScaled>(a, stream);
+    using Many = HopperShape<80, 2, 128, 2, 2>;
+    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
+                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
 }
 
 }  // namespace

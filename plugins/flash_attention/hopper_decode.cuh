@@ -25,9 +25,10 @@ struct SplitWalk {
         tile.batch = head_index / a.heads;
         tile.head = tile.kv_head = head_index % a.heads;
         tile.first_row = 0;
+        int const keys = keys_of_batch(a, tile.batch).there(a);
         int const blocks = splits.keys / S::kKeys;
         tile.begin = tile.split * blocks;
-        tile.end = min(tile.begin + blocks, (a.keys + S::kKeys - 1) / S::kKeys);
+        tile.end = max(tile.begin, min(tile.begin + blocks, (keys + S::kKeys - 1) / S::kKeys));
         index += gridDim.x;
         return true;
     }
@@ -70,11 +71,12 @@ struct SplitResults {
 // us with none, 11.0 with two, 12.5 with all that have a place.
 inline constexpr int kEarlyBlocks = 2;
 
-// Asks for the first keys and values of this block to be in L2.
+// Asks for the first keys and values of this block to be in L2; how many of them there are may be
+// what the launch ahead writes.
 template <class S>
 __device__ void prefetch_keys(AttentionMaps const& maps, SplitWalk<S> walk) {
     HopperTile tile;
-    if (!walk.next(tile)) return;
+    if (walk.a.lengths.data || !walk.next(tile)) return;
     for (int i = tile.end - 1; i >= max(tile.begin, tile.end - kEarlyBlocks); --i)
         for (int box = 0; box < boxes_of(S::kSize); ++box) {
             device::prefetch_box(maps.k, box * device::kBoxColumns, i * S::kKeys, tile.kv_head,
@@ -123,9 +125,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if (group == 1) {
         if (threadIdx.x == 128) HopperLoader<S>{a, maps, barriers, q, k, v, nullptr}.run(walk);
     } else if constexpr (kSplit) {
-        HopperConsumer<T, S, Scores::kScaled, SplitResults<S>>(a, barriers, q, k, v, nullptr, group,
-                                                               SplitResults<S>{splits})
-            .run();
+        HopperConsumer<T, S, Scores::kCounted, SplitResults<S>> consumer(
+            a, barriers, q, k, v, nullptr, group, SplitResults<S>{splits});
+        if (a.lengths.data) consumer.store_empty(walk);
+        consumer.run();
         int const kv_index = blockIdx.x / splits.count;
         if (splits.arrivals < 0 || !arrives_last<S>(splits, kv_index)) return;
         constexpr int kLanes = kCombineLanes<S::kSize>;
@@ -134,7 +137,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             combine_row<T, S::kSize, true>(a, splits, kv_index, min(row + own, a.queries - 1),
                                            threadIdx.x % kLanes);
     } else {
-        HopperConsumer<T, S, Scores::kScaled>(a, barriers, q, k, v, nullptr, group).run();
+        HopperConsumer<T, S, Scores::kCounted> consumer(a, barriers, q, k, v, nullptr, group);
+        if (a.lengths.data) consumer.store_empty(walk);
+        consumer.run();
     }
 }
 

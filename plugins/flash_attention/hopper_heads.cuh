@@ -1,6 +1,7 @@
 // The same on Hopper for so few keys that all scores of a row fit into registers, and as few
 // queries: blocks stay on their multiprocessor and take one head after another, whose queries,
-// keys, and values are loaded once, while those of the head before are multiplied.
+// keys, and values are loaded once, while those of the head before are multiplied.  Each batch has
+// all keys.
 #pragma once
 #include "../device/launch.cuh"
 #include "hopper_parts.cuh"
@@ -155,7 +156,8 @@ struct HeadsConsumer {
     __device__ float2 weigh(float (&s)[kBlocks][4], RunningSoftmax& softmax, int begin) const {
         int const row = at.row();
         if (row >= a.queries) return {1.f, 1.f};
-        hide_ends(s, a, row + lane / 4, keys_of_all(a, row, row + 15), begin, lane % 4 * 2);
+        hide_ends(s, a, row + lane / 4, keys_of_all(a, AllKeys{}, row, row + 15), begin,
+                  lane % 4 * 2);
         return softmax.template update<true>(s, a.scale * kLog2E);
     }
 

@@ -8,9 +8,25 @@
 
 namespace opfuse {
 
-// What the scores are: no more than scaled; also with a mask that is the same for all queries and
-// in shared memory; with one that the copy engine brings tile by tile; or anything else.
-enum class Scores { kScaled, kKeyMask, kTileMask, kAny };
+// What the scores are: no more than scaled; the same, of batches that have their own numbers of
+// keys; also with a mask that is the same for all queries and in shared memory; with one that the
+// copy engine brings tile by tile; or anything else.
+enum class Scores { kScaled, kCounted, kKeyMask, kTileMask, kAny };
+
+// Whether the kernels whose blocks stay read these numbers; the others do for kCounted alone.  The
+// mere code for it costs 3 to 14% of the time though it is not run
+// (benchmarks/results/attention_h100_variants.txt).
+__device__ __host__ constexpr bool counts_keys(Scores scores) {
+    return scores == Scores::kCounted || scores == Scores::kAny;
+}
+
+template <bool kCounts>
+__device__ auto keys_of_batch_if(Attention const& a, int batch) {
+    if constexpr (kCounts)
+        return keys_of_batch(a, batch);
+    else
+        return AllKeys{};
+}
 
 // Boxes that hold a row of an instance's size.
 __device__ __host__ constexpr int boxes_of(int size) {
@@ -121,14 +137,15 @@ __device__ void load_rows(unsigned char* to, CUtensorMap const& map, uint64_t* f
 }
 
 // Hides those of the keys from `first` on that the queries `row` and `row` + 8 do not see: mostly
-// the end of the last blocks.  This lane's columns begin at `key`, which counts from `first`.
+// the end of the last blocks; all batches have all keys.  This lane's columns begin at `key`, which
+// counts from `first`.
 template <int kBlocks>
 __device__ void hide_ends(float (&s)[kBlocks][4], Attention const& a, int row,
                           KeyRange const& all_see, int first, int key) {
     constexpr int kLast = 2;  // blocks
     int const end = first + 8 * kBlocks;
     if (all_see.begin <= first && all_see.end >= end) return;
-    KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+    KeyRange const seen[2] = {keys_of_row(a, AllKeys{}, row), keys_of_row(a, AllKeys{}, row + 8)};
     if (all_see.begin > first || all_see.end < end - 8 * kLast)
         hide_scores(s, seen, first + key);
     else

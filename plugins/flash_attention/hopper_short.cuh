@@ -44,6 +44,7 @@ struct ShortBarriers {
 template <class T, class S, Scores kScores>
 struct ShortTile {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
+    static constexpr bool kCounts = kScores == Scores::kCounted;
     using Mask =
         std::conditional_t<kScores == Scores::kAny, EarlyMask<T, kBlocks>, NoMask<kBlocks>>;
 
@@ -88,8 +89,9 @@ struct ShortTile {
             device::describe_box(device::shared_address(k), S::kKeys * device::kBoxBytes);
         uint64_t const values =
             device::describe_box(device::shared_address(v), S::kKeys * device::kBoxBytes);
-        KeyRange const all_see = keys_of_all(a, warp_row, warp_row + 15);
-        MaskRows const masks = mask_rows<T>(a, batch, head, row);
+        auto const count = keys_of_batch_if<kCounts>(a, batch);
+        KeyRange const all_see = keys_of_all(a, count, warp_row, warp_row + 15);
+        MaskRows const masks = mask_rows<T>(a, count, batch, head, row);
         float out[S::kSize / 8][4];
         float s[kBlocks][4];
         uint32_t p[kBlocks / 2][4];
@@ -122,10 +124,12 @@ struct ShortTile {
             int const first = row_of(step);
             if (first < all_see.begin || first + S::kKeys > all_see.end) {
                 // Worked out where it is needed, which saves registers.
-                KeyRange const seen[2] = {keys_of_row(a, row), keys_of_row(a, row + 8)};
+                auto const again = keys_of_batch_if<kCounts>(a, batch);
+                KeyRange const seen[2] = {keys_of_row(a, again, row),
+                                          keys_of_row(a, again, row + 8)};
                 hide_scores(s, seen, first_key(step));
             }
-            if constexpr (kScores == Scores::kScaled)
+            if constexpr (kScores == Scores::kScaled || kCounts)
                 return softmax.template update<true>(s, log2_scale);
             else
                 return softmax.template update<false>(s, kScores == Scores::kAny ? kLog2E : 1.f);
@@ -194,10 +198,6 @@ struct ShortTile {
     }
 };
 
-// Scores with such a mask lie so far below those with a higher one that they weigh nothing,
-// exactly.
-inline constexpr float kHiding = -1e37f, kSeen = -1e30f;
-
 // Reads a mask that is the same for all queries: log2(e) times it, and -inf past the end.  Gives
 // how many keys are left when those at the end that it hides from every query go; all of them
 // where it hides each key, which may mean that all weigh alike.
@@ -232,18 +232,20 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     int const head_index = blockIdx.x / tiles;
     // Of causal tiles, those with the most keys go first.
     int const first_row = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * S::kRows;
-    KeyRange const any_sees = keys_of_any(a, first_row, min(first_row + S::kRows, a.queries) - 1);
-    int const begin = any_sees.begin / S::kKeys;
-    int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
     int const batch = head_index / a.heads, head = head_index % a.heads;
     int const kv_head = head / (a.heads / a.kv_heads);  // once: a division is slow
-    ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
-                                  head, kv_head, first_row, begin, end, key_mask};
     if (threadIdx.x == 0) {
         prefetch_maps(maps);
         barriers.init();
     }
     device::wait_in_turn();
+    KeyRange const any_sees =
+        keys_of_any(a, keys_of_batch_if<kScores == Scores::kCounted>(a, batch), first_row,
+                    min(first_row + S::kRows, a.queries) - 1);
+    int const begin = any_sees.begin / S::kKeys;
+    int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
+    ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
+                                  head, kv_head, first_row, begin, end, key_mask};
     if (threadIdx.x == 0) {
         if (begin < end) tile.load_first();
     }
@@ -275,6 +277,19 @@ cudaError_t launch_short(Attention const& a, cudaStream_t stream) {
     bool const one_wave = blocks <= int64_t{machine.multiprocessors} * S::kResident;
     return device::launch(short_kernel<T, S, kScores>, early_if(machine, one_wave), grid, stream, a,
                           tiles, maps);
+}
+
+// Scores that are no more than scaled, with lengths or without.
+template <class T, class S>
+cudaError_t launch_scaled(Attention const& a, cudaStream_t stream) {
+    return a.lengths.data ? launch_short<T, S, Scores::kCounted>(a, stream)
+                          : launch_short<T, S, Scores::kScaled>(a, stream);
+}
+
+// Any scores; those with lengths are left to the mma.sync kernel.
+template <class T, class S>
+cudaError_t launch_any(Attention const& a, cudaStream_t stream) {
+    return a.lengths.data ? cudaErrorNotSupported : launch_short<T, S, Scores::kAny>(a, stream);
 }
 
 }  // namespace opfuse

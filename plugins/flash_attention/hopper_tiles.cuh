@@ -87,7 +87,7 @@ struct TileOrder {
 
 // The tiles of this block, one of each round.  Every second round runs backwards: what was dealt
 // the largest tile gets the smallest next.
-template <class S>
+template <class S, bool kCounts>
 class TileWalk {
   public:
     __device__ TileWalk(Attention const& a, TileOrder const& order) : a_(a), order_(order) {}
@@ -108,8 +108,9 @@ class TileWalk {
         return false;
     }
 
-    // Whether there are tiles whose rows see no keys: the first one of a head is such.
+    // Whether there may be tiles whose rows see no keys: the first one of a head is such.
     __device__ bool has_empty() const {
+        if (kCounts && a_.lengths.data) return true;
         HopperTile first;
         fill(first, 0, order_.tiles - 1);
         return first.begin == first.end;
@@ -122,8 +123,9 @@ class TileWalk {
         tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
         tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
         tile.split = 0;
+        auto const count = keys_of_batch_if<kCounts>(a_, tile.batch);
         KeyRange const keys =
-            keys_of_any(a_, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
+            keys_of_any(a_, count, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
         tile.begin = keys.begin / S::kKeys;
         tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
     }

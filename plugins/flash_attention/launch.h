@@ -22,6 +22,14 @@ struct AttentionSlopes {
     bool is_float = false;       // else of the type of q
 };
 
+// How many keys each batch has, [batch] or one for all: those behind are not seen, and its last
+// query stands at its last key.  There need not be as many, nor any.
+struct KeyLengths {
+    void const* data = nullptr;  // null where there are all
+    bool is_long = false;        // int64, else int32
+    int step = 0;                // 0: one for all
+};
+
 // [batch, heads, rows, size]: strides in elements, of which the last axis has 1.
 struct Heads {
     void* data;
@@ -41,7 +49,8 @@ struct Attention {
     float scale;             // of q k^T
     float softcap;           // x -> softcap * tanh(x / softcap), where positive
     AttentionSlopes slopes;  // [heads]
-    int behind, ahead;  // query i sees keys from i + keys - queries - behind to the same + ahead
+    KeyLengths lengths;      // [batch]; `keys` is the most
+    int behind, ahead;  // query i sees keys from i + length - queries - behind to the same + ahead
     bool nan_guard;     // a row whose weights are NaN gives 0
     bool in_vectors = false;    // q, k, v have rows of whole, aligned 16-byte vectors
     bool y_in_pairs = false;    // two neighbouring elements of y may be stored at once
@@ -55,20 +64,21 @@ inline bool only_scales(Attention const& a) {
 
 inline constexpr int kMaskKeys = 2048;  // that shared memory has room for beside tiles
 
-// Scores have a mask that is the same for all queries, and are else no more than scaled.
+// Scores have a mask that is the same for all queries, and are else no more than scaled; batches
+// have all keys.
 inline bool has_key_mask(Attention const& a) {
-    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.slopes.data &&
-           !(a.softcap > 0.f);
+    return a.mask.data && a.mask.query == 0 && a.keys <= kMaskKeys && !a.lengths.data &&
+           !a.slopes.data && !(a.softcap > 0.f);
 }
 
 // Scores have a mask that differs between queries and that the copy engine can read, and are else
-// no more than scaled.
+// no more than scaled; batches have all keys.
 inline bool has_tile_mask(Attention const& a) {
     AttentionMask const& mask = a.mask;
     bool const whole = mask.query % 8 == 0 && mask.head % 8 == 0 && mask.batch % 8 == 0 &&
                        reinterpret_cast<uintptr_t>(mask.data) % 16 == 0;
     return mask.data && !mask.is_float && mask.key == 1 && mask.query > 0 && whole &&
-           !a.slopes.data && !(a.softcap > 0.f);
+           !a.lengths.data && !a.slopes.data && !(a.softcap > 0.f);
 }
 
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
@@ -77,6 +87,17 @@ inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that spl
 inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
 inline constexpr int kMinSplitKeys = 256;    // fewer keys are not worth a second kernel
 inline constexpr int kTensorCoreSize = 256;  // head sizes beyond run without tensor cores
+
+// Scores of so many keys and queries, with a mask that is the same for all queries of a batch, that
+// it pays to ask first which keys at the end it hides: 2 us, and the keys that nobody visits.
+inline bool cuts_keys(Attention const& a) {
+    constexpr int64_t kWork = int64_t{1} << 25;  // scores
+    bool const of_keys = a.mask.data && a.mask.key && !a.mask.query && !a.mask.head;
+    bool const many = a.keys >= 2 * kMinSplitKeys;
+    bool const free = a.behind == kUnlimited && a.ahead == kUnlimited && !a.slopes.data;
+    return of_keys && many && free && !a.lengths.data &&
+           a.batch * a.heads * a.queries >= (kWork + a.keys - 1) / a.keys;
+}
 
 // Bytes with which attend() can split the keys of any attention of up to these sizes.
 size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size);
@@ -92,7 +113,8 @@ template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
-template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs
+template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs; not all
+                      // that have lengths and more than scaled scores
 cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
@@ -107,6 +129,8 @@ cudaError_t decode_attention(Attention const& attention, __half, void* workspace
 template <int kSize>
 cudaError_t decode_attention(Attention const& attention, __nv_bfloat16, void* workspace,
                              cudaStream_t stream);
+template <class T>  // of each batch, for attentions of which cuts_keys() holds
+cudaError_t find_lengths(Attention const& attention, int32_t* lengths, cudaStream_t stream);
 template <class T>  // float too, and any head size
 cudaError_t plain_attention(Attention const& attention, cudaStream_t stream);
 

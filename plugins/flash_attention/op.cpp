@@ -6,8 +6,8 @@
 namespace opfuse {
 
 struct FlashAttention : AttentionAttributes {
-    // q, k, v, mask?, slopes? -> y; see fusions/attention.py
-    static constexpr OpTraits kTraits{"FlashAttention", "1", 3, 5, 1};
+    // q, k, v, mask?, slopes?, lengths? -> y; see fusions/attention.py
+    static constexpr OpTraits kTraits{"FlashAttention", "1", 3, 6, 1};
 
     std::string layout = "BHSD";
 
@@ -30,9 +30,11 @@ struct FlashAttention : AttentionAttributes {
 
     bool accepts(size_t input, std::span<DataType const> types) const {
         if (input == 0) return is_floating(types[0]);
-        return input >= kMask ? is_parameter_of(types[0], types[input]) : types[input] == types[0];
+        return input >= kMask ? accepts_optional(input, types, kMask) : types[input] == types[0];
     }
-    void types(std::span<DataType const> in, std::span<DataType> out) const { out[0] = in[0]; }
+    void types(std::span<DataType const> in, std::span<DataType> out) const {
+        out[0] = result_type(in);
+    }
     void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath&) const {
         Shape const &q = in[0], &k = in[1], &v = in[2];
         need(q.rank == 4 && k.rank == 4 && v.rank == 4, "q, k, or v has not four axes");
@@ -46,7 +48,7 @@ struct FlashAttention : AttentionAttributes {
         need_equal(v.dims[rows_axis(kV)], keys, "v has not the keys of k");
         for (Shape const& mask : mask_in(in, kMask))
             need_mask(mask, {q.dims[0], {num_heads}, queries, keys});
-        need_slopes(in, kMask);
+        need_trailing(in, kMask, q.dims[0]);
         out[0] = q;
         out[0].dims[rows_axis(kY)] = queries;
         out[0].dims[3 - rows_axis(kY)] = q.dims[3 - rows_axis(kQ)];

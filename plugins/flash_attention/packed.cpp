@@ -4,16 +4,18 @@
 namespace opfuse {
 
 struct PackedAttention : AttentionAttributes {
-    // qkv, mask?, slopes? -> y; see fusions/packed_attention.py
-    static constexpr OpTraits kTraits{"PackedAttention", "1", 1, 3, 1};
+    // qkv, mask?, slopes?, lengths? -> y; see fusions/packed_attention.py
+    static constexpr OpTraits kTraits{"PackedAttention", "1", 1, 4, 1};
 
     static auto fields() { return common_fields<PackedAttention>(); }
     void check() const { AttentionAttributes::check(); }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
-        return input == 0 ? is_floating(types[0]) : is_parameter_of(types[0], types[input]);
+        return input == 0 ? is_floating(types[0]) : accepts_optional(input, types, 1);
     }
-    void types(std::span<DataType const> in, std::span<DataType> out) const { out[0] = in[0]; }
+    void types(std::span<DataType const> in, std::span<DataType> out) const {
+        out[0] = result_type(in);
+    }
     void shapes(std::span<Shape const> in, std::span<Shape> out, DimMath& math) const {
         Shape const& qkv = in[0];
         need(qkv.rank == 3 && (!qkv.dims[2].known() || qkv.dims[2].value % all_heads() == 0),
@@ -21,7 +23,7 @@ struct PackedAttention : AttentionAttributes {
         Dim const seq = qkv.dims[1];
         for (Shape const& mask : mask_in(in, 1))
             need_mask(mask, {qkv.dims[0], {num_heads}, seq, seq});
-        need_slopes(in, 1);
+        need_trailing(in, 1, qkv.dims[0]);
         Dim const size = math.apply(DimOp::kFloorDiv, qkv.dims[2], math.constant(all_heads()));
         out[0] = Shape{4, {qkv.dims[0], seq, math.constant(num_heads), size}};
     }

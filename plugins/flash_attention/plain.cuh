@@ -36,10 +36,11 @@ __global__ void __launch_bounds__(32 * kPlainWarps) plain_kernel(Attention const
     int64_t const batch = head_index / a.heads;
     int const head = static_cast<int>(head_index % a.heads);
     int const kv_head = head / (a.heads / a.kv_heads);
-    KeyRange const seen = keys_of_row(a, query);
+    KeyCount const count = keys_of_batch(a, batch);
+    KeyRange const seen = keys_of_row(a, count, query);
     int64_t const mask = mask_start(a, batch, head, query);
     float const slope = slope_of<T>(a, head);
-    int const position = position_of(a, query);
+    int const position = position_of(a, count, query);
     T const* const q = head_of<T>(a.q, batch, head) + query * a.q.row;
     T const* const keys = head_of<T>(a.k, batch, kv_head);
     int const first_col = blockIdx.y * kPlainColumns + lane;

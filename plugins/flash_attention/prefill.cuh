@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
     int const warp_row = threadIdx.x / 32 * 16 * S::kTiles;  // within the tile
     int const lane = threadIdx.x % 32;
 
+    KeyCount const count = keys_of_batch(a, batch);
     KeyRange seen[S::kTiles][2];
     MaskRows masks[S::kTiles];
 #pragma unroll
@@ -117,13 +118,13 @@ __global__ void __launch_bounds__(PrefillShape<T, kSize, kPlain>::kThreads)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             int const row = first_row + warp_row + 16 * m + 8 * r + lane / 4;
-            seen[m][r] = keys_of_row(a, row);
-            masks[m].template set<T>(r, a, batch, head, row);
+            seen[m][r] = keys_of_row(a, count, row);
+            masks[m].template set<T>(r, a, count, batch, head, row);
         }
     int const warp_first = first_row + warp_row;
-    KeyRange const all_see = keys_of_all(a, warp_first, warp_first + 16 * S::kTiles - 1);
+    KeyRange const all_see = keys_of_all(a, count, warp_first, warp_first + 16 * S::kTiles - 1);
     auto const [first_key, end] =
-        keys_of_any(a, first_row, min(first_row + S::kRows, a.queries) - 1);
+        keys_of_any(a, count, first_row, min(first_row + S::kRows, a.queries) - 1);
     int const begin = first_key / S::kKeys * S::kKeys;
 
     float out[S::kTiles][kSize / 8][4] = {};

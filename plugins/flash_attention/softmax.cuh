@@ -17,26 +17,57 @@ __device__ T* head_of(Heads const& heads, int64_t batch, int head) {
     return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head;
 }
 
+// Scores with such a mask, times log2(e), lie so far below those with a higher one that they weigh
+// nothing, exactly.
+inline constexpr float kHiding = -1e37f, kSeen = -1e30f;
+
 struct KeyRange {
     int begin, end;
 };
 
+// How many keys a batch is said to have, and how many of these there are: all of them, or what was
+// read.  Types of their own, for with even a struct of two equal numbers ptxas orders the loop of a
+// kernel that reads none otherwise.
+struct AllKeys {
+    __device__ static int said(Attention const& a) { return a.keys; }
+    __device__ static int there(Attention const& a) { return a.keys; }
+};
+struct KeyCount {
+    int said_, there_;
+
+    __device__ int said(Attention const&) const { return said_; }
+    __device__ int there(Attention const&) const { return there_; }
+};
+
+__device__ inline KeyCount keys_of_batch(Attention const& a, int64_t batch) {
+    if (!a.lengths.data) return {a.keys, a.keys};
+    int64_t const at = batch * a.lengths.step, most = INT32_MAX;
+    int64_t const given = a.lengths.is_long ? static_cast<int64_t const*>(a.lengths.data)[at]
+                                            : static_cast<int32_t const*>(a.lengths.data)[at];
+    int const said = static_cast<int>(min(max(given, -most), most));
+    return {said, min(max(said, 0), a.keys)};
+}
+
 // The keys that any of the queries sees; `last` may lie past the end.
-__device__ inline KeyRange keys_of_any(Attention const& a, int first, int last) {
-    int64_t const shift = static_cast<int64_t>(a.keys) - a.queries, none = 0, all = a.keys;
+template <class Keys>
+__device__ KeyRange keys_of_any(Attention const& a, Keys const& keys, int first, int last) {
+    int64_t const shift = static_cast<int64_t>(keys.said(a)) - a.queries, none = 0;
+    int64_t const all = keys.there(a);
     return {static_cast<int>(min(max(first + shift - a.behind, none), all)),
             static_cast<int>(max(min(last + shift + a.ahead + 1, all), none))};
 }
 
 // The keys that all of the queries see.
-__device__ inline KeyRange keys_of_all(Attention const& a, int first, int last) {
-    return {keys_of_any(a, last, last).begin, keys_of_any(a, first, first).end};
+template <class Keys>
+__device__ KeyRange keys_of_all(Attention const& a, Keys const& keys, int first, int last) {
+    return {keys_of_any(a, keys, last, last).begin, keys_of_any(a, keys, first, first).end};
 }
 
 // The keys that one query sees; rows past the end read the last.
-__device__ inline KeyRange keys_of_row(Attention const& a, int query) {
+template <class Keys>
+__device__ KeyRange keys_of_row(Attention const& a, Keys const& keys, int query) {
     int const q = min(query, a.queries - 1);
-    return keys_of_any(a, q, q);
+    return keys_of_any(a, keys, q, q);
 }
 
 // Where a query's mask begins, in elements.
@@ -51,9 +82,10 @@ __device__ float slope_of(Attention const& a, int head) {
                              : device::to_float(static_cast<T const*>(a.slopes.data)[head]);
 }
 
-// The key that a query stands at.
-__device__ inline int position_of(Attention const& a, int query) {
-    return query + a.keys - a.queries;
+// The key that a query stands at: the last one of the batch at the last.
+template <class Keys>
+__device__ int position_of(Attention const& a, Keys const& keys, int query) {
+    return query + keys.said(a) - a.queries;
 }
 
 // What is added to the scores of two rows.
@@ -62,20 +94,22 @@ struct MaskRows {
     float slope[2];
     int position[2];
 
-    template <class T>
-    __device__ void set(int r, Attention const& a, int64_t batch, int head, int query) {
+    template <class T, class Keys>
+    __device__ void set(int r, Attention const& a, Keys const& keys, int64_t batch, int head,
+                        int query) {
         start[r] = mask_start(a, batch, head, query);
         slope[r] = slope_of<T>(a, head);
-        position[r] = position_of(a, query);
+        position[r] = position_of(a, keys, query);
     }
 };
 
 // Those of the queries `query` and `query` + 8.
-template <class T>
-__device__ MaskRows mask_rows(Attention const& a, int64_t batch, int head, int query) {
+template <class T, class Keys>
+__device__ MaskRows mask_rows(Attention const& a, Keys const& keys, int64_t batch, int head,
+                              int query) {
     MaskRows rows;
-    rows.set<T>(0, a, batch, head, query);
-    rows.set<T>(1, a, batch, head, query + 8);
+    rows.set<T>(0, a, keys, batch, head, query);
+    rows.set<T>(1, a, keys, batch, head, query + 8);
     return rows;
 }
 

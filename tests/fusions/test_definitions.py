@@ -72,6 +72,30 @@ CASES = {
         f"{QKV}, float[2, 1, 5, 5] m",
         f"y = opfuse.FlashAttention<{HEADS}, causal = 1, softcap = 2.0, nan_guard = 1>(q, k, v, m)",
     ),
+    "lengths": (
+        f"{QKV}, int32[2] n",
+        f"y = opfuse.FlashAttention<{HEADS}, causal = 0, window = 0, softcap = 0.0, "
+        "nan_guard = 1, lengths = 1>(q, k, v, n)",
+    ),
+    "lengths, everything": (
+        f"{QKV}, float[2, 1, 5, 5] m, float[4] s, int32[2] n",
+        f"y = opfuse.FlashAttention<{HEADS}, causal = 1, window = 3, softcap = 2.0, "
+        "nan_guard = 1, slopes = 1, lengths = 1>(q, k, v, m, s, n)",
+    ),
+    "rows that see no key": (
+        f"{QKV}, float[2, 1, 5, 5] m",
+        f"y = opfuse.FlashAttention<{HEADS}, causal = 0, softcap = 0.0, nan_guard = 2>(q, k, v, m)",
+    ),
+    "lengths that do not count": (
+        f"{QKV}, int32[1] n",
+        f"y = opfuse.FlashAttention<{HEADS}, causal = 1, softcap = 0.0, "
+        "nan_guard = 1, lengths = 2>(q, k, v, n)",
+    ),
+    "packed, lengths": (
+        "float[2, 5, 48] x, float[2, 1, 5, 5] m, int32[2] n",
+        f"y = opfuse.PackedAttention<{HEADS_ALONE}, causal = 1, softcap = 0.0, nan_guard = 1, "
+        "lengths = 1>(x, m, n)",
+    ),
     "gated product": (
         "float[2, 5, 4] x, float[4, 12] w, float[12] b",
         'y = opfuse.GatedGemm<activation = "silu">(x, w, b)',

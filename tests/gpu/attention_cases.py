@@ -27,8 +27,9 @@ class Case:
     float_mask: bool = False
     padding: float = 0.0  # what a mask of padding, "bk", is filled with; 0: it is random
     softcap: float = 0.0
-    nan_guard: bool = False
+    nan_guard: int = 0  # 1: rows whose weights are NaN give 0
     slopes: bool = False
+    lengths: int = 0  # 1: each batch has its own number of keys; 2: one number for all
     scale: float = 0.0  # 0: 1 / sqrt(size)
     offset: int = 0  # elements off alignment
 
@@ -46,8 +47,9 @@ class Case:
             "causal": int(self.causal),
             "window": self.window,
             "softcap": self.softcap,
-            "nan_guard": int(self.nan_guard),
+            "nan_guard": self.nan_guard,
             "slopes": int(self.slopes),
+            **({"lengths": 1} if self.lengths else {}),  # which older libraries do not know
             "layout": self.layout,
         }
 
@@ -83,15 +85,31 @@ def mask_of(case: Case, dtype: torch.dtype, generator: torch.Generator) -> torch
     return mask if case.float_mask else mask.to(dtype)
 
 
+def lengths_of(case: Case) -> torch.Tensor | None:
+    """Some of the keys, none, all, one, and numbers that there are not, in either type."""
+    if not case.lengths:
+        return None
+    kinds = [case.keys // 2 | 1, 0, case.keys, 1, case.keys + 3, case.keys - 1, -1]
+    first = case.keys + case.queries + case.size + case.kv_heads
+    count = case.batch if case.lengths == 1 else 1
+    kinds = [kinds[(first + i) % len(kinds)] for i in range(count)]
+    dtype = torch.int64 if case.queries % 2 else torch.int32
+    return torch.tensor(kinds, dtype=dtype, device="cuda")
+
+
+Optional = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
 def optional_inputs(
     case: Case, dtype: torch.dtype, generator: torch.Generator, buffers: Buffers
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The mask and the slopes; the latter in fp32 beside an fp32 mask, or alone."""
+) -> Optional:
+    """The mask, the slopes, and the lengths; slopes in fp32 beside an fp32 mask, or alone."""
     mask = buffers.place(mask_of(case, dtype, generator)) if case.mask else None
-    if not case.slopes:
-        return mask, None
-    slopes = torch.rand(case.heads, generator=generator, device="cuda")
-    return mask, buffers.place(slopes if case.float_mask or mask is None else slopes.to(dtype))
+    slopes = None
+    if case.slopes:
+        slopes = torch.rand(case.heads, generator=generator, device="cuda")
+        slopes = buffers.place(slopes if case.float_mask or mask is None else slopes.to(dtype))
+    return mask, slopes, lengths_of(case)
 
 
 def reference(
@@ -101,6 +119,7 @@ def reference(
     v: torch.Tensor,
     mask: torch.Tensor | None,
     slopes: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns y and the same with |v| for v, which bounds the rounding error; both float64."""
     group = case.heads // case.kv_heads
@@ -110,14 +129,18 @@ def reference(
         scores = case.softcap * torch.tanh(scores / case.softcap)
     if mask is not None:  # in fp32, whose lowest number absorbs any score
         scores = (scores.float() + mask.float()).double()
-    rows = torch.arange(case.queries, device="cuda")[:, None] + case.keys - case.queries
-    ahead = torch.arange(case.keys, device="cuda") - rows
+    columns = torch.arange(case.keys, device="cuda")
+    count = case.keys if lengths is None else lengths[:, None, None, None]
+    rows = torch.arange(case.queries, device="cuda")[:, None] + count - case.queries
+    ahead = columns - rows
     if slopes is not None:
         scores -= slopes.double()[:, None, None] * ahead.abs()
     if case.causal:
         scores.masked_fill_(ahead > 0, -torch.inf)
     if case.window:
         scores.masked_fill_(ahead.abs() >= case.window, -torch.inf)
+    if lengths is not None:
+        scores.masked_fill_(columns >= count, -torch.inf)
     weights = scores.softmax(-1)
     if case.nan_guard:
         weights = weights.nan_to_num(0.0)
@@ -143,13 +166,13 @@ def check(
         (case.kv_heads, case.keys, value_size),
     )
     tensors = [place(axes, *shape) for axes, shape in zip(of_inputs, sizes, strict=True)]
-    mask, slopes = optional_inputs(case, dtype, generator, buffers)
+    more = optional_inputs(case, dtype, generator, buffers)
     empty = torch.empty(case.batch, case.heads, case.queries, value_size, device="meta")
     y = buffers.empty(tuple(turned(empty, of_y).shape), dtype)
-    inputs = [*tensors, *(given for given in (mask, slopes) if given is not None)]
+    inputs = [*tensors, *(given for given in more if given is not None)]
     runner("FlashAttention", case.attributes(), inputs, [y])
     q, k, v = (turned(*pair) for pair in zip(tensors, of_inputs, strict=True))
-    wanted = reference(case, q, k, v, mask, slopes)
+    wanted = reference(case, q, k, v, *more)
     expected, size = (turned(tensor, of_y) for tensor in wanted)
     buffers.check_guards()
     compare(runner, case, y, expected, size, label)
@@ -164,14 +187,14 @@ def check_packed(
     shape = (case.batch, case.queries, heads, case.size)
     values = torch.randn(shape, generator=generator, device="cuda").to(dtype)
     qkv = buffers.place(values.flatten(2))
-    mask, slopes = optional_inputs(case, dtype, generator, buffers)
+    more = optional_inputs(case, dtype, generator, buffers)
     y = buffers.empty((*shape[:2], case.heads, case.size), dtype)
     attributes = {name: v for name, v in case.attributes().items() if name != "layout"}
-    given = [qkv, *(tensor for tensor in (mask, slopes) if tensor is not None)]
+    given = [qkv, *(tensor for tensor in more if tensor is not None)]
     runner("PackedAttention", attributes, given, [y])
     buffers.check_guards()
     parts = values.split((case.heads, case.kv_heads, case.kv_heads), 2)
-    expected, size = reference(case, *(part.transpose(1, 2) for part in parts), mask, slopes)
+    expected, size = reference(case, *(part.transpose(1, 2) for part in parts), *more)
     compare(runner, case, y, expected.transpose(1, 2), size.transpose(1, 2), "packed")
 
 

@@ -18,6 +18,7 @@ from tests.gpu.attention_cases import Case, reference
 from tests.gpu.harness import Runner, described, torch
 
 LAUNCHES, REPLAYS, WARM_UPS = 20, 11, 3
+OLDER = ("old",)  # libraries of such names know no lengths
 ROTATED_BYTES = 200e6
 Launch = Callable[[int], torch.Tensor]
 
@@ -45,12 +46,16 @@ ROWS = [
     Row("mask 1k", Case(1024, 1024, 64, batch=4, heads=12, kv_heads=12, mask="bqk")),
     Row("mask 2k", Case(2048, 2048, 64, heads=16, kv_heads=16, mask="bqk")),
     Row("mask 2k, size 128", Case(2048, 2048, 128, batch=1, heads=32, kv_heads=8, mask="bqk")),
+    Row("keys 4k, size 128", Case(4096, 4096, 128, heads=32, kv_heads=32, mask="bk")),
+    Row("lengths 4k", Case(4096, 4096, 128, batch=8, heads=16, kv_heads=16, lengths=1)),
+    Row("lengths 512, 64", Case(512, 512, 64, batch=32, heads=12, kv_heads=12, lengths=1)),
     Row("size 80", Case(2048, 2048, 80, heads=16, kv_heads=16)),
     Row("size 96", Case(2048, 2048, 96, heads=16, kv_heads=16, causal=True)),
     Row("size 192", Case(2048, 2048, 192, heads=8, kv_heads=8, causal=True)),
     Row("size 32", Case(2048, 2048, 32, heads=16, kv_heads=16)),
     Row("size 256", Case(2048, 2048, 256, heads=8, kv_heads=8, causal=True)),
     Row("decode b32", Case(1, 4096, 128, batch=32, heads=32, kv_heads=32)),
+    Row("decode, lengths", Case(1, 4096, 128, batch=32, heads=32, kv_heads=32, lengths=1)),
     Row("decode b32, 8 kv", Case(1, 4096, 128, batch=32, heads=32, kv_heads=8)),
     Row("decode b1, 8 kv", Case(1, 4096, 128, batch=1, heads=32, kv_heads=8)),
     Row("decode b1, 32k", Case(1, 32768, 128, batch=1, heads=32, kv_heads=8)),
@@ -110,14 +115,21 @@ def tensors(case: Case, dtype: torch.dtype) -> tuple[list[list[torch.Tensor]], i
     ], count
 
 
-def padding(case: Case, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask that hides up to half of the keys, or the causal one where it has queries."""
-    if not case.mask:
+def lengths_of(case: Case) -> torch.Tensor:
+    """Half of the keys to all where a mask says so, else evenly from a few to all."""
+    if not case.lengths:
+        return torch.randint(case.keys // 2, case.keys + 1, (case.batch,), device="cuda")
+    counts = torch.arange(1, case.batch + 1, device="cuda") * case.keys // case.batch
+    return counts[torch.randperm(case.batch)].int()
+
+
+def padding(case: Case, dtype: torch.dtype, lengths: torch.Tensor) -> torch.Tensor | None:
+    """A mask that hides what is beyond the lengths."""
+    if not case.mask and not case.lengths:
         return None
     keys = torch.arange(case.keys, device="cuda")
-    lengths = torch.randint(case.keys // 2, case.keys + 1, (case.batch, 1, 1, 1), device="cuda")
     mask = torch.zeros(case.batch, 1, 1, case.keys, device="cuda", dtype=dtype)
-    mask.masked_fill_(keys >= lengths, -torch.inf)
+    mask.masked_fill_(keys >= lengths[:, None, None, None], -torch.inf)
     return mask.expand(-1, -1, case.queries, -1).contiguous() if "q" in case.mask else mask
 
 
@@ -139,10 +151,10 @@ def sdpa(case: Case, sets: list, mask: torch.Tensor | None, backend: str) -> Lau
     return launch
 
 
-def plugin(runner: Runner, case: Case, sets: list, mask: torch.Tensor | None) -> Launch:
-    """The plugin of a library, with a workspace of its own."""
+def plugin(runner: Runner, case: Case, sets: list, more: torch.Tensor | None) -> Launch:
+    """The plugin of a library, with a workspace of its own; ``more`` is a mask or lengths."""
     op = abi.Plugin(runner.library, "FlashAttention", case.attributes())
-    inputs = [[*one[:3], *([] if mask is None else [mask])] for one in sets]
+    inputs = [[*one[:3], *([] if more is None else [more])] for one in sets]
     size = op.workspace_size(described(inputs[0]))
     workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
 
@@ -159,7 +171,7 @@ def plugin(runner: Runner, case: Case, sets: list, mask: torch.Tensor | None) ->
 def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: torch.Tensor) -> str:
     """The relative error of the last head."""
     q, k, v = (t[-1:, -1:] for t in first[:3])
-    one = Case(case.queries, case.keys, case.size, 0, 1, 1, 1, case.causal, mask=case.mask)
+    one = Case(case.queries, case.keys, case.size, 0, 1, 1, 1, case.causal)
     if case.keys > 8192:  # the scores in float64 would be large
         return "-"
     expected = reference(one, q, k, v, None if mask is None else mask[-1:])[0]
@@ -176,8 +188,11 @@ def main() -> None:
         for row in ROWS if dtype == torch.float16 else ROWS[:2]:
             case = row.case
             sets, count = tensors(case, dtype)
-            mask = padding(case, dtype)
-            launches = {name: plugin(r, case, sets, mask) for name, r in runners.items()}
+            lengths = lengths_of(case)
+            mask = padding(case, dtype, lengths)
+            more = lengths if case.lengths else mask
+            own = [r for r in runners.items() if not case.lengths or r[0] not in OLDER]
+            launches = {name: plugin(r, case, sets, more) for name, r in own}
             launches |= {
                 "cudnn": sdpa(case, sets, mask, "CUDNN_ATTENTION"),
                 "flash": sdpa(case, sets, mask, "FLASH_ATTENTION"),

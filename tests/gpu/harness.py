@@ -11,7 +11,13 @@ from opfuse.runtime import abi
 
 torch = pytest.importorskip("torch", reason="not run: the GPU tests need torch")
 
-ONNX_TYPE = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+ONNX_TYPE = {
+    torch.float32: 1,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.float16: 10,
+    torch.bfloat16: 16,
+}
 # Half a unit in the last place, and the error of a short fp32 computation before that rounding.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 FP32_ERROR = 4e-6

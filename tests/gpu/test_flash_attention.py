@@ -22,26 +22,30 @@ LENGTHS = [
 VARIANTS = [
     {},
     {"causal": True},
-    {"causal": True, "nan_guard": True, "kv_heads": 1},
+    {"causal": True, "nan_guard": 1, "kv_heads": 1},
     {"kv_heads": 2},
     {"mask": "bk"},
     {"mask": "k"},
-    {"mask": "bqk", "nan_guard": True},
+    {"mask": "bqk", "nan_guard": 1},
     {"mask": "hq", "causal": True},
     {"mask": "bhqk", "float_mask": True, "kv_heads": 2},
-    {"mask": "qk", "float_mask": True, "nan_guard": True, "softcap": 3.0},
+    {"mask": "qk", "float_mask": True, "nan_guard": 1, "softcap": 3.0},
     {"softcap": 20.0, "causal": True, "scale": 1.0},
     {"scale": -0.5},
     {"window": 7},
-    {"window": 70, "causal": True, "kv_heads": 2, "nan_guard": True},
-    {"window": 100, "mask": "bqk", "nan_guard": True},
+    {"window": 70, "causal": True, "kv_heads": 2, "nan_guard": 1},
+    {"window": 100, "mask": "bqk", "nan_guard": 1},
     {"slopes": True},
     {"slopes": True, "causal": True, "kv_heads": 2},
     {"slopes": True, "mask": "bk", "softcap": 9.0},
-    {"slopes": True, "mask": "qk", "float_mask": True, "nan_guard": True, "window": 90},
+    {"slopes": True, "mask": "qk", "float_mask": True, "nan_guard": 1, "window": 90},
     {"layout": "BSHD", "causal": True},
     {"layout": "BSHD,BHSD,BSHD,BSHD", "kv_heads": 1, "mask": "bk"},
-    {"layout": "BHSD,BHSD,BSHD,BSHD", "window": 33, "causal": True, "nan_guard": True},
+    {"layout": "BHSD,BHSD,BSHD,BSHD", "window": 33, "causal": True, "nan_guard": 1},
+    {"lengths": 1, "kv_heads": 2},
+    {"lengths": 1, "causal": True, "nan_guard": 1},
+    {"lengths": 2, "mask": "bqk", "nan_guard": 1, "slopes": True, "layout": "BSHD"},
+    {"lengths": 1, "mask": "bk", "float_mask": True, "nan_guard": 1, "window": 50},
 ]
 
 
@@ -87,7 +91,7 @@ def test_values_of_another_size_and_unaligned_tensors(
         Case(1100, 1100, 192, batch=3, heads=8, kv_heads=2, causal=True),
         Case(1100, 1100, 256, batch=3, heads=8, kv_heads=2),
         Case(2048, 2048, 256, batch=2, heads=8, kv_heads=1, causal=True, softcap=50.0, window=600),
-        Case(2048, 2048, 256, batch=1, heads=8, kv_heads=8, mask="bqk", nan_guard=True),
+        Case(2048, 2048, 256, batch=1, heads=8, kv_heads=8, mask="bqk", nan_guard=1),
         Case(4096, 1025, 64, batch=1, heads=4, kv_heads=4, mask="bk"),
     ],
     ids=str,
@@ -149,7 +153,7 @@ def test_short_heads_in_parts(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype
 ) -> None:
     """Few keys, and queries of one to nine tiles, the last of which has few or many."""
-    variants = ({}, {"causal": True, "nan_guard": True}, {"window": 30}, {"kv_heads": 1})
+    variants = ({}, {"causal": True, "nan_guard": 1}, {"window": 30}, {"kv_heads": 1})
     for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (129, 208)):
         for size, variant in itertools.product((40, 64), variants):
             for batch in (1, 40):
@@ -191,7 +195,7 @@ def test_splits_add_up_in_every_workspace(runner: Runner, generator: torch.Gener
 def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """Blocks of keys that a mask hides from all queries may be left out, with no other result."""
     fills = ((-torch.inf, False), (-torch.inf, True), (FLOAT32_LOWEST, True))
-    variants = ({}, {"causal": True}, {"window": 40}, {"nan_guard": True}, {"scale": -0.3})
+    variants = ({}, {"causal": True}, {"window": 40}, {"nan_guard": 1}, {"scale": -0.3})
     for size, (queries, keys) in itertools.product((64, 128), ((100, 384), (70, 65), (300, 1030))):
         for (fill, wide), variant in itertools.product(fills, variants):
             case = Case(queries, keys, size, batch=9, mask="bk", padding=fill, float_mask=wide)
@@ -200,9 +204,38 @@ def test_padding(runner: Runner, generator: torch.Generator, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_padding_of_many_keys(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """So many that the keys which the mask leaves are counted first, and not when they are few."""
+    for size, (queries, keys) in itertools.product((64, 96, 128, 256), ((1000, 1100), (530, 2110))):
+        for fill, wide in ((-torch.inf, False), (FLOAT32_LOWEST, True)):
+            for variant in (
+                {},
+                {"nan_guard": 1, "softcap": 4.0},
+                {"kv_heads": 4, "scale": -0.3},
+            ):
+                case = Case(queries, keys, size, batch=9, mask="bk", padding=fill, float_mask=wide)
+                case = dataclasses.replace(case, **variant)
+                check(runner, generator, case, dtype, "padding")
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_lengths(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
+    """Batches of which each has its own number of keys, in every kernel."""
+    variants = ({}, {"causal": True, "nan_guard": 1}, {"window": 90}, {"mask": "bhqk"})
+    sizes = (40, 64) if dtype == torch.float32 else (32, 64, 80, 96, 128, 192, 256)
+    shapes = ((1, 3000), (4, 2100), (16, 700), (197, 197), (150, 1200), (1100, 1100))
+    for size, (queries, keys), variant in itertools.product(sizes, shapes, variants):
+        for kv_heads in (8, 2):
+            case = Case(queries, keys, size, batch=7, heads=8, kv_heads=kv_heads, lengths=1)
+            check(runner, generator, dataclasses.replace(case, **variant), dtype, "lengths")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_masks_of_many_keys(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """Masks of every broadcast that the copy engine reads, tile by tile."""
-    variants = ({}, {"causal": True}, {"window": 300, "nan_guard": True}, {"scale": -0.3})
+    variants = ({}, {"causal": True}, {"window": 300, "nan_guard": 1}, {"scale": -0.3})
     for size, (queries, keys) in itertools.product((64, 128, 40), ((700, 1000), (1000, 520))):
         for mask, variant in itertools.product(("qk", "bqk", "hqk", "bhqk"), variants):
             case = Case(queries, keys, size, batch=3, heads=6, kv_heads=2, mask=mask, **variant)
@@ -217,7 +250,7 @@ def test_fp32_and_large_heads(runner: Runner, generator: torch.Generator) -> Non
 
 
 def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> None:
-    for queries, size, guard in itertools.product((5, 70), (64, 128, 192), (False, True)):
+    for queries, size, guard in itertools.product((5, 70), (64, 128, 192), (0, 1)):
         case = Case(queries, 130, size, nan_guard=guard)
         q, k, v = (
             torch.randn(2, 4, n, size, generator=generator, device="cuda").half()
@@ -233,7 +266,8 @@ def test_a_nan_stays_in_its_row(runner: Runner, generator: torch.Generator) -> N
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_packed(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """PackedAttention is FlashAttention of the parts."""
-    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"slopes": True, "mask": "k"})
+    variants = ({}, {"causal": True, "window": 9}, {"mask": "bk"}, {"slopes": True, "mask": "k"},
+                {"lengths": 1, "causal": True})  # fmt: skip
     for size, length, kv_heads in itertools.product((64, 128, 40, 20), (1, 5, 197, 1200), (4, 2)):
         for variant in variants:
             case = Case(length, length, size, kv_heads=kv_heads, **variant)
@@ -268,16 +302,24 @@ def test_capture_and_replay(runner: Runner, generator: torch.Generator, queries:
     assert torch.allclose(y.double(), reference(case, q, k, v, None)[0], rtol=1e-2, atol=1e-2)
 
 
+def test_counted_keys_are_exact(runner: Runner, generator: torch.Generator) -> None:
+    """A mask so large that its keys are counted first, for compute-sanitizer."""
+    case = Case(1100, 1030, 80, heads=16, kv_heads=1, mask="bk", padding=-torch.inf)
+    check(runner, generator, case, torch.float16, "exact")
+
+
 def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -> None:
     """Small cases of every kernel, for compute-sanitizer."""
     for size, (queries, keys) in itertools.product(
         (32, 64, 80, 128, 192, 256), ((1, 300), (70, 130))
     ):
-        for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": True, "slopes": True}):
+        for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": 1, "slopes": True}):
             case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
             check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
     for size, (queries, keys) in itertools.product((64, 128), ((1, 700), (80, 150))):
         case = Case(queries, keys, size, batch=1, heads=4, kv_heads=2)
+        check(runner, generator, case, torch.float16, "exact")
+        case = dataclasses.replace(case, batch=3, lengths=1, nan_guard=1, causal=queries > 1)
         check(runner, generator, case, torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")

@@ -18,7 +18,7 @@ from opfuse.runtime.abi import Plugin, PluginError, Tensor
 
 HEADER = Path(__file__).resolve().parents[2] / "plugins" / "abi" / "opfuse.h"
 C_FUNCTIONS = set(re.findall(r"\b(opfuse_\w+)\(", HEADER.read_text()))
-FLOAT, HALF, BFLOAT16, INT64 = 1, 10, 16, 7
+FLOAT, HALF, BFLOAT16, INT32, INT64 = 1, 10, 16, 6, 7
 
 # design.md 4: inputs (least, most), outputs, attributes.
 ROTATION = dict.fromkeys(("interleaved", "rotary_dim", "head_size"), "INT")
@@ -36,7 +36,7 @@ EXPECTED = {
     "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),
     "MaskedSoftmax": ((1, 2), 1, {"scale": "FLOAT", "causal": "INT"}),
     "FlashAttention": (
-        (3, 5),
+        (3, 6),
         1,
         {
             "num_heads": "INT",
@@ -47,11 +47,12 @@ EXPECTED = {
             "softcap": "FLOAT",
             "nan_guard": "INT",
             "slopes": "INT",
+            "lengths": "INT",
             "layout": "STRING",
         },
     ),
     "PackedAttention": (
-        (1, 3),
+        (1, 4),
         1,
         {
             "num_heads": "INT",
@@ -62,6 +63,7 @@ EXPECTED = {
             "softcap": "FLOAT",
             "nan_guard": "INT",
             "slopes": "INT",
+            "lengths": "INT",
         },
     ),
     "GatedAct": ((1, 2), 1, {"activation": "STRING"}),
@@ -268,7 +270,7 @@ def test_slopes_come_last(handle: ctypes.CDLL) -> None:
         for inputs in ([q, q, q, slopes], [q, q, q, mask, slopes]):
             assert plugin.infer(inputs, 1) == (q,)
         for inputs, message in (
-            ([q, q, q], "slopes are missing"),
+            ([q, q, q], "slopes or lengths are missing"),
             ([q, q, q, few], "slopes has not num_heads elements"),
             ([q, q, q, mask, flat], "slopes has not one axis"),
         ):
@@ -277,5 +279,36 @@ def test_slopes_come_last(handle: ctypes.CDLL) -> None:
     qkv = Tensor(HALF, (2, 5, 96))
     with Plugin(handle, "PackedAttention", heads) as plugin:
         assert plugin.infer([qkv, slopes], 1) == (Tensor(HALF, (2, 5, 4, 8)),)
-        with pytest.raises(PluginError, match="slopes are missing"):
+        with pytest.raises(PluginError, match="slopes or lengths are missing"):
             plugin.infer([qkv], 1)
+
+
+@pytest.mark.parametrize("kind", [INT32, INT64])
+def test_lengths_come_last(handle: ctypes.CDLL, kind: int) -> None:
+    """Behind a mask and slopes, of which any may be absent; one for each batch, or one for all."""
+    q, mask, slopes = Tensor(HALF, (2, 4, 5, 8)), Tensor(HALF, (5, 5)), Tensor(FLOAT, (4,))
+    lengths, one = Tensor(kind, (2,)), Tensor(kind, (1,))
+    heads = {"num_heads": 4, "kv_num_heads": 4, "lengths": 1}
+    with Plugin(handle, "FlashAttention", heads) as plugin:
+        for inputs in ([q, q, q, lengths], [q, q, q, one], [q, q, q, mask, lengths]):
+            assert plugin.infer(inputs, 1) == (q,)
+        for inputs, message in (
+            ([q, q, q], "slopes or lengths are missing"),
+            ([q, q, q, Tensor(kind, (3,))], "lengths has not one element for each batch"),
+            ([q, q, q, Tensor(kind, (2, 1))], "lengths has not one axis"),
+            ([q, q, q, lengths, mask], "input 4 has an unsupported type"),
+            ([q, q, q, lengths, lengths], "input 4 has an unsupported type"),
+        ):
+            with pytest.raises(PluginError, match=message):
+                plugin.infer(inputs, 1)
+        assert not plugin.supports(5, [HALF] * 6, inputs=5)  # a mask alone
+    with Plugin(handle, "FlashAttention", heads | {"slopes": 1}) as plugin:
+        assert plugin.infer([q, q, q, mask, slopes, lengths], 1) == (q,)
+        assert plugin.infer([q, q, q, slopes, lengths], 1) == (q,)
+        with pytest.raises(PluginError, match="input 3 has an unsupported type"):
+            plugin.infer([q, q, q, lengths, slopes], 1)
+    unasked = Plugin(handle, "FlashAttention", heads | {"lengths": 0})
+    with unasked as plugin, pytest.raises(PluginError, match="input 3 has an unsupported type"):
+        plugin.infer([q, q, q, lengths], 1)
+    with Plugin(handle, "PackedAttention", heads | {"lengths": 2}) as plugin:
+        assert plugin.infer([Tensor(HALF, (2, 5, 96)), one], 1) == (Tensor(HALF, (2, 5, 4, 8)),)

@@ -162,6 +162,7 @@ def without_trt(made):
         ("qkv", {"window": 128}, "has no window 128"),
         ("qkvm", {"causal": 1}, "no mask beside is_causal"),
         ("qkvm", {"nan_guard": 1}, "fully masked row"),
+        ("qkvn", {"lengths": 1}, "has no lengths 1"),
     ],
 )
 def test_attention_that_tensorrt_has_no_layer_for_is_left(inputs, options, reason):
@@ -247,6 +248,21 @@ def test_plugins_are_for_masks_that_they_take(op, dtype, mask, choice):
     assert chosen == choice
     assert ("wants the mask" in reason) == (choice == "leave")
     assert types(made) == [op if choice == "plugin" else f"{op}_body"]
+
+
+def test_lengths_are_no_mask():
+    made = fused("FlashAttention", ["q", "k", "v", "lengths"], ["y"], **ATTENTION, lengths=1)
+    made.graph.input[3].type.tensor_type.elem_type = TensorProto.INT64
+    assert choices(lower(made, "plugin", ["FlashAttention"])) == {
+        ("plugin", "the plugin library has it")
+    }
+
+
+def test_a_guard_that_keeps_nan_is_no_plugin():
+    made = fused("FlashAttention", ["q", "k", "v"], ["y"], **{**ATTENTION, "nan_guard": 2})
+    ((choice, reason),) = choices(lower(made, "plugin", ["FlashAttention"]))
+    assert choice == "leave"
+    assert "a row that sees no key" in reason
 
 
 def test_ops_without_a_native_form_are_left():

@@ -14,6 +14,7 @@ from opfuse.fusions import (
     all_reduce_add_norm,
     attention,
     attention_layout,
+    attention_lengths,
     attention_op,
     attention_positions,
     attention_slopes,
@@ -67,6 +68,7 @@ FUSIONS = (
 # so the fused graph and its counts stay what the model is made of.
 WIDENINGS = (
     attention_positions.FUSION,
+    attention_lengths.FUSION,
     attention_slopes.FUSION,
     qk_norm_rope.FUSION,
     packed_attention.FUSION,

@@ -3,7 +3,7 @@
 q is [batch, num_heads, queries, head_size]; k and v are [batch, kv_num_heads, keys, head_size].
 With fewer key/value heads each serves a group of query heads, and the copies that exporters make
 of them are dropped. ``nan_guard`` keeps what a fully masked row gives where the original turns NaN
-into 0.
+into 0, or sets to 0 once more what it masked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions import attention_sinks, constant_mask
 from opfuse.fusions.attention_axes import Folded
-from opfuse.fusions.attention_body import DEFINITION
+from opfuse.fusions.attention_body import DEFINITION, HIDDEN
 from opfuse.fusions.attention_operands import (
     heads_of,
     key_of,
@@ -61,8 +61,11 @@ sunk = op.Concat(masked, Var("sink"))
 softmax = op.Softmax(maybe_cast(any_of(sunk, masked, raised)))
 weights = maybe_cast(softmax)
 guard = op.Where(op.IsNaN(weights), Const("zero"), weights)
+dropped_again = op.Where(Var("again"), Const("zero"), weights)
+kept_again = op.Where(Var("again"), weights, Const("zero"))
 of_keys = op.Slice(weights, ...)
-context = op.MatMul(maybe_cast(any_of(guard, weights, of_keys)), Var("v"))
+guarded = any_of(guard, dropped_again, kept_again, weights, of_keys)
+context = op.MatMul(maybe_cast(guarded), Var("v"))
 
 
 def _build(found: Found) -> Replacement:
@@ -77,6 +80,7 @@ def _build(found: Found) -> Replacement:
     key, also = key_of(found, found["kt"], len(space), made)
     turned = bool(made)
     query = query_of(found, made)
+    _masks_alike(found)
     mask = mask_of(found, space, made)
     if sinks:
         attention_sinks.check(found, sunk, of_keys, space)
@@ -150,7 +154,7 @@ def _attributes(found: Found, heads: int, kv_heads: int) -> dict[str, object]:
     if not math.isfinite(scale) or scale == 0:
         raise Miss(f"the scale is {scale}", found.node(scores))
     if found.has("zero") and found.scalar("zero") != 0:
-        raise Miss("its NaN guard writes something but 0", found.node(guard))
+        raise Miss("its NaN guard writes something but 0", found.reader(found["zero"]))
     return {
         "num_heads": heads,
         "kv_num_heads": kv_heads,
@@ -158,9 +162,20 @@ def _attributes(found: Found, heads: int, kv_heads: int) -> dict[str, object]:
         "causal": 0,
         "window": 0,
         "softcap": _softcap(found),
-        "nan_guard": int(found.has(guard)),
+        "nan_guard": HIDDEN if found.has("again") else int(found.has(guard)),
         "layout": "BHSD",
     }
+
+
+def _masks_alike(found: Found) -> None:
+    """Refuse probabilities that are set to 0 elsewhere than where the scores were masked."""
+    if not found.has("again"):
+        return
+    name = "keep" if found.has(kept_again) else "drop"
+    same = found.has(name) and found[name] is found["again"]
+    if not same or found.has("mask") or found.has("floor"):
+        reason = "sets other probabilities to 0 than those whose scores it masks"
+        raise Miss(reason, found.reader(found["zero"]))
 
 
 def _softcap(found: Found) -> float:

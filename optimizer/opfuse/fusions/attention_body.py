@@ -13,6 +13,8 @@ from opfuse.graph.facts import Facts
 from opfuse.graph.rewriter import numpy_dtype
 
 MASK = 3  # the input's index
+HIDDEN = 2  # attribute nan_guard: rows that see no key give 0; 1: all whose weights are NaN
+COUNTED, UNCOUNTED = 1, 2  # attribute lengths, of the last input: it counts; it does not
 
 
 _TURN = "{out} = Transpose<perm: ints = [0, 2, 1, 3]>({tensor})"
@@ -39,23 +41,26 @@ def _body(uses: Uses) -> str:
 def attention(uses: Uses, inputs: Sequence[str], y: str, mask: int) -> str:
     """Return what makes ``y`` of q, k, and v, all of them [batch, heads, positions, size].
 
-    Input ``mask`` is the mask, where there is one; the slopes come last.
+    Input ``mask`` is the mask, where there is one; the slopes and the lengths come last.
     """
     q, k, v = inputs
-    sloped = uses.any("slopes")
-    with_mask = uses.inputs - sloped > mask
+    sloped, counted = uses.any("slopes"), uses.any("lengths")
+    with_mask = uses.inputs - sloped - counted > mask
     parts = [_repeat(uses, k, v), _scores(q)]
     if uses.any("softcap"):
         parts.append(_softcap())
     level = add_mask("capped") if with_mask else "masked = Identity(capped)"
-    parts.append(level.replace("masked", "level") + _SLOPES if sloped else level)
-    seen = uses.any("causal") or uses.any("window")
-    parts.append(causal(uses.any("window")) if seen else "logits = Identity(masked)")
+    if counted:
+        parts.append(_COUNTS)
+    parts.append(level.replace("masked", "level") + _slopes(counted) if sloped else level)
+    seen = counted or uses.any("causal") or uses.any("window")
+    shown = causal(uses.any("window"), counted) if seen else "logits = Identity(masked)"
+    parts.append(shown)
     # Between this cast and the product TensorRT for RTX 1.7 fuses a guard, before it no longer.
     parts.append(
         "weights32 = Softmax<axis: int = -1>(logits)\nweights = CastLike(weights32, values)"
     )
-    parts.append(_guard() if uses.any("nan_guard") else "kept = Identity(weights)")
+    parts.append(_guard(uses) if uses.any("nan_guard") else "kept = Identity(weights)")
     parts.append(f"{y} = MatMul(kept, values)")
     text = "\n".join(parts)
     return text if uses.any("softcap") else text.replace("capped", "scores")
@@ -126,15 +131,30 @@ def _softcap() -> str:
         capped = Where(has_cap, bounded, scores)"""
 
 
-def causal(with_window: bool = False) -> str:
+# How many keys each batch has: [batch, 1, 1, 1], or one number for all.
+_COUNTS = """
+        lengths64 = Cast<to: int = 7>(lengths)
+        every_key = Shape<start: int = -1>(scores)
+        lengths0 = Constant<value_int: int = @lengths>()
+        counting = Constant<value_int: int = 1>()
+        known = Equal(lengths0, counting)
+        counts1 = Where(known, lengths64, every_key)
+        by_batch = Constant<value_ints: ints = [-1, 1, 1, 1]>()
+        key_counts = Reshape(counts1, by_batch)"""
+
+
+def causal(with_window: bool = False, counted: bool = False) -> str:
     """Return what makes ``logits`` of ``masked``: its lower-right triangle, or a band of it.
 
     Query i sees key j where j <= i + keys - queries, and with a window where the two are less than
-    that many keys apart.
+    that many keys apart. ``counted``: the keys are the first ``key_counts`` of each batch.
     """
     keep = _window() if with_window else "keep = Identity(before)"
+    if counted:
+        keep = keep.replace("keep =", "kept_of_all =")
+        keep += "\nthere = Less(columns, key_counts)\nkeep = And(kept_of_all, there)"
     return f"""
-        {_positions("masked")}
+        {_positions("masked", counted=counted)}
         causal0 = Constant<value_int: int = @causal>()
         everything = Equal(causal0, first)
         visible = LessOrEqual(columns, limit)
@@ -146,12 +166,21 @@ def causal(with_window: bool = False) -> str:
         logits = Where(keep, masked, minus_inf)"""
 
 
-def _positions(scores: str, end: str = "") -> str:
+def _positions(scores: str, end: str = "", *, counted: bool = False) -> str:
     """Return what makes ``limit`` [queries, 1] and ``columns`` [keys] of ``scores``, both int64.
 
     They are the key that each query stands at, the last one at the last, and the keys themselves.
-    ``end`` ends the names, also of ``first``, which is 0.
+    ``end`` ends the names, also of ``first``, which is 0. Where ``key_counts`` says how many keys a
+    batch has, ``limit`` is [batch, 1, queries, 1].
     """
+    at_key = f"""
+        limits{end} = Add(rows{end}, offset{end})
+        limit{end} = Unsqueeze(limits{end}, column{end})"""
+    if counted:
+        at_key = f"""
+        row{end} = Unsqueeze(rows{end}, column{end})
+        of_batch{end} = Sub(key_counts, queries{end})
+        limit{end} = Add(row{end}, of_batch{end})"""
     return f"""
         first{end} = Constant<value_int: int = 0>()
         step{end} = Constant<value_int: int = 1>()
@@ -162,9 +191,7 @@ def _positions(scores: str, end: str = "") -> str:
         count{end} = Squeeze(keys1{end})
         rows{end} = Range(first{end}, queries{end}, step{end})
         columns{end} = Range(first{end}, count{end}, step{end})
-        offset{end} = Sub(count{end}, queries{end})
-        limits{end} = Add(rows{end}, offset{end})
-        limit{end} = Unsqueeze(limits{end}, column{end})"""
+        offset{end} = Sub(count{end}, queries{end}){at_key}"""
 
 
 def _window() -> str:
@@ -178,7 +205,9 @@ def _window() -> str:
         keep = And(before, near)"""
 
 
-def _guard() -> str:
+def _guard(uses: Uses) -> str:
+    if HIDDEN in uses.values("nan_guard"):
+        return _guard_of_hidden(uses.opset)
     return f"""
         guard0 = Constant<value_int: int = @nan_guard>()
         guarded = Cast<to: int = 9>(guard0)
@@ -189,7 +218,29 @@ def _guard() -> str:
         kept = Where(drop, zero, weights)"""
 
 
-_SLOPES = f"""{_positions("level", "_sloped")}
+def _guard_of_hidden(opset: int) -> str:
+    """Either guard: of weights that are NaN, or of rows that see no key, whose scores are -inf."""
+    axes = "<axes: ints = [-1]>(logits)" if opset < 18 else "(logits, last)"
+    return f"""
+        guard0 = Constant<value_int: int = @nan_guard>()
+        of_nan = Constant<value_int: int = 1>()
+        of_hidden = Constant<value_int: int = {HIDDEN}>()
+        last = Constant<value_ints: ints = [-1]>()
+        guarded = Equal(guard0, of_nan)
+        undefined = IsNaN(weights)
+        drop_nan = And(undefined, guarded)
+        top = ReduceMax{axes}
+        hidden = IsInf<detect_positive: int = 0>(top)
+        guarded_hidden = Equal(guard0, of_hidden)
+        drop_hidden = And(hidden, guarded_hidden)
+        drop = Or(drop_nan, drop_hidden)
+        {constant("zero32", 0.0)}
+        zero = CastLike(zero32, weights)
+        kept = Where(drop, zero, weights)"""
+
+
+def _slopes(counted: bool) -> str:
+    return f"""{_positions("level", "_sloped", counted=counted)}
         by_head = Constant<value_ints: ints = [1, -1, 1, 1]>()
         away = Sub(limit_sloped, columns_sloped)
         away_abs = Abs(away)
@@ -201,14 +252,19 @@ _SLOPES = f"""{_positions("level", "_sloped")}
 
 
 def unify_masks(graph: gs.Graph, nodes: Sequence[gs.Node], facts: Facts, index: int) -> None:
-    """Give neutral slopes and a neutral mask, input ``index``, where others have such."""
+    """Give a neutral mask, input ``index``, slopes, and lengths where others have such."""
     taken = edit.names(graph)
-    sloped = any(node.attrs.get("slopes") for node in nodes)
+    sloped, counted = (any(n.attrs.get(name) for n in nodes) for name in ("slopes", "lengths"))
     for node in nodes:
         if sloped and not node.attrs.get("slopes"):
             zeros = np.zeros(int(node.attrs["num_heads"]), np.float32)
-            node.inputs.append(gs.Constant(_free(f"{node.name}/no_slopes", taken), zeros))
+            slopes = gs.Constant(_free(f"{node.name}/no_slopes", taken), zeros)
+            node.inputs.insert(len(node.inputs) - bool(node.attrs.get("lengths")), slopes)
             node.attrs["slopes"] = 1
+        if counted and not node.attrs.get("lengths"):
+            zero = np.zeros(1, np.int32)
+            node.inputs.append(gs.Constant(_free(f"{node.name}/no_lengths", taken), zero))
+            node.attrs["lengths"] = UNCOUNTED
     most = max(len(node.inputs) for node in nodes)
     for node in nodes:
         if len(node.inputs) < most:
@@ -230,15 +286,15 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def names(uses: Uses, first: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the inputs: ``first``, the mask, and the slopes."""
-    sloped = uses.any("slopes")
-    mask = ("mask",) if uses.inputs - sloped > len(first) else ()
-    return (*first, *mask, *(("slopes",) if sloped else ()))
+    """Return the names of the inputs: ``first``, the mask, the slopes, and the lengths."""
+    trailing = tuple(name for name in ("slopes", "lengths") if uses.any(name))
+    mask = ("mask",) if uses.inputs - len(trailing) > len(first) else ()
+    return (*first, *mask, *trailing)
 
 
 ATTRIBUTES = (
     *("num_heads", "kv_num_heads", "scale", "causal", "window", "softcap", "nan_guard"),
-    "slopes",
+    *("slopes", "lengths"),
 )
 
 DEFINITION = Definition(

@@ -9,11 +9,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import constant_mask
+from opfuse.fusions.attention_body import COUNTED
 from opfuse.fusions.attention_operands import fits, heads_of, without_copies
 from opfuse.fusions.guards import floating, may_equal, static, text
+from opfuse.graph.attention_op import WINDOW
+from opfuse.graph.dims import Dim
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
+
+_LENGTHS = 6  # the input's index
 
 y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 
@@ -21,44 +26,81 @@ y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 def _build(found: Found) -> Replacement:
     """Take the standard operator (ai.onnx 23) as it is written for 4-D inputs without a cache."""
     node = found.anchor
-    extra = [t for t in node.inputs[4:] if not t.is_empty()]
-    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
-        raise Miss("has a key/value cache of its own or returns more than y", node)
     dtype = floating(found, "q", "k", "v")
-    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
-    if not len(q) == len(k) == len(v) == 4:
-        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
-    causal = int(node.attrs.get("is_causal", 0))
-    if causal and q[2] != k[2]:
-        raise Miss(f"is causal with {q[2]} queries and {k[2]} keys", node)
-    pairs = [(k[0], q[0]), (k[3], q[3]), *zip(v[:3], k[:3], strict=True)]
-    if not all(may_equal(have, want) for have, want in pairs):
-        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
-    heads, kv_heads = static(q[1], "the number of heads", node), heads_of(found, found["k"])
-    size = static(q[3], "the head size", node)
+    batch, heads, queries, keys = space = _score_space(found)
+    lengths = _lengths(found, batch)
+    causal, window = _band(found, queries, keys, counted=lengths is not None)
     key, value = found["k"], found["v"]
     copies: list[gs.Node] = []
-    if heads == kv_heads:
+    if heads == heads_of(found, key):
         key, value, copies = without_copies(found, key, value)
     made: list[NewNode] = []
-    space = (q[0], heads, q[2], k[2])
-    given = _given(found, space)
-    left, triangle, spread = constant_mask.settled(found.work, given, space)
-    mask = _additive(found, left, dtype, made)
+    left, triangle, spread = _given(found, space), 0, list[gs.Node]()
+    if lengths is None and not window:  # with which a triangle of all keys would stand elsewhere
+        left, triangle, spread = constant_mask.settled(found.work, left, space)
+    trailing = [*_additive(found, left, dtype, made), *([] if lengths is None else [lengths])]
+    size = static(found.shape("q")[3], "the head size", node)
     attrs = {
         "num_heads": heads,
         "kv_num_heads": heads_of(found, key),
         "scale": float(node.attrs.get("scale", 1 / math.sqrt(size))),
         "causal": max(causal, triangle),
-        "window": 0,
+        "window": window,
         "softcap": float(node.attrs.get("softcap", 0.0)),
-        "nan_guard": int(bool(mask)),
+        "nan_guard": int(bool(trailing)),
         "layout": "BHSD",
+        **({} if lengths is None else {"lengths": COUNTED}),
     }
-    made.append(
-        NewNode("FlashAttention", (found["q"], key, value, *mask), (node.outputs[0],), attrs)
-    )
+    inputs = (found["q"], key, value, *trailing)
+    made.append(NewNode("FlashAttention", inputs, (node.outputs[0],), attrs))
     return Replacement(made, [*copies, *spread], spread)
+
+
+def _score_space(found: Found) -> tuple[Dim, int, Dim, Dim]:
+    """Return the scores' shape, after checking that q, k, and v agree on it and are all there is.
+
+    It is [batch, heads, queries, keys].
+    """
+    node = found.anchor
+    extra = [t for i, t in enumerate(node.inputs[4:], 4) if i != _LENGTHS and not t.is_empty()]
+    if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
+        raise Miss("has a key/value cache of its own or returns more than y", node)
+    q, k, v = (found.shape(name) for name in ("q", "k", "v"))
+    if not len(q) == len(k) == len(v) == 4:
+        raise Miss(f"q, k, v have ranks {len(q)}, {len(k)}, {len(v)}, want 4", node)
+    pairs = [(k[0], q[0]), (k[3], q[3]), *zip(v[:3], k[:3], strict=True)]
+    if not all(may_equal(have, want) for have, want in pairs):
+        raise Miss(f"q {text(q)}, k {text(k)}, and v {text(v)} do not agree", node)
+    return q[0], static(q[1], "the number of heads", node), q[2], k[2]
+
+
+def _band(found: Found, queries: Dim, keys: Dim, *, counted: bool) -> tuple[int, int]:
+    """Return causal and window.
+
+    The last query stands at the last key of a batch where these are counted (ai.onnx 24), and else
+    at the key of its own number.
+    """
+    node = found.anchor
+    left, right = (int(node.attrs.get(name, -1)) for name in WINDOW)
+    causal = int(bool(node.attrs.get("is_causal", 0)) or right == 0)
+    if not causal and left != right:
+        raise Miss(f"sees keys from {left} behind to {right} ahead of a query", node)
+    if (causal or left >= 0) and not counted and queries != keys:
+        if causal:
+            raise Miss(f"is causal with {queries} queries and {keys} keys", node)
+        raise Miss(f"has a window over {queries} queries and {keys} keys", node)
+    return causal, left + 1
+
+
+def _lengths(found: Found, batch: Dim) -> gs.Tensor | None:
+    """Return how many keys each batch has, where that is given."""
+    inputs = found.anchor.inputs
+    if len(inputs) <= _LENGTHS or inputs[_LENGTHS].is_empty():
+        return None
+    shape = found.work.shape(inputs[_LENGTHS])
+    if shape is None or len(shape) != 1 or not may_equal(shape[0], batch):
+        raise Miss(f"its lengths are {text(shape)}, want ({batch})", found.anchor)
+    return inputs[_LENGTHS]
 
 
 def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:

@@ -141,6 +141,8 @@ def _choice(found: Found, space: Shape) -> tuple[gs.Tensor, float]:
     choice = found["keep" if found.has("keep") else "drop"]
     fits(found, choice, space)
     value = found.scalar("fill")
+    if found.has("again"):  # so that a row which is masked as a whole gives 0
+        value = -np.inf if value <= REACHABLE else value
     if value > REACHABLE:
         raise Miss(f"masks with {value:g}, which scores may reach", found.reader(found["fill"]))
     return choice, value
@@ -159,10 +161,17 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
         element = onnx.TensorProto.FLOAT
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
     zero = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
-    fill = found["fill"]
+    fill = _fill(found, value, dtype)
     if np.isfinite(value):
         fill = found.work.constant(fill, "lowest", _lowest(dtype))
     return _where(found, choice, zero, fill, made)
+
+
+def _fill(found: Found, value: float, dtype: np.dtype[Any]) -> gs.Tensor:
+    """Return the constant that masks: the model's own, unless -inf stands for it."""
+    if value == found.scalar("fill"):
+        return found["fill"]
+    return found.work.constant(found["fill"], "minus_inf", np.array(value, dtype))
 
 
 def _filled_beside(
@@ -184,7 +193,7 @@ def _filled_beside(
         raise Miss(reason, found.reader(found["fill"]))
     if before is None:
         before = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
-    total = _where(found, choice, before, found["fill"], made)
+    total = _where(found, choice, before, _fill(found, value, dtype), made)
     if mask is not None:
         both = found.work.fresh(total, "with_mask")
         made.append(NewNode("Add", (total, mask), (both,), {}, ""))

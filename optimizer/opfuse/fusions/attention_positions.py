@@ -42,7 +42,7 @@ class _Positions:
         reader = Reader(work, REACHABLE)
         for node in work.nodes((self.kind,), "opfuse"):
             free = not int(node.attrs["causal"]) and not int(node.attrs["window"])
-            if len(node.inputs) <= _MASK or not free:
+            if len(node.inputs) <= _MASK or not free or node.attrs.get("lengths"):
                 continue
             mask = reader.mask(node.inputs[_MASK])
             if not mask.understood:

@@ -165,9 +165,9 @@ class _Slopes:
         """Take out of each mask what grows with the distance."""
         ramps = _Ramps(work)
         for node in work.nodes((self.kind,), "opfuse"):
-            if len(node.inputs) <= MASK or node.attrs.get("slopes"):
+            if len(node.inputs) <= MASK or node.attrs.get("slopes") or node.attrs.get("lengths"):
                 continue
-            parts = _summands(node.inputs[MASK])
+            parts = summands(node.inputs[MASK])
             found = [(part, ramps.read(part)) for part in parts]
             biases = [(part, ramp) for part, ramp in found if ramp is not None]
             if len(biases) != 1:
@@ -229,11 +229,12 @@ def _slopes(ramp: _Ramp, queries: Dim, keys: Dim, causal: bool, node: gs.Node) -
     return -factor
 
 
-def _summands(tensor: gs.Tensor) -> list[gs.Tensor]:
+def summands(tensor: gs.Tensor) -> list[gs.Tensor]:
+    """Return what Adds sum up to make ``tensor``."""
     node = producer(tensor)
     if node is None or node.op != "Add" or node.domain:
         return [tensor]
-    return [part for each in node.inputs for part in _summands(each)]
+    return [part for each in node.inputs for part in summands(each)]
 
 
 FUSION = _Slopes()

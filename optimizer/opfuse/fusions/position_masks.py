@@ -19,7 +19,7 @@ from opfuse.graph.weights import load
 
 _FP16_LOWEST = -65504.0
 # A comparison says that a * left + b * right + c is at least 0.
-_COMPARISONS = {
+COMPARISONS = {
     "LessOrEqual": (-1, 1, 0),
     "Less": (-1, 1, -1),
     "GreaterOrEqual": (1, -1, 0),
@@ -195,8 +195,8 @@ class Reader:
         if node.op == "And":
             both = self.keep(node.inputs[0]).also(self.keep(node.inputs[1]))
             return both if both.lines or len(both.rest) < 2 else None
-        if node.op in _COMPARISONS:
-            a, b, more = _COMPARISONS[node.op]
+        if node.op in COMPARISONS:
+            a, b, more = COMPARISONS[node.op]
             line = self._lines.weighed(node.inputs, (a, b))
             return None if line is None else Keep((line.shifted(more),))
         if node.op == "Not":

@@ -19,7 +19,7 @@ from opfuse.graph.fusion import Work
 from opfuse.graph.weights import load
 
 LAYOUT = ("Identity", "Cast", "Expand", "Unsqueeze", "Reshape")  # give a tensor other axes at most
-_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 SMALL = 1 << 24  # elements of a constant that is looked through
 
 
@@ -80,7 +80,7 @@ class Lines:
 
     def line(self, tensor: gs.Tensor) -> Line | None:
         """Return a tensor of integers as a line, None where it is not known to be one."""
-        if self._work.dtype(tensor) not in _INTEGERS:
+        if self._work.dtype(tensor) not in INTEGERS:
             return None
         if id(tensor) not in self._known:
             self._known[id(tensor)] = tensor, self._read(tensor)

@@ -79,6 +79,8 @@ _BY_REASON = (
     ("before tanh", "divide and multiply by the same cap"),
     ("key/value cache", "keep the cache outside: concatenate keys and values before Attention"),
     ("is causal with", "pass the mask as an input where queries and keys differ in number"),
+    ("has a window over", "pass the mask as an input where queries and keys differ in number"),
+    ("its lengths are", "give one number of keys for each batch"),
     ("projected from one", "project q, k, and v from the same tensor"),
     ("linear layers of one", "project gate and up from the same tensor"),
     ("not one linear layer", "project gate and up from the same tensor, with weights of their own"),

@@ -19,6 +19,7 @@ UNREAD_SUM = "sum_is_read"  # 0 of a norm whose sum nobody reads
 OF_PLUGINS = ("plugin_namespace", UNREAD_SUM)  # attributes of plugins that functions do not have
 _NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_INPUTS = (("slopes", 0), ("lengths", 0))  # of FlashAttention, that attributes tell of
 
 
 class Unable(Exception):
@@ -134,7 +135,7 @@ def _flash_attention(node: NodeProto, facts: Facts) -> list[NodeProto]:
     causal = bool(_attribute(node, "causal", 0))
     if dtype not in _HALVES:
         raise Unable(f"TensorRT's Attention takes no {type_name(dtype)}")
-    for name, plain in (("softcap", 0.0), ("window", 0), ("slopes", 0), ("layout", "BHSD")):
+    for name, plain in (("softcap", 0.0), ("window", 0), ("layout", "BHSD"), *_INPUTS):
         if (value := _attribute(node, name, plain)) not in (plain, str(plain).encode()):
             raise Unable(f"TensorRT's Attention has no {name} {value}")
     if causal and mask:

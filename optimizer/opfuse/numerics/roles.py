@@ -22,6 +22,11 @@ _PASS = frozenset(
 _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
 # The first input that is a mask.
 _MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1, "PackedAttention": 1}
+_LENGTHS = {"Attention": 6}  # its place among the inputs: how many keys each batch has
+# What tells from numbers of keys, one of each batch, which of them a query sees.
+_COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+_COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
+_KEYS = 5  # fewer than most draws have, so that the end is among them
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,22 @@ class Flow:
                     pending.extend(new)
 
     def bound(self, name: str, shapes: Shapes) -> int | None:
-        """The length of the shortest table, of those with known ``shapes``, that it indexes."""
-        found = [
-            shapes[node.input[0]][_axis(node)]
-            for node, value in self.reached(name, _PASS)
-            if node.op_type == "Gather" and node.input[1] == value and node.input[0] in shapes
-        ]
+        """Return what its values are below, or None.
+
+        That is the length of the shortest table that it indexes, and one more than the keys that it
+        counts, of those tensors with known ``shapes``.
+        """
+        found = []
+        for node, value in self.reached(name, _PASS):
+            if node.op_type == "Gather" and node.input[1] == value and node.input[0] in shapes:
+                found.append(shapes[node.input[0]][_axis(node)])
+            place = _LENGTHS.get(node.op_type)
+            counts = place is not None and value in node.input[place:]
+            if counts and node.input[1] in shapes:
+                found.append(shapes[node.input[1]][-2] + 1)
+        if not found and len(shapes.get(name, ())) == 1:
+            compared = (node.op_type in _COMPARISONS for node, _ in self.reached(name, _COUNTED))
+            return _KEYS if any(compared) else None
         return min(found, default=None)
 
 

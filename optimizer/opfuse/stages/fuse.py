@@ -88,6 +88,8 @@ def widen(fused: Fused, ops: Collection[str], base_dir: Path) -> Fused:
         fusion.run(work)
     work.finish()
     _unify(graph, fused.facts)
+    if work.matches:  # what nodes of several layers read alike was made for each
+        clean(graph, fused.facts)
     matches = (*fused.matches, *(_match_of_user(user, match) for match in work.matches))
     misses = (*fused.misses, *(_miss_of_user(user, miss) for miss in work.misses))
     made = {

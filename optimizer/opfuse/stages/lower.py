@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from opfuse.fusions.attention_body import HIDDEN
 from opfuse.graph import surgeon
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
@@ -116,9 +117,12 @@ def _why_not(node: NodeProto, facts: Facts) -> str:
         return _why_no_product(node, facts)
     if node.op_type not in _FIRST_MASK:
         return ""
+    if any(item.name == "nan_guard" and item.i == HIDDEN for item in node.attribute):
+        return "the plugin does not tell a row that sees no key from one with a NaN in it"
     first = _FIRST_MASK[node.op_type]
     known = [dtype for name in node.input[:first] if (dtype := facts.types.get(name))]
-    masks = [dtype for name in node.input[first:] if (dtype := facts.types.get(name))]
+    end = len(node.input) - any(item.name == "lengths" and item.i for item in node.attribute)
+    masks = [dtype for name in node.input[first:end] if (dtype := facts.types.get(name))]
     if known and masks and masks[0] not in (known[0], TensorProto.FLOAT):
         return f"the plugin wants the mask in the type of {node.input[0]}, or in fp32"
     return ""

@@ -25,8 +25,10 @@ def _flash_attention(view: View, wanted: Sequence[Shard | None]) -> Local:
         raise Stays(f"its {heads} heads and {few} key/value heads are not those of its operands")
     keys = Shard(_HEADS, _key_heads(shard.parts, heads // few))
     inputs: list[Shard | None] = [shard, keys, keys]
-    if view.has(3):
+    counted = bool(view.node.attrs.get("lengths"))
+    if len(view.node.inputs) > 3 + counted:
         inputs.append(view.aligned(3, shard, 4, heads))
+    inputs += [None] * counted  # the lengths are those of all heads
     attrs = {"num_heads": shard.local, "kv_num_heads": keys.local}
     return Local(tuple(inputs), attrs)
 

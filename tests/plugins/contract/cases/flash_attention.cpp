@@ -17,7 +17,7 @@ static std::string const layout_with_nul("BHSD\0", 5);
 static RegisterCase const flash_attention({
     .op = "FlashAttention",
     .field_names = {"num_heads", "kv_num_heads", "scale", "causal", "window", "softcap",
-                    "nan_guard", "slopes", "layout"},
+                    "nan_guard", "slopes", "lengths", "layout"},
     .attributes = heads(8, 2)
                       .add("scale", 0.125f)
                       .add("causal", 1)
@@ -26,7 +26,7 @@ static RegisterCase const flash_attention({
                       .add("nan_guard", 1)
                       .add("layout", layout_with_nul),
     .serialised = {"num_heads=8", "kv_num_heads=2", "scale=0.125000", "causal=1", "window=128",
-                   "softcap=30.000000", "nan_guard=1", "slopes=0", "layout=BHSD"},
+                   "softcap=30.000000", "nan_guard=1", "slopes=0", "lengths=0", "layout=BHSD"},
     .uses = {{"xxx", {q, k, v}, {y}},
              {"xxxp", {q, k, v, {"batch", "1", "queries", "keys"}}, {y}},
              {"xxxp", {q, k, v, {"1", "keys"}}, {y}}},
@@ -39,6 +39,8 @@ static RegisterCase const flash_attention({
                  {fields().add("layout", std::string("BSHD,BSHD,BSHD")), "'layout' is 'BSHD,"},
                  {fields().add("layout", std::string("BSHD;BSHD,BSHD,BSHD")), "'layout' is"},
                  {fields().add("window", -1), "'window' is -1"},
+                 {fields().add("nan_guard", 2), "'nan_guard' is 2, need 0 or 1"},
+                 {fields().add("lengths", 3), "'lengths' is 3, need 0, 1, or 2"},
                  {fields().add("sinks", 1), "unknown attribute 'sinks'"}},
     .bad_shapes = {{"xxx", {q, {"batch", "1", "keys", "32"}, v}, {{}}},
                    {"xxx", {{"batch", "2", "queries", "64"}, k, v}, {{}}},

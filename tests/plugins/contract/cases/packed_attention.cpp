@@ -12,7 +12,7 @@ static Fields heads(int num_heads, int kv_num_heads) {
 static RegisterCase const packed_attention({
     .op = "PackedAttention",
     .field_names = {"num_heads", "kv_num_heads", "scale", "causal", "window", "softcap",
-                    "nan_guard", "slopes"},
+                    "nan_guard", "slopes", "lengths"},
     .attributes = heads(8, 2)
                       .add("scale", 0.125f)
                       .add("causal", 1)
@@ -20,7 +20,7 @@ static RegisterCase const packed_attention({
                       .add("softcap", 30.f)
                       .add("nan_guard", 1),
     .serialised = {"num_heads=8", "kv_num_heads=2", "scale=0.125000", "causal=1", "window=128",
-                   "softcap=30.000000", "nan_guard=1", "slopes=0"},
+                   "softcap=30.000000", "nan_guard=1", "slopes=0", "lengths=0"},
     .uses = {{"x", {qkv}, {y}},
              {"xp", {qkv, {"batch", "1", "seq", "seq"}}, {y}},
              {"xp", {qkv, {"1", "seq"}}, {y}}},
