@@ -51,13 +51,13 @@ class Timer:
     """Times launches.
 
     A launch in a graph takes 0.79 us on an H100 until the process has run something on more than
-    eight streams, and 1.14 us from then on. Where TensorRT is, it has; ``few_streams``: here not.
+    eight streams, and 1.14 us from then on, as where TensorRT is: here from the beginning.
     """
 
-    def __init__(self, few_streams: bool) -> None:
+    def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
         self.other = torch.ones(_cache_bytes(), device="cuda")  # four times as large as the cache
-        for _ in range(0 if few_streams else STREAMS):
+        for _ in range(STREAMS):
             with torch.cuda.stream(torch.cuda.Stream()):
                 torch.ones(1, device="cuda")
         torch.cuda.synchronize()
@@ -240,7 +240,7 @@ def measure_part(part: int, parts: int, options: argparse.Namespace) -> None:
     torch.cuda.empty_cache()
     print("compiled", flush=True)
     input()
-    timer, handle = Timer(options.few_streams), abi.load(library.find())
+    timer, handle = Timer(), abi.load(library.find())
     for (place, case), function in zip(chosen, functions, strict=True):
         bench = Bench(case, handle, timer)
         row = measure_case(bench, function) | measure_warm(bench, function)
@@ -250,7 +250,7 @@ def measure_part(part: int, parts: int, options: argparse.Namespace) -> None:
 def measure_all(options: argparse.Namespace) -> Iterator[dict]:
     """Shares the cases among processes, which compile together and measure one after the other."""
     command = [sys.executable, "-m", "benchmarks.kernels", "--only", options.only]
-    command += ["--no-peers"] * options.no_peers + ["--few-streams"] * options.few_streams
+    command += ["--no-peers"] * options.no_peers
     parts = 1 if options.no_peers else options.processes
     piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = [
@@ -271,10 +271,9 @@ def _cache_bytes() -> int:
     return torch.cuda.get_device_properties(0).L2_cache_size
 
 
-def environment(few_streams: bool) -> dict[str, object]:
+def environment() -> dict[str, object]:
     """What the figures hang on besides the machine."""
     return {
-        "few_streams": few_streams,
         "gpu": torch.cuda.get_device_name(),
         "driver": measure.driver(),
         "cuda": torch.version.cuda,
@@ -344,18 +343,13 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="our kernels alone")
     parser.add_argument("--grid", action="store_true", help="also rows x columns, for the plots")
     parser.add_argument("--only", default="", help="cases whose name has this text")
-    parser.add_argument("--few-streams", action="store_true", help="launches cost less: see Timer")
     options = parser.parse_args()
     if options.part:
         part, parts = map(int, options.part.split("/"))
         return measure_part(part, parts, options)
-    timer = Timer(options.few_streams)
+    timer = Timer()
     rows: list[dict] = []
-    figures = {
-        **environment(options.few_streams),
-        "copy_bytes_per_s": copy_bandwidth(timer),
-        "rows": rows,
-    }
+    figures = {**environment(), "copy_bytes_per_s": copy_bandwidth(timer), "rows": rows}
     figures["empty_us"] = empty_launch(timer)
     for row in measure_all(options):
         rows.append(row)
