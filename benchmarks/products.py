@@ -312,7 +312,7 @@ def main() -> None:
         ],
     )
     name = "network_products" if args.networks else "products"
-    print(measure.write(name, {"environment": environment(few_streams=False), "rows": rows}))
+    print(measure.write(name, {"environment": environment(), "rows": rows}))
 
 
 if __name__ == "__main__":
