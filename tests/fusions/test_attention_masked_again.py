@@ -59,11 +59,26 @@ def test_a_nan_stays(form):
     outcome.same(SIZES, m=partly, q=q)
 
 
+BIASED = "biased = Add(scores, bias)" + DROPPED.replace("fill}, scores", "fill}, biased")
+
+
+def biased(lowest):
+    weights = {"bias": np.linspace(lowest, 3, 35, dtype=np.float32).reshape(1, 1, 5, 7)}
+    text = CORE.format(BIASED.format(fill="-3.0e38"))
+    return fuse_model(model(text, QKV.replace("Q", "5").replace("K", "7"), weights=weights))
+
+
 def test_a_bias_before_the_mask():
-    text = "biased = Add(scores, bias)" + DROPPED.replace("fill}, scores", "fill}, biased")
-    outcome = fused(text.format(fill="-3.0e38"), QKV + ", T[1, 4, Q, K] bias")
+    outcome = biased(-3.0)
     assert outcome.counts == {"FlashAttention": 1}
-    outcome.same(SIZES, m=mask(True))
+    outcome.same({"B": 3}, m=mask(True))
+
+
+def test_a_bias_that_may_hide_keys_too_is_refused():
+    """A row may see none but those that it hides, which have to share with the filled ones."""
+    biased(-1e9).refused("FlashAttention", "biased", "bias, which may hide keys too")
+    unknown = fused(BIASED.format(fill="-3.0e38"), QKV + ", T[1, 4, Q, K] bias")
+    unknown.refused("FlashAttention", "biased", "bias, which may hide keys too")
 
 
 def test_two_guards_share_one_definition():

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import attention_sinks, constant_mask
 from opfuse.fusions.attention_axes import Folded
 from opfuse.fusions.attention_body import DEFINITION, HIDDEN
 from opfuse.fusions.attention_operands import (
+    REACHABLE,
     heads_of,
     key_of,
     mask_of,
@@ -176,6 +178,12 @@ def _masks_alike(found: Found) -> None:
     if not same or found.has("mask") or found.has("floor"):
         reason = "sets other probabilities to 0 than those whose scores it masks"
         raise Miss(reason, found.reader(found["zero"]))
+    for bias in (found[part] for part in ("first_bias", "bias") if found.has(part)):
+        value = found.work.facts.value(bias)
+        # One that hides as well, as causal masks do, leaves the fill a share of such a row.
+        if value is None or not bool((np.asarray(value, np.float64) > REACHABLE / 2).all()):
+            reason = f"adds {bias.name}, which may hide keys too, to scores it masks twice"
+            raise Miss(reason, found.reader(bias))
 
 
 def _softcap(found: Found) -> float:

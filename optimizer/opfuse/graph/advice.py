@@ -19,6 +19,7 @@ _BY_REASON = (
     ("probabilities", "read the probabilities of all keys, and of nothing else"),
     ("beside another mask", "mask with the lowest number of the type, or with -inf"),
     ("may have masked before", "mask once, with the lowest number of the type or with -inf"),
+    ("which may hide keys too", "add a constant bias, or mask by one mask in all"),
     ("which scores may reach", "mask with the lowest number of the type, or with -inf"),
     ("clamps the scores", "clamp in fp32 to its lowest number alone, or not at all"),
     ("no scale of each head", "scale by a constant, or by one value for each head"),
