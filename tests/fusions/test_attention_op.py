@@ -105,6 +105,20 @@ def test_a_mask_that_makes_a_batch_is_refused():
     outcome.refused("FlashAttention", "y", "which does not provably broadcast")
 
 
+@pytest.mark.parametrize("keys", [1, 3])
+def test_a_mask_that_ends_before_the_keys_is_refused(keys):
+    """From ai.onnx 24 on the operator hides the keys behind it, also behind a single one."""
+    for size in ("K", "7"):
+        qkv = f"T[B, 4, Q, 6] q, T[B, 4, {size}, 6] k, T[B, 4, {size}, 6] v"
+        outcome = attention(", mask", inputs=f"T[B, 1, Q, {keys}] mask", qkv=qkv)
+        assert not outcome.fused.counts["FlashAttention"]
+
+
+def test_a_mask_of_one_key_is_told():
+    outcome = attention(", mask", inputs="T[B, 1, Q, 1] mask")
+    outcome.refused("FlashAttention", "y", "ends after 1 of K keys")
+
+
 def test_heads_side_by_side():
     qkv = "T[B, Q, 24] q, T[B, K, 12] k, T[B, K, 12] v"
     outcome = attention(attributes="<q_num_heads=4, kv_num_heads=2>", qkv=qkv)

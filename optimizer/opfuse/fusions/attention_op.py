@@ -109,6 +109,9 @@ def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
     if len(tensors) < 4 or tensors[3].is_empty():
         return ()
     fits(found, tensors[3], space)
+    last = (found.work.shape(tensors[3]) or (1,))[-1]
+    if isinstance(last, int) and last != space[3]:  # keys past its end are hidden (ai.onnx 24)
+        raise Miss(f"mask {tensors[3].name} ends after {last} of {space[3]} keys", found.anchor)
     return (tensors[3],)
 
 
