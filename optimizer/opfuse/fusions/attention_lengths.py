@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_body import COUNTED, MASK
 from opfuse.fusions.attention_positions import OPS, added, fits
-from opfuse.fusions.attention_slopes import summands
+from opfuse.fusions.attention_slopes import only_known
 from opfuse.fusions.guards import may_equal
 from opfuse.fusions.key_lengths import Count, CountReader
 from opfuse.fusions.position_masks import nodes_behind
@@ -49,20 +50,16 @@ class _Lengths:
             placed = any(node.attrs.get(name) for name in ("causal", "window", "slopes", "lengths"))
             if len(node.inputs) <= MASK or placed:
                 continue
-            parts = summands(node.inputs[MASK])
-            found = [(part, _seen(work, node, reader.limits(part))) for part in parts]
-            counted = [(part, seen) for part, seen in found if seen is not None]
-            if len(counted) != 1:
+            known = only_known(node.inputs[MASK], partial(_read, work, node, reader))
+            if known is None:
                 continue
+            rest, _, seen = known
             try:
-                self._apply(work, node, parts, *counted[0])
+                self._apply(work, node, rest, seen)
             except Miss as miss:
                 work.miss(self.kind, node, miss)
 
-    def _apply(
-        self, work: Work, node: gs.Node, parts: list[gs.Tensor], part: gs.Tensor, seen: _Seen
-    ) -> None:
-        rest = [other for other in parts if other is not part]
+    def _apply(self, work: Work, node: gs.Node, rest: list[gs.Tensor], seen: _Seen) -> None:
         stop = [seen.base, *rest]
         queries = _queries(work, node, nodes_behind(node.inputs[MASK:], stop))
         before = nodes_behind(node.inputs[MASK:], [*stop, *queries])
@@ -79,8 +76,9 @@ class _Lengths:
         work.replace(self.kind, node, [node, *before], made, before)
 
 
-def _seen(work: Work, node: gs.Node, limits: list[Count] | None) -> _Seen | None:
-    """Return what all of the limits say together, if attributes can."""
+def _read(work: Work, node: gs.Node, reader: CountReader, mask: gs.Tensor) -> _Seen | None:
+    """Return what all of a mask's limits say together, if attributes can."""
+    limits = reader.limits(mask)
     q, k = (work.shape(tensor) for tensor in node.inputs[:2])
     if not limits or q is None or k is None or len(q) != 4 or len(k) != 4:
         return None

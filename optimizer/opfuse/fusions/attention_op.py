@@ -12,13 +12,11 @@ from opfuse.fusions import constant_mask
 from opfuse.fusions.attention_body import COUNTED
 from opfuse.fusions.attention_operands import fits, heads_of, without_copies
 from opfuse.fusions.guards import floating, may_equal, static, text
-from opfuse.graph.attention_op import WINDOW
+from opfuse.graph.attention_op import LENGTHS, WINDOW
 from opfuse.graph.dims import Dim
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
-
-_LENGTHS = 6  # the input's index
 
 y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 
@@ -62,7 +60,7 @@ def _score_space(found: Found) -> tuple[Dim, int, Dim, Dim]:
     It is [batch, heads, queries, keys].
     """
     node = found.anchor
-    extra = [t for i, t in enumerate(node.inputs[4:], 4) if i != _LENGTHS and not t.is_empty()]
+    extra = [t for i, t in enumerate(node.inputs[4:], 4) if i != LENGTHS and not t.is_empty()]
     if extra or len([t for t in node.outputs if not t.is_empty()]) > 1:
         raise Miss("has a key/value cache of its own or returns more than y", node)
     q, k, v = (found.shape(name) for name in ("q", "k", "v"))
@@ -95,12 +93,12 @@ def _band(found: Found, queries: Dim, keys: Dim, *, counted: bool) -> tuple[int,
 def _lengths(found: Found, batch: Dim) -> gs.Tensor | None:
     """Return how many keys each batch has, where that is given."""
     inputs = found.anchor.inputs
-    if len(inputs) <= _LENGTHS or inputs[_LENGTHS].is_empty():
+    if len(inputs) <= LENGTHS or inputs[LENGTHS].is_empty():
         return None
-    shape = found.work.shape(inputs[_LENGTHS])
+    shape = found.work.shape(inputs[LENGTHS])
     if shape is None or len(shape) != 1 or not may_equal(shape[0], batch):
         raise Miss(f"its lengths are {text(shape)}, want ({batch})", found.anchor)
-    return inputs[_LENGTHS]
+    return inputs[LENGTHS]
 
 
 def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:

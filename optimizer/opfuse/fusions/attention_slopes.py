@@ -7,7 +7,9 @@ and window say.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Miss, NewNode, Work
 from opfuse.graph.weights import load
 
+_Found = TypeVar("_Found")
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of products of a slope and a position
 
 
@@ -167,18 +170,16 @@ class _Slopes:
         for node in work.nodes((self.kind,), "opfuse"):
             if len(node.inputs) <= MASK or node.attrs.get("slopes") or node.attrs.get("lengths"):
                 continue
-            parts = summands(node.inputs[MASK])
-            found = [(part, ramps.read(part)) for part in parts]
-            biases = [(part, ramp) for part, ramp in found if ramp is not None]
-            if len(biases) != 1:
+            known = only_known(node.inputs[MASK], ramps.read)
+            if known is None:
                 continue
             try:
-                self._apply(work, node, parts, *biases[0])
+                self._apply(work, node, *known)
             except Miss as miss:
                 work.miss(self.kind, node, miss)
 
     def _apply(
-        self, work: Work, node: gs.Node, parts: list[gs.Tensor], bias: gs.Tensor, ramp: _Ramp
+        self, work: Work, node: gs.Node, rest: list[gs.Tensor], bias: gs.Tensor, ramp: _Ramp
     ) -> None:
         q, k = (work.shape(tensor) for tensor in node.inputs[:2])
         if q is None or k is None or len(q) != 4 or len(k) != 4:
@@ -187,8 +188,8 @@ class _Slopes:
         heads = int(node.attrs["num_heads"])
         each = np.broadcast_to(slopes.reshape(-1), (heads,)).astype(np.float32)
         made: list[NewNode] = []
-        left = added(work, [part for part in parts if part is not bias], made)
-        before = nodes_behind(node.inputs[MASK:], [part for part in parts if part is not bias])
+        left = added(work, rest, made)
+        before = nodes_behind(node.inputs[MASK:], rest)
         strange = next((other for other in before if other.op not in _OPS), None)
         if strange is not None:
             raise Miss(f"computes its bias with {strange.op}", strange)
@@ -229,12 +230,24 @@ def _slopes(ramp: _Ramp, queries: Dim, keys: Dim, causal: bool, node: gs.Node) -
     return -factor
 
 
-def summands(tensor: gs.Tensor) -> list[gs.Tensor]:
+def only_known(
+    mask: gs.Tensor, read: Callable[[gs.Tensor], _Found | None]
+) -> tuple[list[gs.Tensor], gs.Tensor, _Found] | None:
+    """Return the other parts of a sum, the one that ``read`` knows, and what it is; else None."""
+    parts = _summands(mask)
+    known = [(part, found) for part in parts if (found := read(part)) is not None]
+    if len(known) != 1:
+        return None
+    part, found = known[0]
+    return [other for other in parts if other is not part], part, found
+
+
+def _summands(tensor: gs.Tensor) -> list[gs.Tensor]:
     """Return what Adds sum up to make ``tensor``."""
     node = producer(tensor)
     if node is None or node.op != "Add" or node.domain:
         return [tensor]
-    return [part for each in node.inputs for part in summands(each)]
+    return [part for each in node.inputs for part in _summands(each)]
 
 
 FUSION = _Slopes()

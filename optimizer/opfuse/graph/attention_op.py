@@ -12,7 +12,7 @@ from opfuse.graph.expansion import Expansion, Unclear, is_read
 from opfuse.graph.microsoft_attention import from_heads, to_heads
 from opfuse.graph.rewriter import Rewriter
 
-_LENGTHS = 6  # the input's index: how many keys each batch has
+LENGTHS = 6  # the input's index: how many keys each batch has
 _INPUTS, _OUTPUTS = 7, 3  # further ones, and what they mean, stay with the operator
 WINDOW = ("left_window_size", "right_window_size")  # ai.onnx 25: -1 where there is none
 _OWN = ("q_num_heads", "kv_num_heads", "qk_matmul_output_mode")
@@ -51,7 +51,7 @@ def _is_known(
 
 
 def _has_lengths(node: gs.Node) -> bool:
-    return len(node.inputs) > _LENGTHS and not node.inputs[_LENGTHS].is_empty()
+    return len(node.inputs) > LENGTHS and not node.inputs[LENGTHS].is_empty()
 
 
 def _rank_four(
@@ -63,7 +63,7 @@ def _rank_four(
         k, v = (to_heads(e, tensor, e.integer("kv_num_heads")) for tensor in (k, v))
     if past[0] is not None and past[1] is not None:
         k, v = e("Concat", past[0], k, axis=2), e("Concat", past[1], v, axis=2)
-    given = [e.get(3), None, None, e.get(_LENGTHS)]
+    given = [e.get(3), None, None, e.get(LENGTHS)]
     while given and given[-1] is None:
         given.pop()
     more = [gs.Variable.empty() if tensor is None else tensor for tensor in given]

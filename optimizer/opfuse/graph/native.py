@@ -11,13 +11,13 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from opfuse.errors import EngineError
+from opfuse.graph.attention_op import LENGTHS
 from opfuse.graph.collectives import ALL_GATHER, ALL_REDUCE, WITH_NORM
 from opfuse.graph.dist_collective import dist_collective, sum_apart
 from opfuse.graph.protos import label, type_name
 
 UNREAD_SUM = "sum_is_read"  # 0 of a norm whose sum nobody reads
 OF_PLUGINS = ("plugin_namespace", UNREAD_SUM)  # attributes of plugins that functions do not have
-_NONPAD_KV_SEQLEN = 6  # its place among the inputs of Attention
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _INPUTS = (("slopes", 0), ("lengths", 0))  # of FlashAttention, that attributes tell of
 
@@ -211,7 +211,7 @@ def _attribute(node: NodeProto, name: str, default: Any = _REQUIRED) -> Any:
 
 def prepare_attention(node: NodeProto) -> None:
     """Let TensorRT write an Attention out where it has no kernel, as for fp32."""
-    if len(node.input) > _NONPAD_KV_SEQLEN and node.input[_NONPAD_KV_SEQLEN]:
+    if len(node.input) > LENGTHS and node.input[LENGTHS]:
         raise EngineError(
             f"{label(node)} has nonpad_kv_seqlen, which TensorRT silently ignores",
             "export the model with an attention mask",

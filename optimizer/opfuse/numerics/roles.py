@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from opfuse.graph.attention_op import LENGTHS
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _SOFTMAX = frozenset({"Softmax", "Attention", "MaskedSoftmax", "FlashAttention", "PackedAttention"})
@@ -22,7 +24,7 @@ _PASS = frozenset(
 _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max"}
 # The first input that is a mask.
 _MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1, "PackedAttention": 1}
-_LENGTHS = {"Attention": 6}  # its place among the inputs: how many keys each batch has
+_LENGTHS = {"Attention": LENGTHS}  # the input that says how many keys each batch has
 # What tells from numbers of keys, one of each batch, which of them a query sees.
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 _COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
