@@ -167,6 +167,52 @@ def test_limits_of_two_numbers_stay_a_mask():
     outcome.same({"B": 2, "Q": 5, "K": 9}, n=np.array([3, 1]))
 
 
+# Comparisons of keys with numbers that are not added to themselves.
+COMPARED = {
+    "at most": "keep = LessOrEqual(own, ends)",
+    "at least": "keep = GreaterOrEqual(ends, own)",
+    "less": "keep = Less(own, ends)",
+    "not more": "over = Greater(own, ends)\nkeep = Not(over)",
+    "fewer": "more = Add(own, three)\nkeep = Less(more, ends)",
+    "further": "fewer = Sub(own, three)\nkeep = LessOrEqual(fewer, ends)",
+    "behind": "rows_own = Cast<to=KIND>(rows_up)\nahead = Sub(own, rows_own)\n"
+    "keep = LessOrEqual(ahead, ends)",
+    "behind and fewer": "rows_own = Cast<to=KIND>(rows_up)\nahead = Sub(own, rows_own)\n"
+    "more = Add(ahead, three)\nkeep = LessOrEqual(more, ends)",
+}
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32"])
+@pytest.mark.parametrize("case", COMPARED)
+def test_numbers_at_the_ends_of_their_type(case, kind):
+    """Some say "all keys" with the highest number; with one more it would be the lowest."""
+    spelt = "ends = Unsqueeze(n, [1, 2, 3])\nown = Cast<to=KIND>(keys)\n" + COMPARED[case]
+    spelt = (QUERIES.split("starts")[0] if "rows" in spelt else "") + spelt
+    spelt = spelt.replace("KIND", {"int64": "7", "int32": "6"}[kind]) + "\n" + CHOSEN
+    weights = {"three": np.array(3, kind)} if "three" in spelt else {}
+    text = KEYS.replace("ends = Unsqueeze(n, [1])", "") + CORE.format(spelt)
+    numbers = {name: NUMBERS[name] for name in ("zero", "one")}
+    made = model(text, QKV.replace("int64[B]", f"{kind}[B]"), weights=numbers | weights)
+    outcome = fuse_model(made, library={"FlashAttention"})
+    assert seen(outcome) == (4, int(case.startswith("behind")), 0)
+    ends = np.iinfo(kind)
+    for counted in ([ends.max, 4], [ends.min, ends.max - 1], [ends.min + 2, -1], [5, 0]):
+        outcome.same({"B": 2, "Q": 5, "K": 9}, n=np.array(counted, kind))
+
+
+def test_numbers_that_a_cast_changes():
+    """2^63 - 1 is -1 as int32, and 2^32 + 4 is 4."""
+    spelt = """
+        own = Cast<to=6>(keys)
+        fewer = Cast<to=6>(ends)
+        short = Less(own, fewer)
+        keep = Unsqueeze(short, [1, 2])
+    """
+    outcome = widened(spelt + CHOSEN)
+    assert seen(outcome) == (4, 0, 0)
+    outcome.same({"B": 3, "Q": 5, "K": 9}, n=np.array([2**63 - 1, 2**32 + 4, 3]))
+
+
 def test_layers_share_their_lengths():
     """The nodes that make them stand once, whatever number of attentions reads them."""
     keep = SPELT["up to"][0].replace(CHOSEN, "")

@@ -26,6 +26,8 @@ from opfuse.graph.fusion import Miss, NewNode, Work
 
 _INT64 = onnx.TensorProto.INT64
 _BATCH = -4  # the axis of [batch, heads, queries, keys]
+_MOST = 1 << 31  # more than any size and any number that is added here
+_CEILING = 1 << 40  # where a number of keys ends: with it a few of _MOST do not leave int64
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _read(work: Work, node: gs.Node, reader: CountReader, mask: gs.Tensor) -> _S
         return None
     end, begin = upper[0].line.offset, lower[0].line.offset if lower else 0
     by_query = bool(steps[limits.index(upper[0])])
-    if not isinstance(end, int) or not isinstance(begin, int):
+    if not isinstance(end, int) or not isinstance(begin, int) or max(abs(end), abs(begin)) > _MOST:
         return None
     if not lower:
         return _Seen(base, end + (not by_query), by_query)
@@ -122,9 +124,8 @@ def _lengths(
 ) -> gs.Tensor:
     """Return the lengths, [batch] or [1]; adds the nodes that make them."""
     total = seen.base
-    summed = seen.more or seen.behind
-    if summed and work.dtype(total) != _INT64:  # in which a sum may end elsewhere
-        total = _emit(work, made, "Cast", (total,), {"to": _INT64})
+    if seen.more or seen.behind:
+        total = _bounded(work, seen, made)
     shape = work.shape(total)
     if shape is None or len(shape) != 1:
         flat = work.constant(total, "flat", np.array([-1], np.int64))
@@ -137,6 +138,23 @@ def _lengths(
         count = queries or [_emit(work, made, "Shape", node.inputs[:1], size, node.inputs[0])]
         total = _emit(work, made, "Add", (total, count[0]))
     return total
+
+
+def _bounded(work: Work, seen: _Seen, made: list[NewNode]) -> gs.Tensor:
+    """Return a number of keys as int64 that no sum wraps: some say "all" with the highest number.
+
+    Beyond the bounds all keys are seen or none, whatever is added.
+    """
+    base = seen.base
+    if work.dtype(base) != _INT64:
+        return _emit(work, made, "Cast", (base,), {"to": _INT64})
+    if seen.more > 0 or seen.behind:
+        most = work.constant(base, "most", np.array(_CEILING))
+        base = _emit(work, made, "Min", (base, most))
+    if seen.more < 0:
+        least = work.constant(base, "least", np.array(-_CEILING))
+        base = _emit(work, made, "Max", (base, least))
+    return base
 
 
 def _queries(work: Work, node: gs.Node, before: list[gs.Node]) -> list[gs.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions.position_masks import COMPARISONS
@@ -123,11 +124,16 @@ class CountReader:
             a, b = (self._count(part) for part in node.inputs)
             if a is not None and b is not None:
                 found = a.plus(b.negative() if node.op == "Sub" else b)
-        elif node is not None and node.op in LAYOUT and not node.domain:
+        elif node is not None and node.op in LAYOUT and not (node.domain or self._narrows(node)):
             inner = self._count(node.inputs[0])
             moved = None if inner is None else self._moved(node, [inner])
             found = None if moved is None else moved[0]
         return self._base(tensor, shape) if found is None else found
+
+    def _narrows(self, node: gs.Node) -> bool:
+        """Tell whether a node gives int64 as int32, in which a high number becomes another."""
+        have, want = (self._work.dtype(t) for t in (node.inputs[0], node.outputs[0]))
+        return have == onnx.TensorProto.INT64 and want == onnx.TensorProto.INT32
 
     def _base(self, tensor: gs.Tensor, shape: Shape) -> Count | None:
         axes = [axis - len(shape) for axis, size in enumerate(shape) if size != 1]
