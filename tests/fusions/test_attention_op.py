@@ -119,6 +119,16 @@ def test_a_mask_of_one_key_is_told():
     outcome.refused("FlashAttention", "y", "ends after 1 of K keys")
 
 
+def test_a_mask_that_may_end_before_the_keys_is_refused():
+    """One key of a mask is broadcast up to ai.onnx 23, and then the only one that is seen."""
+    made = model("y = Attention(q, k, v, mask)", QKV + ", T[B, 1, Q, W] mask", opset=24)
+    outcome = fuse_model(made)
+    outcome.refused("FlashAttention", "y", "ends after W of K keys")
+    assert any("name its size" in miss.advice for miss in outcome.fused.misses)
+    before = attention(", mask", inputs="T[B, 1, Q, W] mask")
+    assert before.counts == {"FlashAttention": 1}
+
+
 def test_heads_side_by_side():
     qkv = "T[B, Q, 24] q, T[B, K, 12] k, T[B, K, 12] v"
     outcome = attention(attributes="<q_num_heads=4, kv_num_heads=2>", qkv=qkv)

@@ -18,6 +18,7 @@ from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Var, op
 
+_PADDED = 24  # ai.onnx opset from which the mask may be shorter than the keys
 y = op.Attention(Var("q"), Var("k"), Var("v"), ...)
 
 
@@ -108,7 +109,9 @@ def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
         return ()
     fits(found, tensors[3], space)
     last = (found.work.shape(tensors[3]) or (1,))[-1]
-    if isinstance(last, int) and last != space[3]:  # keys past its end are hidden (ai.onnx 24)
+    # It hides the keys past its end, where it was broadcast before.
+    shorter = isinstance(last, int) or found.work.opset >= _PADDED
+    if shorter and last != space[3]:
         raise Miss(f"mask {tensors[3].name} ends after {last} of {space[3]} keys", found.anchor)
     return (tensors[3],)
 

@@ -25,6 +25,7 @@ _BY_REASON = (
     ("no scale of each head", "scale by a constant, or by one value for each head"),
     ("axes of windows", "pass a mask that is one for all windows, or give it four dimensions"),
     ("more than one size", "export with fixed sizes but for one: these axes become four"),
+    ("ends after", "pass a mask of as many keys as there are, and name its size like theirs"),
     ("mask ", "pass a mask that broadcasts over batch and heads: [batch, 1, queries, keys]"),
     ("differ in type", ONE_TYPE),
     ("the type of", "export with the types of all inputs, so that types can be inferred"),
