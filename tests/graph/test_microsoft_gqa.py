@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from opfuse.config import Config
+from opfuse.progress import Progress
+from opfuse.stages.fuse import export, fuse
+from opfuse.stages.load import Source
+from opfuse.stages.normalise import normalise
+from opfuse.stages.prove import prove
 from tests.small import fuse_model, model
 
 HEADS, KV_HEADS, SIZE = 4, 2, 32
@@ -97,11 +105,42 @@ def test_a_part_of_each_head_turns():
     outcome.same({"B": 1, "S": 1, "P": 5}, **lengths(6, total=6))
 
 
+FROM_MASK = """
+    sums = ReduceSum<keepdims=0>(mask, [1])
+    last = Sub(sums, one)
+    lengths = Cast<to=6>(last)
+    size = Shape<start=1, end=2>(mask)
+    total = Cast<to=6>(size)
+    y, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>(
+        q, k, v, pk, pv, lengths, total, c, s)
+"""
+
+
+@pytest.mark.parametrize("lengths", ["mask", "inputs"])
+def test_such_a_model_is_proven_whole(lengths):
+    """Its numbers of keys have to agree with its cache, and padded rows are not specified."""
+    if lengths == "mask":
+        inputs = f"{Q}, {KV}, {CACHE}, int64[B, total_length] mask"
+        weights = {"one": np.array(1), "c": (64, 16), "s": (64, 16)}
+        made = model(FROM_MASK, inputs, OUTPUTS, weights)
+    else:
+        made = fused().before
+    source = Source(Path("model.onnx"), made, Path())
+    found = fuse(normalise(source))
+    config = Config(Path("model.onnx"))
+    after = export(found, source)
+    proof = prove(source, after, found.graph, found.matches, config, Progress())
+    assert not proof.failed
+    assert proof.whole.passed
+    assert not proof.whole.not_run
+
+
 LEFT = {
     "positions": (", do_rotary=1", "c, s, p", "takes its positions from outside"),
     "a sink": ("", ", , , , sink", "has input 11, sink"),
     "quantised": (", kv_cache_bit_width=8", "", "has kv_cache_bit_width=8"),
     "not causal": (", causal=0", "", "has causal=0"),
+    "a window of nothing": (", local_window_size=0", "", "has a window of no keys"),
 }
 
 

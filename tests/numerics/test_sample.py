@@ -78,6 +78,39 @@ def test_a_mask_may_be_as_long_as_past_and_present():
     assert set(guesses[-1].values()) == {1}
 
 
+GQA = """
+    n = Sub(keep, keep)
+    l = Cast<to: int = 6>(n)
+    y = com.microsoft.GroupQueryAttention<num_heads: int = 2, kv_num_heads: int = 2>
+        (x, x, x, cache, cache, {}, all)
+"""
+CACHED = "float[b, seq, 16] x, float[b, 2, past, 8] cache, int32[1] all"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys"),
+    [((2, 7, 5), 7), ((1, 7, 5), 12), ((2, 1, 5), 6), ((1, 1, 1), 2)],
+)
+def test_numbers_of_keys_agree_with_the_cache(sizes, keys):
+    """Several positions of several sequences are a prompt, which reads no cache."""
+    items = sample.inputs(graph(f"{CACHED}, int32[b] last", GQA.format("last")))
+    drawn = sample.draw(items, dict(zip(("b", "seq", "past"), sizes, strict=True)), 0)
+    assert drawn["all"].tolist() == [keys]
+    assert drawn["last"].tolist() == [keys - 1] * sizes[0]
+
+
+def test_a_mask_that_counts_keys_hides_none():
+    items = sample.inputs(graph(f"{CACHED}, int64[b, total] keep", GQA.format("l")))
+    assert sample.draw(items, {"b": 2, "seq": 8, "past": 8, "total": 8}, 0)["keep"].all()
+
+
+def test_single_sizes_and_their_sums():
+    inputs = "float[b, 2, past, 8] cache, int64[b, seq] position_ids, int64[b, total] keep"
+    items = sample.inputs(graph(inputs, "y = Neg(cache)"))
+    assert [sizes["total"] for sizes in sample.singles(items)] == [2, 1]
+    assert len(sample.singles(sample.inputs(graph("float[b, s] x")))) == 1
+
+
 def test_given_shapes_are_kept():
     items = sample.inputs(graph("float[b, s, 8] x"))
     assert all(sizes["s"] == 40 for sizes in sample.assignments(items, {"x": (3, 40, 8)}))

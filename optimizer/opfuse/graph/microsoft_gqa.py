@@ -2,6 +2,7 @@
 
 Each sequence of a batch has its own length: ``seqlens_k`` + 1 keys with the new ones, which stand
 behind its past. The cache may be longer, so a new key goes to its place instead of to the end.
+Of a prompt that is padded, the rows of padding are not specified and differ from onnxruntime's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def _gqa(e: Expansion) -> Results:
     heads, kv_heads = e.integer("num_heads"), e.integer("kv_num_heads")
     if kv_heads <= 0 or heads % kv_heads:
         raise Unclear(f"{heads} heads do not divide by {kv_heads}")
+    if e.integer("local_window_size", -1) == 0:
+        raise Unclear("has a window of no keys, of which some versions see none and others all")
     if e.get(_POSITIONS) is not None:
         raise Unclear("takes its positions from outside")
     if (e.get(3) is None) != (e.get(4) is None):
@@ -131,6 +134,7 @@ ENTRIES = {
             "causal": 1,
             "kv_cache_bit_width": 0,
             "qk_output": 0,
+            "smooth_softmax": 0,
             "sliding_window_cache": 0,
             "k_quant_type": "NONE",
             "v_quant_type": "NONE",

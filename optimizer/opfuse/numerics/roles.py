@@ -9,6 +9,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from opfuse.graph.attention_op import LENGTHS
 
+LAST_KEY, ALL_KEYS = 5, 6  # inputs of com.microsoft's GroupQueryAttention
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _SOFTMAX = frozenset({"Softmax", "Attention", "MaskedSoftmax", "FlashAttention", "PackedAttention"})
@@ -28,6 +30,9 @@ _LENGTHS = {"Attention": LENGTHS}  # the input that says how many keys each batc
 # What tells from numbers of keys, one of each batch, which of them a query sees.
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 _COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
+_GQA = "GroupQueryAttention"
+# What a mask, or what is one less than the keys of each batch, passes on its way to it.
+_SUMMED = _PASS | {"Add", "Sub", "ReduceSum"}
 _KEYS = 5  # fewer than most draws have, so that the end is among them
 
 
@@ -87,6 +92,20 @@ class Flow:
             compared = (node.op_type in _COMPARISONS for node, _ in self.reached(name, _COUNTED))
             return _KEYS if any(compared) else None
         return min(found, default=None)
+
+    def counted_at(self, name: str) -> int:
+        """Return which input of a GroupQueryAttention it makes, 5 or 6; 0 if none of these.
+
+        They say which key is the last of each batch, and how many there are at most.
+        """
+        places = (
+            place
+            for node, value in self.reached(name, _SUMMED)
+            if node.op_type == _GQA
+            for place in (LAST_KEY, ALL_KEYS)
+            if place < len(node.input) and node.input[place] == value
+        )
+        return next(places, 0)
 
 
 def of_subgraph(model: ModelProto, shapes: Shapes) -> Roles:

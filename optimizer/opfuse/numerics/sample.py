@@ -13,7 +13,7 @@ from onnx import GraphProto, ValueInfoProto
 from opfuse.graph.dims import Dim, Sym, evaluate, parse, symbol
 from opfuse.numerics.compare import FLOATS, Array
 from opfuse.numerics.draw import typed
-from opfuse.numerics.roles import Flow
+from opfuse.numerics.roles import LAST_KEY, Flow
 
 Sizes = Mapping[str, int]
 
@@ -25,12 +25,18 @@ _WORD = re.compile(rf"_({'|'.join(_WORDS)})_")
 
 @dataclass(frozen=True)
 class Input:
-    """A graph input: ``bound`` is the length of the table that it indexes, 0 if none."""
+    """A graph input.
+
+    Attributes:
+        bound: The length of the table that it indexes, 0 if none.
+        counted: Which keys of a GroupQueryAttention it tells: see :meth:`Flow.counted_at`.
+    """
 
     name: str
     element: int
     shape: tuple[Dim, ...]
     bound: int = 0
+    counted: int = 0
 
 
 def inputs(graph: GraphProto) -> tuple[Input, ...]:
@@ -43,7 +49,7 @@ def inputs(graph: GraphProto) -> tuple[Input, ...]:
     tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     flow = Flow(graph)
     return tuple(
-        _input(info, flow.bound(info.name, tables) or 0)
+        _input(info, flow.bound(info.name, tables) or 0, flow.counted_at(info.name))
         for info in graph.input
         if info.name not in stored
     )
@@ -66,8 +72,7 @@ def assignments(
 
 
 def _guesses(items: Sequence[Input]) -> Iterator[Sizes]:
-    symbols = list(dict.fromkeys(s for item in items for dim in item.shape for s in _names(dim)))
-    leading = {s for item in items for dim in item.shape[:1] for s in _names(dim)}
+    symbols, leading = _symbols(items), _leading(items)
     batch = dict.fromkeys((s for s in symbols if s in leading), 2)
     rest = [s for s in symbols if s not in leading]
     primes = dict(zip(rest, chain(_PRIMES, count(23)), strict=False))
@@ -81,7 +86,25 @@ def _guesses(items: Sequence[Input]) -> Iterator[Sizes]:
     yield {**batch, **primes, **plus_one}
     for size in (1, 32, 64, 224):
         yield {**batch, **dict.fromkeys(rest, size)}
-    yield dict.fromkeys(symbols, 1)
+    yield from singles(items)
+
+
+def singles(items: Sequence[Input]) -> list[Sizes]:
+    """All sizes 1, but for those that may be sums of others: these are 1 in the last."""
+    symbols = _symbols(items)
+    ones = dict.fromkeys(symbols, 1)
+    inner = [s for s in symbols if s not in _leading(items)]
+    totals = _totals(items, inner)
+    summed = {**ones, **dict.fromkeys(totals, max(1, len(inner) - len(totals)))}
+    return [ones] if summed == ones else [summed, ones]
+
+
+def _symbols(items: Sequence[Input]) -> list[str]:
+    return list(dict.fromkeys(s for item in items for dim in item.shape for s in _names(dim)))
+
+
+def _leading(items: Sequence[Input]) -> set[str]:
+    return {s for item in items for dim in item.shape[:1] for s in _names(dim)}
 
 
 def _fixed(items: Sequence[Input], shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
@@ -106,10 +129,15 @@ def draw(items: Sequence[Input], sizes: Sizes, seed: int) -> dict[str, Array]:
     """
     rng = np.random.default_rng(seed)
     past = _past(items, sizes)
-    return {
-        item.name: _values(item, tuple(evaluate(d, sizes) for d in item.shape), past, rng)
-        for item in items
-    }
+    drawn = {}
+    for item in items:
+        shape = tuple(evaluate(d, sizes) for d in item.shape)
+        if item.counted:
+            values = _counted(item, shape, past, _new(items, sizes))
+        else:
+            values = _values(item, shape, past, rng)
+        drawn[item.name] = values
+    return drawn
 
 
 def dimension(text: str) -> Dim:
@@ -117,7 +145,7 @@ def dimension(text: str) -> Dim:
     return parse(_WORD.sub(lambda word: f" {_WORDS[word[1]]} ", text))
 
 
-def _input(info: ValueInfoProto, bound: int) -> Input:
+def _input(info: ValueInfoProto, bound: int, counted: int) -> Input:
     kind = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise ValueError(f"input {info.name} is not a tensor of known rank")
@@ -129,7 +157,7 @@ def _input(info: ValueInfoProto, bound: int) -> Input:
         else symbol(f"{info.name}.{axis}")
         for axis, dim in enumerate(kind.shape.dim)
     )
-    return Input(info.name, kind.elem_type, shape, bound)
+    return Input(info.name, kind.elem_type, shape, bound, counted)
 
 
 def _names(dim: Dim) -> list[str]:
@@ -152,6 +180,25 @@ def _past(items: Sequence[Input], sizes: Sizes) -> int:
         if item.element in FLOATS and len(item.shape) == 4 and isinstance(item.shape[2], Sym)
     ]
     return min(lengths, default=0)
+
+
+def _new(items: Sequence[Input], sizes: Sizes) -> tuple[int, int]:
+    """How many sequences there are, and new positions: those of ids or of what they stand for."""
+    shapes = [item.shape for item in items if len(item.shape) in (2, 3)]
+    known = [(evaluate(shape[0], sizes), evaluate(shape[1], sizes)) for shape in shapes]
+    return min(known, default=(1, 1), key=lambda pair: pair[1])
+
+
+def _counted(item: Input, shape: tuple[int, ...], past: int, new: tuple[int, int]) -> Array:
+    """All keys of each sequence: what is behind fewer, GroupQueryAttention leaves unspecified.
+
+    It takes several new positions of several sequences only where nothing is before them.
+    """
+    batch, count = new
+    keys = count if batch > 1 and count > 1 else past + count
+    if len(shape) > 1:
+        return typed(np.ones(shape), item.element)
+    return typed(np.full(shape, keys - (item.counted == LAST_KEY)), item.element)
 
 
 def _values(item: Input, shape: tuple[int, ...], past: int, rng: np.random.Generator) -> Array:

@@ -246,8 +246,9 @@ class Loaded:
             except (CannotRun, ValueError) as reason:
                 reasons.append(str(reason))
                 continue
-            if self.small and not shapes and sizes != tries[-1]:
-                runs += self._run_single(items, tries[-1], seed)
+            if self.small and not shapes:
+                others = [single for single in sample.singles(items) if single != sizes]
+                runs += [run for single in others for run in self._run_single(items, single, seed)]
             return runs
         raise CannotRun(reasons[0])
 
