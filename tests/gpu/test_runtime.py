@@ -143,10 +143,10 @@ def test_torch_tensors(bundle: Path, cases: list[Case], graphs: bool) -> None:
         assert least_growth(engine, runs) < MEGABYTE
 
 
-def test_graphs_are_captured_after_layers_were_timed(tmp_path: Path) -> None:
+def test_graphs_are_captured_after_layers_were_timed(tmp_path: Path, bundle: Path) -> None:
     """Where the timed contexts are captured, TensorRT for RTX 1.4 ends the process in a few rounds.
 
-    One of the model's engines runs several times.
+    One of the model's engines runs several times; ``bundle`` is there for its skips.
     """
     path = tmp_path / "gpt2.opfuse"
     model = MODEL.with_name("gpt2_fp16.onnx")
