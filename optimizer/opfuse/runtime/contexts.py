@@ -6,7 +6,7 @@ dimensions in the model; what differs is where its tensors lie. One stream puts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ class Contexts:
         self._loader, self._engines = loader, engines
         self._contexts = {name: loader.context(engine) for name, engine in engines.items()}
         self._shapes: dict[str, tuple[Shape, ...]] = {}
+        self._given: Shapes | None = None
 
     def close(self) -> None:
         """Drop them; none may be running."""
@@ -39,6 +40,28 @@ class Contexts:
     def begin(self) -> None:
         """Shapes of other inputs follow."""
         self._shapes.clear()
+        self._given = None
+
+    def end(self, shapes: Shapes) -> None:
+        """Every engine has its shapes; they are these."""
+        self._given = shapes
+
+    def have(self, shapes: Shapes) -> bool:
+        """Whether these are the shapes, the same object, that all engines were given last."""
+        return self._given is shapes
+
+    def give(self, steps: Iterable[EngineStep], shapes: Shapes) -> None:
+        """Give the engines of all steps their shapes, where they have others.
+
+        Raises:
+            InputError: As `set` does.
+        """
+        if self.have(shapes):
+            return
+        self.begin()
+        for step in steps:
+            self.set(step, shapes)
+        self.end(shapes)
 
     def set(self, step: EngineStep, shapes: Shapes) -> int:
         """Give the engine of a step its shapes; the bytes of scratch memory that it asks for.

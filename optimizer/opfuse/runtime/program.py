@@ -159,7 +159,6 @@ class Place:
         self._max_graphs, self._max_layouts = max_graphs, max_layouts
         self._graphs: OrderedDict[tuple[Any, ...], int] = OrderedDict()
         self._layouts: OrderedDict[tuple[Any, ...], Layout] = OrderedDict()
-        self._set: Shapes | None = None
         self._warm: set[tuple[Any, ...]] = set()
         self._plugins: dict[int, Any] = {}
         program.cold.do(self._open)
@@ -223,16 +222,20 @@ class Place:
         Raises:
             EngineError: TensorRT, a plugin, or CUDA refuses.
         """
-        if layout.key in self._warm and self._set is layout.shapes:
-            self._enqueue(layout, bound, after)
+        if layout.key in self._warm and self._contexts.have(layout.shapes):
+            self._enqueue(self._contexts, layout, bound, after)
         else:
-            self.program.cold.do(lambda: self._enqueue(layout, bound, after))
+            self.program.cold.do(lambda: self._enqueue(self._contexts, layout, bound, after))
             self._warm.add(layout.key)
 
     def _enqueue(
-        self, layout: Layout, bound: Mapping[str, int], after: Callable[[int], None]
+        self,
+        contexts: Contexts,
+        layout: Layout,
+        bound: Mapping[str, int],
+        after: Callable[[int], None],
     ) -> None:
-        self._set_shapes(layout.shapes)
+        contexts.give(self.program.schedule.engines(), layout.shapes)
         where: dict[str | int, int] = {n: self._arena + at for n, at in layout.offsets.items()}
         where.update(self.program.constants)
         where.update(bound)
@@ -240,7 +243,7 @@ class Place:
             scratch = where.get(index, 0)
             if isinstance(step, EngineStep):
                 memory = scratch, layout.scratch.get(index, 0)
-                self._contexts.run(step, where, memory, self.stream, self.program.titles[index])
+                contexts.run(step, where, memory, self.stream, self.program.titles[index])
             elif isinstance(step, ViewStep):
                 where[step.outputs[0]] = where[step.inputs[0]]
             elif isinstance(step, CopyStep):
@@ -268,20 +271,15 @@ class Place:
         found: dict[int, list[tuple[str, float]]] = {}
 
         def timed() -> None:
-            kept = self._contexts, self._set
-            try:
-                with self._contexts.profiled() as (self._contexts, told):
-                    self._set = None
+            with self._contexts.profiled() as (contexts, told):
 
-                    def after(index: int) -> None:
-                        self.program.device.synchronize(self.stream)
-                        if isinstance(steps[index], EngineStep):
-                            found[index] = list(told)
-                        told.clear()
+                def after(index: int) -> None:
+                    self.program.device.synchronize(self.stream)
+                    if isinstance(steps[index], EngineStep):
+                        found[index] = list(told)
+                    told.clear()
 
-                    self._enqueue(layout, {}, after)
-            finally:
-                self._contexts, self._set = kept
+                self._enqueue(contexts, layout, {}, after)
 
         self.program.cold.do(timed)
         return found
@@ -304,7 +302,7 @@ class Place:
 
     def _capture(self, layout: Layout) -> int:
         def work() -> None:
-            self._enqueue(layout, {}, lambda step: None)
+            self._enqueue(self._contexts, layout, {}, lambda step: None)
 
         work()
         self.program.device.synchronize(self.stream)
@@ -321,7 +319,6 @@ class Place:
         shapes: dict[str, Shape] = dict(inputs)
         shapes |= {v.name: _fixed(v) for v in self.program.schedule.constants}
         scratch: dict[int, int] = {}
-        self._set = None
         self._contexts.begin()
         for index, step in enumerate(self.program.schedule.steps):
             if isinstance(step, EngineStep):
@@ -337,7 +334,7 @@ class Place:
                 size = self._infer_plugin(self._plugins[index], step, shapes)
             if size:
                 scratch[index] = size
-        self._set = shapes
+        self._contexts.end(shapes)
         return shapes, scratch
 
     def _infer_plugin(self, plugin: Any, step: PluginStep, shapes: dict[str, Shape]) -> int:
@@ -347,15 +344,6 @@ class Place:
                 raise EngineError(f"{step.node} gives {name!r} another type than the bundle says")
             shapes[name] = made.shape
         return int(plugin.workspace_size(read))
-
-    def _set_shapes(self, shapes: Shapes) -> None:
-        if self._set is shapes:
-            return
-        self._set = None
-        self._contexts.begin()
-        for step in self.program.schedule.engines():
-            self._contexts.set(step, shapes)
-        self._set = shapes
 
     def _lives(self, shapes: Shapes, scratch: Mapping[int, int], staged: bool) -> list[memory.Life]:
         schedule = self.program.schedule
