@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from opfuse.errors import EngineError, InputError, MissingComponent, OpfuseError
-from opfuse.runtime import alike, world
+from opfuse.runtime import agreement, world
 from opfuse.runtime.communicator import TIMED_OUT, WELL, Communicator
 from opfuse.runtime.meeting import LIMIT_S, Meeting, RankLost
 from opfuse.runtime.world import World
@@ -66,8 +66,8 @@ class Group:
             RankLost: They differ; the message says in what and which.
         """
         told = [json.loads(data) for data in self.share(json.dumps(dict(mine)).encode())]
-        if found := alike.difference(told):
-            raise RankLost(found, alike.TOGETHER)
+        if found := agreement.difference(told):
+            raise RankLost(found, agreement.TOGETHER)
 
     def share(self, mine: bytes, limit_s: float | None = None) -> list[bytes]:
         """What each rank gives, by rank; all of them have to call it.

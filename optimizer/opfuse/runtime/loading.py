@@ -12,7 +12,7 @@ from typing import Any
 
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.files import file_hash
-from opfuse.runtime import abi, alike, bundle, group, library
+from opfuse.runtime import abi, agreement, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
 from opfuse.runtime.program import MakeCopies, MakePlugin, Program
@@ -86,7 +86,7 @@ def _bundle(path: Path, plugins: Path | None, open_device: Callable[..., Device]
     members = group.join(rank.size, path)
     with members.telling():
         device = open_device(members.world.local_rank)
-        members.agree({**alike.facts(opened, rank), "gpu": group.gpu_name(device)})
+        members.agree({**agreement.facts(opened, rank), "gpu": group.gpu_name(device)})
         program = _opened(opened, plugins, lambda: device)
         if opened.lock.library:
             members.open(_library(opened, plugins))

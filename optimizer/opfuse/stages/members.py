@@ -13,7 +13,7 @@ from opfuse.engine import gpu
 from opfuse.errors import EngineError, InputError, MissingComponent
 from opfuse.files import is_module
 from opfuse.graph.collectives import refuse_ranks as refuse_ranks_of
-from opfuse.runtime import alike, world
+from opfuse.runtime import agreement, world
 from opfuse.runtime.bundle import Bundle, is_bundle, rank_in
 from opfuse.runtime.schedule import Schedule
 from opfuse.sharding.result import PLAN, plan_in, refuse_folders
@@ -147,11 +147,13 @@ def check(members: Members) -> tuple[dict[str, Any], Schedule]:
         if opened.rank is None:
             raise InputError(f"{path} is no rank's bundle", "build it from the rank's .onnx")
         if opened.rank.plan != members.sha256:
-            raise EngineError(f"{path} is of another plan than {members.folder}", alike.TOGETHER)
-        told.append(alike.facts(opened, opened.rank))
+            raise EngineError(
+                f"{path} is of another plan than {members.folder}", agreement.TOGETHER
+            )
+        told.append(agreement.facts(opened, opened.rank))
         schedules.append(opened.schedule)
-    if found := alike.difference(told):
-        raise EngineError(f"{members.folder}: {found}", alike.TOGETHER)
+    if found := agreement.difference(told):
+        raise EngineError(f"{members.folder}: {found}", agreement.TOGETHER)
     lock = opened.lock
     facts = {
         "plan": members.sha256,

@@ -1,4 +1,4 @@
-"""What has to be alike in the bundles of all ranks of one start, and what must not."""
+"""What the ranks of one start have to agree in of their bundles, and what each has for itself."""
 
 from __future__ import annotations
 
