@@ -1,35 +1,15 @@
-#include "hopper.cuh"
-#include "hopper_short.cuh"
+#include "hopper_middle.cuh"
 
 namespace opfuse {
-namespace {
-
-// From as many keys on, large tiles that stay pay for their start.
-constexpr int kManyKeys = 512;
-
-template <class T>
-cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    using Short = ShortShape<80, 1, 2, 2>;
-    if (a.keys < kManyKeys)
-        return only_scales(a) ? launch_scaled<T, Short>(a, stream)
-                              : launch_any<T, Short>(a, stream);
-    if (!only_scales(a))
-        return launch_hopper<T, HopperShape<80, 2, 128, 2, 1>, Scores::kAny>(a, stream);
-    using Many = HopperShape<80, 2, 128, 2, 2>;
-    return a.lengths.data ? launch_hopper<T, Many, Scores::kCounted>(a, stream)
-                          : launch_hopper<T, Many, Scores::kScaled>(a, stream);
-}
-
-}  // namespace
 
 template <>
 cudaError_t hopper_attention<80>(Attention const& a, __half, cudaStream_t stream) {
-    return launch<__half>(a, stream);
+    return launch_middle<__half, 80>(a, stream);
 }
 
 template <>
 cudaError_t hopper_attention<80>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch<__nv_bfloat16>(a, stream);
+    return launch_middle<__nv_bfloat16, 80>(a, stream);
 }
 
 }  // namespace opfuse
