@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import measure
+from benchmarks.graphs import Captured
 from opfuse.runtime import abi, library
 from opfuse.runtime.communicator import ENVIRONMENT, Communicator
 
@@ -77,16 +78,9 @@ class Group:
 
         ``launch(i)`` is the i-th.
         """
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            launch(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = [launch(index) for index in range(launches)]
-        times = [self._replay(graph, launches) for _ in range(REPLAYS + 2)]
-        late = [self._replay(graph, launches, turn) for turn in range(LATE_REPLAYS)]
-        del kept
+        graph = Captured(launch, launches, keep=True)
+        times = [self._replay(graph) for _ in range(REPLAYS + 2)]
+        late = [self._replay(graph, turn) for turn in range(LATE_REPLAYS)]
         slowest = torch.tensor(median(times[2:]), device="cuda")
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         # Who is not late counts the wait too; who is does not.
@@ -96,18 +90,13 @@ class Group:
             raise SystemExit("a rank was lost")
         return slowest.item(), punctual.max().item()
 
-    def _replay(self, graph: torch.cuda.CUDAGraph, launches: int, turn: int | None = None) -> float:
+    def _replay(self, graph: Captured, turn: int | None = None) -> float:
         """Microseconds a launch on this rank; ``turn`` says who begins late."""
         torch.cuda._sleep(HEAD_START_CYCLES)
         dist.all_reduce(self.meet)
         if turn is not None and turn % dist.get_world_size() == dist.get_rank():
             torch.cuda._sleep(LATE_CYCLES)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1000 / launches
+        return graph.microseconds()
 
 
 class Case:

@@ -21,34 +21,18 @@ class TorchRunner:
     """A function on the GPU, captured in a CUDA graph."""
 
     def __init__(self, work: Any) -> None:
-        import torch
+        from benchmarks.graphs import Captured
 
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                work()
-        torch.cuda.synchronize()
-        self._torch, self._graph = torch, torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._kept = work()
+        self._graph = Captured(lambda _: work(), warm_up=_WARM_UP, keep=True)
         self.run()
 
     def turn(self) -> list[float]:
         """Microseconds of single replays, by events around each."""
-        found = []
-        for _ in range(RUNS):
-            start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self._graph.replay()
-            end.record()
-            end.synchronize()
-            found.append(start.elapsed_time(end) * 1e3)
-        return found
+        return [self._graph.microseconds() for _ in range(RUNS)]
 
     def run(self) -> None:
         """Replay once and wait."""
-        self._graph.replay()
-        self._torch.cuda.synchronize()
+        self._graph.microseconds()
 
 
 def loaded(name: str, layers: int) -> tuple[dict[str, Runner], dict[str, Any]]:

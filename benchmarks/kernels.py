@@ -29,6 +29,7 @@ import triton
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 from benchmarks import measure
+from benchmarks.graphs import Captured
 from benchmarks.kernel_cases import CASES, Case, grid_cases
 from benchmarks.kernel_floors import NORMS, Floors
 from opfuse.runtime import abi, library
@@ -64,26 +65,14 @@ class Timer:
 
     def microseconds(self, launch: Launch, launches: int) -> float:
         """The time of one of ``launches`` launches; ``launch(i)`` is the i-th."""
-        with torch.cuda.stream(self.stream):
-            for index in range(3):
-                launch(index)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = [launch(index) for index in range(launches)]
+        graph = Captured(launch, launches, warm_up=3, stream=self.stream, keep=True)
         times = []
         for _ in range(REPLAYS + 1):
             # Read, not written: nothing has to be written back later.  Often: the graph has to be
             # there before this ends, or its own way to the GPU counts.
             for _ in range(FILLS):
                 self.other.sum()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / launches)
-        del kept
+            times.append(graph.microseconds())
         return median(times[1:])
 
 

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks import measure
+from benchmarks.graphs import Captured
 from benchmarks.kernels import environment
 from opfuse.runtime import abi, library
 
@@ -191,31 +192,13 @@ def contenders(handle: object, product: Product, t: Tensors) -> dict[str, Launch
     return found
 
 
-def captured(launch: Launch, launches: int) -> torch.cuda.CUDAGraph:
-    """A graph of some launches, warmed up."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        launch(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(launches):
-            launch(index)
-    return graph
-
-
-def times(graphs: Mapping[str, torch.cuda.CUDAGraph], launches: int) -> dict[str, float]:
+def times(graphs: Mapping[str, Captured]) -> dict[str, float]:
     """Microseconds of a launch of each; the first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(ROUNDS + 1):
         for name in random.sample(sorted(graphs), len(graphs)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(PAUSE_CYCLES)
-            start.record()
-            graphs[name].replay()
-            end.record()
-            end.synchronize()
-            found[name].append(start.elapsed_time(end) * 1000 / launches)
+            found[name].append(graphs[name].microseconds())
     return {name: median(measured[1:]) for name, measured in found.items()}
 
 
@@ -247,7 +230,7 @@ def measured(handle: object, product: Product, activation: str = "") -> list[dic
         if activation
         else contenders(handle, product, tensors)
     )
-    graphs = {name: captured(launch, launches) for name, launch in found.items()}
+    graphs = {name: Captured(launch, launches) for name, launch in found.items()}
     return [
         {
             "product": product.name,
@@ -256,7 +239,7 @@ def measured(handle: object, product: Product, activation: str = "") -> list[dic
             "tflops": product.operations / us / 1e6,
             "weight_tb_s": product.depth * product.width * 2 / us / 1e6,
         }
-        for name, us in times(graphs, launches).items()
+        for name, us in times(graphs).items()
     ]
 
 

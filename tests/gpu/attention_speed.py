@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.graphs import Captured
 from opfuse.runtime import abi, library
 from tests.gpu.attention_cases import Case, reference
 from tests.gpu.harness import Runner, described, torch
@@ -62,29 +63,13 @@ ROWS = [
 ]
 
 
-def captured(launch: Launch) -> torch.cuda.CUDAGraph | None:
+def captured(launch: Launch) -> Captured | None:
     """A graph of LAUNCHES, or None where one fails."""
     try:
-        launch(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for i in range(LAUNCHES):
-                launch(i)
+        return Captured(launch, LAUNCHES)
     except (RuntimeError, abi.PluginError) as error:
         print("failed:", str(error).splitlines()[0][:150], file=sys.stderr)
         return None
-    return graph
-
-
-def replayed(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of one launch in it, in microseconds."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1000 / LAUNCHES
 
 
 def medians(launches: dict[str, Launch]) -> dict[str, float]:
@@ -96,7 +81,7 @@ def medians(launches: dict[str, Launch]) -> dict[str, float]:
     for _ in range(WARM_UPS + REPLAYS):
         random.shuffle(order)
         for name in order:
-            times[name].append(replayed(graphs[name]))
+            times[name].append(graphs[name].microseconds())
     return {name: sorted(each[WARM_UPS:])[REPLAYS // 2] for name, each in times.items()}
 
 
