@@ -74,6 +74,13 @@ def hold(
         assert captured.call_count == 1
 
 
+def verified(file: Path, path: Path) -> None:
+    """The two commands draw lengths of their own, and time and compare the graph."""
+    assert opfuse.verify(file, path).passed
+    (measured,) = opfuse.bench(path, iterations=5, warm_up=2).engines
+    assert measured.graph.median_us > 0
+
+
 def lengths_up_to(keys: int, least: int = 0) -> list[list[int]]:
     """Numbers of keys of three batches in turn: all, one, none, odd, and all again."""
     few = max(keys // 2 | 1, 1)
@@ -145,7 +152,7 @@ def test_lengths_change_between_runs(tmp_path: Path, kind: str, size: int) -> No
             return {"y": np.tanh(np.nan_to_num(y) if standard else y)}
 
         hold(path, given, lambda lengths: {"n": lengths}, expected, lengths_up_to(keys))
-    assert opfuse.verify(tmp_path / "model.onnx", path).passed
+    verified(tmp_path / "model.onnx", path)
 
 
 def shapes(queries: int, keys: int, size: int, kv_heads: int) -> dict[str, tuple[int, ...]]:
@@ -205,7 +212,7 @@ def test_a_cache_that_fills_up(tmp_path: Path, size: int) -> None:
         return {"y": np.tanh(y.reshape(BATCH, 1, -1)), "nk": keys, "nv": values}
 
     hold(path, given, counted, expected, lengths_up_to(most, least=1))
-    assert opfuse.verify(tmp_path / "model.onnx", path).passed
+    verified(tmp_path / "model.onnx", path)
 
 
 def heads_of(rows: np.ndarray, size: int) -> np.ndarray:
