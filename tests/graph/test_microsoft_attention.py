@@ -188,6 +188,18 @@ LEFT = {
         "FlashAttention",
         "its output scores is needed",
     ),
+    "causal over other keys": (
+        "y = ms.MultiHeadAttention<num_heads=2, unidirectional=1>(q, k, v)",
+        {"inputs": QKV.replace("S, 8] q", "Q, 8] q"), "outputs": "T[B, Q, 8] y"},
+        "FlashAttention",
+        "is causal with Q queries and S keys",
+    ),
+    "values of another size in a cache": (
+        "y, new = ms.Attention<num_heads=2, qkv_hidden_sizes=[8, 8, 4]>(x, w)",
+        {"inputs": "T[B, S, 6] x", "outputs": "T[B, S, 4] y, T[2, B, 2, S, 4] new", "w": (6, 20)},
+        "FlashAttention",
+        "joins keys of 8 and values of 4 to one cache",
+    ),
     "ragged": (
         "y = ms.RotaryEmbedding<is_packed_batching=1>(x, p, c, s)",
         {"inputs": "T[B, 3, S, 8] x, int64[B, S] p", "c": (9, 4), "s": (9, 4)},

@@ -108,6 +108,10 @@ def mask_of(
     """Return what is added to the scores, or None."""
     mask = None if padding is None else _padding(e, padding, e.shape(q)[0], k)
     if e.integer("unidirectional"):
+        before = 0 if past is None else e.shape(past)[2]
+        queries, keys = e.shape(q)[2], e.shape(k)[2]
+        if keys != before + queries:  # of which onnxruntime shows all to the last query
+            raise Unclear(f"is causal with {queries} queries and {keys} keys")
         lowest = float(np.finfo(numpy_dtype(e.dtype(q)) or np.float32).min)
         seen = e.scalar(0.0, q) if mask is None else mask
         mask = e("Where", _visible(e, q, k, past), seen, e.scalar(lowest, q))
@@ -147,6 +151,8 @@ def _attention(e: Expansion) -> Results:
     mask = mask_of(e, q, k, e.get(3), e.get(5), past)
     present = None
     if len(e.node.outputs) > 1:
+        if widths[2] != widths[1]:
+            raise Unclear(f"joins keys of {widths[1]} and values of {widths[2]} to one cache")
         present = e("Concat", *(e("Unsqueeze", t, e.integers(0)) for t in (k, v)), axis=0)
     return attend(e, q, k, v, mask), present
 
