@@ -182,6 +182,12 @@ LEFT = {
         "FlashAttention",
         "mask m is (N), want lengths for batch B",
     ),
+    "a mask that stands for none": (
+        "y = ms.Attention<num_heads=2>(x, w, , m)",
+        {"inputs": "T[B, S, 6] x, int32[1, 1] m", "w": (6, 24)},
+        "FlashAttention",
+        "mask m is of 1 keys, want S",
+    ),
     "scores": (
         "y, nk, nv, scores = ms.MultiHeadAttention<num_heads=2>(q, k, v)",
         {"outputs": "T[B, S, 8] y, T[B, 2, S, S] scores"},

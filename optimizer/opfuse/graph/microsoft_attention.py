@@ -88,6 +88,8 @@ def _padding(e: Expansion, mask: gs.Tensor, batch: object, keys: gs.Tensor) -> g
             raise Unclear(f"mask {mask.name} is ({shape[0]}), want lengths for batch {batch}")
         lengths = e("Unsqueeze", e("Cast", mask, to=TensorProto.INT64), e.integers(1))
         seen = e("Less", e("Range", e.index(0), size_of(e, keys, 2), e.index(1)), lengths)
+    elif isinstance(shape[-1], int) and shape[-1] != e.shape(keys)[2]:  # [1, 1] stands for none
+        raise Unclear(f"mask {mask.name} is of {shape[-1]} keys, want {e.shape(keys)[2]}")
     elif e.dtype(mask) == TensorProto.BOOL:
         seen = mask
     else:
