@@ -232,6 +232,18 @@ def test_what_is_not_the_same_is_left(case):
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_as_many_positions_as_heads_are_left_where_they_are_not_swapped(name):
+    """Their shape is the same in either order."""
+    parts = {"q": (SWAP, TURN), "k": (SWAP, TURN), "v": (SWAP,)}
+    parts[name] = parts[name][1:] or ("OUT = Identity(IN)\n",)
+    text = packed(*parts.values(), counts=(4, 4, 4))
+    made = model(text, "T[B, 4, 5] x, T[4, 6] cos, T[4, 6] sin", "T q, T k, T v", {"w": (5, 72)})
+    outcome = fuse_model(made, library={"QkNormRope"})
+    assert "QkNormRope" not in outcome.counts
+    outcome.same({"B": 2})
+
+
 def test_two_layers_of_which_one_is_normed():
     """One op has one definition in a model, so the second keeps its parts."""
     second = NORMED

@@ -181,7 +181,8 @@ def _follow(work: Work, flat: gs.Tensor, packed: tuple[Dim, ...]) -> _Heads:
         left = [op for op in left if op != node.op and (node.op, op) != ("Rope", "RmsNorm")]
         nodes.append(node)
     out = nodes[-1].outputs[0]
-    if work.shape(out) != (batch, count, seq, size):
+    # As many heads as positions have one shape in either order.
+    if "Transpose" in left or work.shape(out) != (batch, count, seq, size):
         have = text(work.shape(out))
         raise Miss(f"{out.name} is {have}, want (batch, heads, seq, size)", nodes[-1])
     return _Heads(tuple(nodes), out, count, size)
