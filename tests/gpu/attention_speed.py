@@ -65,8 +65,8 @@ ROWS = [
 
 def captured(launch: Launch) -> Captured | None:
     """A graph of LAUNCHES, or None where one fails."""
-    try:
-        return Captured(launch, LAUNCHES)
+    try:  # on no stream more: behind eight of them every launch of a process takes longer
+        return Captured(launch, LAUNCHES, stream=torch.cuda.current_stream())
     except (RuntimeError, abi.PluginError) as error:
         print("failed:", str(error).splitlines()[0][:150], file=sys.stderr)
         return None
