@@ -32,8 +32,10 @@ def _on_a_gpu() -> None:
     pytest.importorskip("cuda.bindings")
 
 
-def built(folder: Path, made: onnx.ModelProto, most: Mapping[str, tuple[int, ...]]) -> Path:
-    """The bundle of a model, whose attention has lengths, beside it."""
+def built(
+    folder: Path, made: onnx.ModelProto, most: Mapping[str, tuple[int, ...]], heads: int
+) -> Path:
+    """The bundle of a model beside it; its attention has lengths, and so many heads of keys."""
     file = folder / "model.onnx"
     onnx.save(made, file)
     path = file.with_suffix(".opfuse")
@@ -45,7 +47,8 @@ def built(folder: Path, made: onnx.ModelProto, most: Mapping[str, tuple[int, ...
     except opfuse.MissingComponent as error:
         pytest.skip(f"not run: {error.what}")
     steps = Bundle.open(path).schedule.plugins()
-    assert [step.attributes["lengths"] for step in steps if step.op == "FlashAttention"] == [1]
+    (attention,) = [step.attributes for step in steps if step.op == "FlashAttention"]
+    assert (attention["lengths"], attention["kv_num_heads"]) == (1, heads)
     return path
 
 
@@ -143,7 +146,7 @@ def test_lengths_change_between_runs(tmp_path: Path, kind: str, size: int) -> No
     )
     made = model(text, inputs, weights={} if standard else WHOLE, dtype="float16", opset=24)
     most = shapes(*SHAPES[-1], size, heads)
-    path = built(tmp_path, made, {**most, "n": (BATCH,)})
+    path = built(tmp_path, made, {**most, "n": (BATCH,)}, heads)
     for seed, (queries, keys) in enumerate(SHAPES):
         given = drawn(seed, **shapes(queries, keys, size, heads))
 
@@ -180,11 +183,11 @@ def test_a_cache_that_fills_up(tmp_path: Path, size: int) -> None:
     angles = np.arange(most)[:, None] / 100.0 ** (np.arange(size // 2) / size)
     turns = {name: getattr(np, name)(angles).astype(np.float16) for name in ("cos", "sin")}
     of_q, of_k = (f"T[B, 1, {heads * size}]" for heads in (HEADS, KV_HEADS))
-    cache = f"T[B, {KV_HEADS}, P, {size}]"
+    cache, made_long = (f"T[B, {KV_HEADS}, {keys}, {size}]" for keys in "PN")
     made = model(
         CACHED,
-        f"{of_q} q, {of_k} k, {of_k} v, {cache} pk, {cache} pv, int64[B, P] held",
-        f"{of_q} y, {cache} nk, {cache} nv",
+        f"{of_q} q, {of_k} k, {of_k} v, {cache} pk, {cache} pv, int64[B, N] held",
+        f"{of_q} y, {made_long} nk, {made_long} nv",
         turns,
         dtype="float16",
         opset=20,
@@ -194,7 +197,7 @@ def test_a_cache_that_fills_up(tmp_path: Path, size: int) -> None:
         **dict.fromkeys("kv", (BATCH, 1, KV_HEADS * size)),
         **dict.fromkeys(("pk", "pv"), (BATCH, KV_HEADS, most, size)),
     }
-    path = built(tmp_path, made, {**own, "held": (BATCH, most)})
+    path = built(tmp_path, made, {**own, "held": (BATCH, most)}, KV_HEADS)
     given = drawn(0, **own)
 
     def counted(lengths: np.ndarray) -> Arrays:

@@ -116,6 +116,21 @@ FROM_MASK = """
 """
 
 
+@pytest.mark.parametrize(("name", "totals"), [("total_length", (7, 4)), ("N", (7, 4)), ("P", (6,))])
+def test_heads_stay_shared_whatever_the_keys_are_called(name, totals):
+    """The cache's output is named after the mask, than which it is longer where it has room."""
+    weights = {"one": np.array(1), "c": (64, 16), "s": (64, 16)}
+    outcome = fuse_model(
+        model(FROM_MASK, f"{Q}, {KV}, {CACHE}, int64[B, {name}] mask", OUTPUTS, weights),
+        library={"FlashAttention"},
+    )
+    assert outcome.attribute("FlashAttention", "kv_num_heads") == KV_HEADS
+    assert outcome.attribute("FlashAttention", "lengths") == 1
+    for total in totals:
+        mask = (np.arange(total) < np.array([[3], [total]])).astype(np.int64)
+        outcome.same({"B": 2, "S": 1, "P": 6, name: total}, mask=mask)
+
+
 @pytest.mark.parametrize("lengths", ["mask", "inputs"])
 def test_such_a_model_is_proven_whole(lengths):
     """Its numbers of keys have to agree with its cache, and padded rows are not specified."""

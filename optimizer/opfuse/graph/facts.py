@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -102,6 +102,20 @@ class Facts:
             if isinstance(dim, Sym) and not is_unknown(dim):
                 self._symbols |= dim.symbols()
         self._known[id(tensor)] = tensor, Fact(shape, elem_type(tensor.dtype))
+
+    def keep_shape(self, tensor: gs.Tensor, older: gs.Tensor) -> None:
+        """Give ``tensor``, which stands for ``older`` now, the sizes that ``older`` had.
+
+        Readers of ``older`` go by those, and what a model states of an output is not always so: a
+        cache that is longer than what it holds is still named after that. Sizes of ``older`` that
+        nothing is known of remain as ``tensor`` has them.
+        """
+        fact, kept = self._fact(tensor), self.shape(older)
+        if fact.shape is None or kept is None or len(fact.shape) != len(kept):
+            return
+        pairs = zip(fact.shape, kept, strict=True)
+        shape = tuple(stated if is_unknown(dim) else dim for stated, dim in pairs)
+        self._known[id(tensor)] = tensor, replace(fact, shape=shape)
 
     def equate(self, equal: Mapping[str, Dim], inputs: Iterable[gs.Tensor]) -> None:
         """Begin again from the graph's inputs, knowing what some of their symbols are."""

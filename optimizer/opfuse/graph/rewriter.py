@@ -86,6 +86,7 @@ class Rewriter:
         list.clear(result.inputs)
         list.append(old.inputs, source)
         self.facts.infer(source)
+        self.facts.keep_shape(old, result)
         return True
 
     def become_identities(self, node: gs.Node, first: gs.Tensor, *others: gs.Tensor | None) -> None:
