@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.fusions.test_attention import HEAD, LOWEST, SIZES, TAIL, attention, fully_masked
+from tests.small import compare, draw, session
 
 FILLED = HEAD + "filled = Where(keep, scores, {})\nlogits = Add(filled, mask)\n" + TAIL
 CLAMPED = HEAD + "masked = Add(scores, mask)\nlogits = {}\n" + TAIL
@@ -27,6 +28,17 @@ def test_a_mask_that_is_added_to_filled_scores(fill):
     if fill == "-inf":
         keep[0, 0, -1, 0] = True  # a row without any key is NaN there
     outcome.same({"B": 2, "Q": 5, "K": 5}, keep=keep, mask=one_key_masked())
+
+
+def test_what_is_below_the_steps_of_fp16_is_not_stretched():
+    """Where fp16 is computed in fp32, as onnxruntime does, it would choose one hidden key."""
+    outcome = attention(FILLED.format("-65504.0"), INPUTS, dtype="float16")
+    feeds = draw(outcome.before, {"B": 2, "Q": 5, "K": 5}, 0) | {
+        "keep": np.zeros((2, 1, 5, 5), bool)
+    }
+    (have,) = session(outcome.after).run(None, feeds)
+    want = feeds["v"].astype(np.float32).mean(-2, keepdims=True)
+    compare("y", np.broadcast_to(want, have.shape).astype(np.float16), have)
 
 
 def test_a_fill_that_the_mask_may_lower_is_refused():

@@ -17,6 +17,7 @@ from opfuse.graph.fusion import Found, Miss, NewNode
 
 REACHABLE = -6e4  # scores above this may compete with a finite fill
 _STRETCH = 5.19e33  # the lowest number of fp32 over that of fp16, rounded towards zero
+_STEP = 32.0  # between numbers of fp16 that low
 
 
 def key_of(
@@ -213,15 +214,22 @@ def _where(
 
 
 def _widened(found: Found, mask: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
-    """Return an fp16 mask in fp32, what masks in it as near to the lowest number as it was."""
+    """Return an fp16 mask in fp32, what masks in it as near to the lowest number as it was.
+
+    It is rounded once more to numbers that fp16 has: what computes the sums that made it in fp32,
+    as onnxruntime does, would have small differences stretched too.
+    """
     work, wide = found.work, onnx.TensorProto.FLOAT
-    factor = np.array(_STRETCH, np.float32)
-    cast, far, out = (work.fresh(mask, name, wide) for name in ("wide", "far", "stretched"))
+    names = ("wide", "steps", "whole_steps", "far", "stretched")
+    cast, steps, whole, far, out = (work.fresh(mask, name, wide) for name in names)
     masks = work.fresh(mask, "masks", onnx.TensorProto.BOOL)
-    limit = work.constant(mask, "limit", np.array(REACHABLE, np.float32))
+    numbers = ("limit", REACHABLE), ("step", _STEP), ("factor", _STRETCH * _STEP)
+    limit, step, factor = (work.constant(mask, n, np.array(x, np.float32)) for n, x in numbers)
     made.append(NewNode("Cast", (mask,), (cast,), {"to": wide}, ""))
     made.append(NewNode("LessOrEqual", (cast, limit), (masks,), {}, ""))
-    made.append(NewNode("Mul", (cast, work.constant(mask, "factor", factor)), (far,), {}, ""))
+    made.append(NewNode("Div", (cast, step), (steps,), {}, ""))
+    made.append(NewNode("Round", (steps,), (whole,), {}, ""))
+    made.append(NewNode("Mul", (whole, factor), (far,), {}, ""))
     made.append(NewNode("Where", (masks, far, cast), (out,), {}, ""))
     return out
 
