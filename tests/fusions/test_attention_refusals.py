@@ -18,6 +18,9 @@ CAPPED = HEAD + "ratio = Div(scores, 3.0)\nbent = Tanh(ratio)\nlogits = Mul(bent
         (CAPPED.format("5.0"), "logits", "divides by 3 before tanh and multiplies by 5"),
         (CAPPED.format("-3.0"), "logits", "divides by 3 before tanh and multiplies by -3"),
         (PLAIN.replace("0.25", "0.0"), "raw", "the scale is 0"),
+        (PLAIN.replace("0.25", "-3.4028235e38"), "raw", "the scale is -3.4"),
+        (PLAIN.replace("Mul(raw, 0.25)", "Div(raw, 0.0)"), "raw", "the scale is inf"),
+        (CAPPED.replace("scores, 3.0", "scores, 0.0").format("3.0"), "logits", "divides by 0"),
     ],
 )
 def test_refused_with_its_reason(text, node, reason):

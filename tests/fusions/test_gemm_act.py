@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.fusions.spellings import GELU, GELU_TANH, QUICK_GELU, RELU, SILU, every, spell
@@ -29,6 +31,18 @@ def test_every_activation_fuses(kind, text):
     assert outcome.ops == ["GemmAct"]
     assert outcome.attribute("GemmAct", "activation") == kind.encode()
     outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(("kind", "text"), [pair for pair in KINDS if pair[0] != "relu"])
+def test_an_activation_of_the_layer_with_and_without_its_bias_is_refused(kind, text):
+    """Each place that reads h may read the product alone."""
+    spelt = spell(text, "h", "y")
+    places = [match.start() for match in re.finditer(r"(?<=[(\s])h(?=[,)])", spelt)]
+    for place in places if len(places) > 1 else ():
+        mixed = f"{spelt[:place]}h0{spelt[place + 1 :]}"
+        outcome = gemm_act(LINEAR["biased"] + mixed)
+        assert "GemmAct" not in outcome.counts, mixed
+        outcome.same(*SIZES)
 
 
 @pytest.mark.parametrize("linear", LINEAR)

@@ -202,3 +202,10 @@ def test_an_input_that_is_wide_of_its_own_is_refused():
     outcome = rms_norm(text + "narrow = Cast<to=10>(unit)\ny = Mul(gamma, narrow)", dtype="float16")
     outcome.refused("RmsNorm", "y", "has another type than its input")
     outcome.same(*SIZES)
+
+
+def test_axes_that_are_sizes_are_refused():
+    """They are known by name alone, as those of the input are."""
+    text = spelt().replace("ReduceMean<axes=[-1]>(square)", "ReduceMean(square, axes)")
+    outcome = rms_norm("axes = Shape<start=1, end=2>(x)\n" + text, opset=18)
+    outcome.refused("RmsNorm", "mean", "reduces over axes None, want the last of 3")

@@ -145,6 +145,23 @@ def test_optional_nodes(cast):
     assert find(pattern, node("Sqrt", source)) is None
 
 
+def test_one_set_of_alternatives_is_one_tensor():
+    """x * sigmoid(x) of x = a + b, or of a."""
+    a, x = var("a"), any_of(op.Add(op.Neg(Var("a")), Const("b")), op.Neg(Var("a")))
+    pattern = op.Mul(x, op.Sigmoid(x))
+    plain = node("Neg", a)
+    biased = node("Add", plain, const("b"))
+    for one, two in itertools.product((plain, biased), repeat=2):
+        found = find(pattern, node("Mul", one, node("Sigmoid", two)))
+        assert (found is not None) == (one is two)
+
+
+def test_a_cast_may_be_in_one_place_alone():
+    x = var("x")
+    wide = maybe_cast(Var("x"))
+    assert find(op.Mul(wide, op.Neg(wide)), node("Mul", x, node("Neg", node("Cast", x))))
+
+
 @pytest.mark.parametrize("failing_first", [True, False])
 def test_no_binding_leaks_whatever_the_order_of_consumers(failing_first):
     """The order in which a tensor's readers were added decides nothing (style.md 1.1)."""

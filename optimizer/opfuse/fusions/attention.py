@@ -31,6 +31,7 @@ from opfuse.fusions.guards import (
     last_axis,
     may_equal,
     same_type,
+    scale_of,
     static,
     text,
 )
@@ -39,6 +40,8 @@ from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
 
 __all__ = ["DEFINITION", "FUSION"]
+
+_LARGEST = 65504.0  # scale, that of fp16: with more, scores leave their type here or there
 
 
 def scaled(x: Pattern, name: str) -> Pattern:
@@ -147,13 +150,8 @@ def _score_space(found: Found) -> Shape:
 def _attributes(found: Found, heads: int, kv_heads: int) -> dict[str, object]:
     if heads % kv_heads:
         raise Miss(f"{heads} heads do not divide by {kv_heads}", found.anchor)
-    scale = 1.0
-    for name in ("q", "k", "scores"):
-        if found.has(f"{name}_times"):
-            scale *= found.scalar(f"{name}_times")
-        if found.has(f"{name}_over"):
-            scale /= found.scalar(f"{name}_over")
-    if not math.isfinite(scale) or scale == 0:
+    scale = scale_of(found, "q", "k", "scores")
+    if not 0 < abs(scale) < _LARGEST:
         raise Miss(f"the scale is {scale}", found.node(scores))
     if found.has("zero") and found.scalar("zero") != 0:
         raise Miss("its NaN guard writes something but 0", found.reader(found["zero"]))
@@ -190,9 +188,8 @@ def _softcap(found: Found) -> float:
     if not found.has("softcap"):
         return 0.0
     cap = found.scalar("softcap")
-    over = found.scalar("cap_over") if found.has("cap_over") else 1.0
-    if found.has("cap_times"):
-        over = 1 / found.scalar("cap_times") if found.scalar("cap_times") else math.inf
+    ratio = scale_of(found, "cap")
+    over = 1 / ratio if ratio else math.inf
     if not is_close(found, "softcap", over) or cap <= 0:
         raise Miss(f"divides by {over:g} before tanh and multiplies by {cap:g}", found.node(bent))
     return cap

@@ -80,6 +80,18 @@ def is_close(found: Found, name: str, want: float) -> bool:
     return math.isclose(found.scalar(name), want, rel_tol=tolerance)
 
 
+def scale_of(found: Found, *names: str) -> float:
+    """Return the product of what patterns ``scaled`` multiply with and divide by; inf over 0."""
+    scale = 1.0
+    for name in names:
+        if found.has(f"{name}_times"):
+            scale *= found.scalar(f"{name}_times")
+        if found.has(f"{name}_over"):
+            over = found.scalar(f"{name}_over")
+            scale = scale / over if over else math.inf
+    return scale
+
+
 def axes_of(work: Work, node: gs.Node) -> list[int] | None:
     """Return the axes of a Reduce node, from its attribute or its input; None where unknown."""
     if "axes" in node.attrs:
@@ -87,7 +99,9 @@ def axes_of(work: Work, node: gs.Node) -> list[int] | None:
     if len(node.inputs) < 2 or node.inputs[1].is_empty():
         return None
     values = work.facts.value(node.inputs[1])
-    return None if values is None else [int(axis) for axis in values.reshape(-1)]
+    axes = [] if values is None else list(values.reshape(-1))
+    known = values is not None and all(isinstance(axis, int) for axis in axes)
+    return axes if known else None
 
 
 def reduces_last(work: Work, node: gs.Node, rank: int) -> None:

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions.attention import scaled
 from opfuse.fusions.attention_body import add_mask, causal, unify_masks
 from opfuse.fusions.attention_operands import mask_of
-from opfuse.fusions.guards import floating, known_casts, last_axis
+from opfuse.fusions.guards import floating, known_casts, last_axis, scale_of
 from opfuse.graph.definition import Definition, Uses
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Facts, Shape
@@ -93,9 +93,7 @@ def _not_masked_before(found: Found) -> None:
 
 
 def _scale(found: Found) -> float:
-    scale = found.scalar("scores_times") if found.has("scores_times") else 1.0
-    if found.has("scores_over"):
-        scale /= found.scalar("scores_over")
+    scale = scale_of(found, "scores")
     if not math.isfinite(scale) or scale == 0:
         raise Miss(f"the scale is {scale}", found.node(softmax))
     return scale

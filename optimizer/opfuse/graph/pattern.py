@@ -63,10 +63,15 @@ class Out:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """The first alternative that leads to a whole match; its label is bound to ``name``."""
+    """The first alternative that leads to a whole match; its label is bound to ``name``.
+
+    Attributes:
+        whole: It stands for one tensor, wherever it is written in a pattern.
+    """
 
     name: str
     options: tuple[tuple[str, Pattern], ...]
+    whole: bool = True
 
 
 Pattern: TypeAlias = Var | Op | Out | OneOf
@@ -100,8 +105,8 @@ def one_of(name: str, **options: Pattern) -> OneOf:
 
 
 def maybe_cast(x: Pattern) -> OneOf:
-    """Match ``x``, with or without a Cast behind it."""
-    return any_of(op.Cast(x), x)
+    """Match ``x``, with or without a Cast behind it, here so and there so."""
+    return OneOf("", (("", op.Cast(x)), ("", x)), whole=False)
 
 
 Bindings = Mapping[object, object]
@@ -220,13 +225,21 @@ class Matcher:
             if env.get(pattern.name, tensor) is tensor:
                 yield {**env, pattern.name: tensor}
         elif isinstance(pattern, OneOf):
-            for label, option in pattern.options:
-                known = {**env, pattern.name: label} if pattern.name else env
-                yield from self._bind(option, tensor, known)
+            yield from self._bind_one(pattern, tensor, env)
         elif isinstance(pattern, Out):
             yield from self._bind_node(pattern.node, producer(tensor), env)
         else:
             yield from self._bind_node(pattern, producer(tensor), env)
+
+    def _bind_one(self, pattern: OneOf, tensor: gs.Tensor, env: Bindings) -> Iterator[Bindings]:
+        if pattern in env:
+            if env[pattern] is tensor:
+                yield env
+            return
+        known = {**env, pattern: tensor} if pattern.whole else env
+        for label, option in pattern.options:
+            named = {**known, pattern.name: label} if pattern.name else known
+            yield from self._bind(option, tensor, named)
 
     def _bind_node(self, pattern: Op, node: gs.Node | None, env: Bindings) -> Iterator[Bindings]:
         if node is None:
