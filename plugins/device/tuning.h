@@ -68,8 +68,8 @@ inline constexpr int kLanesOfPart = 256, kItemsOfPart = 4, kBlocksOfPart = 4;
 // Of two launches, the most blocks on a multiprocessor up to which it has room for no more
 // (launch.cuh): with a block a row, and of kernels that take vector by vector.  64 rows (4096) take
 // 1.30, 1.53, 1.69, and 1.36 (RmsNorm, AddRmsNorm, AddLayerNorm, GatedAct), not 1.50, 1.80, 1.79,
-// and 1.44; QkNormRope of 64 tokens (6144) 1.95, not 2.16.  With two blocks 96 rows of RmsNorm take
-// 1.78, not 1.67; with eight, 128 of GatedAct 1.95, not 1.90.
+// and 1.44.  With two blocks 96 rows of RmsNorm take 1.78, not 1.67; with eight, 128 of GatedAct
+// 1.95, not 1.90.
 inline constexpr int kMostShareOfRows = 1, kMostShareOfVectors = 6;
 // And the most of a hundred multiprocessors that such launches of rows may leave over: AddLayerNorm
 // of 48 rows, which leave 36 of 132, takes 1.78 so, not 1.68; 40, which leave 12, 1.50, not 1.64.
