@@ -11,6 +11,7 @@ from tests.small import fuse_model, model
 
 QKV = "T[B, 4, Q, 6] q, T[B, 4, K, 6] k, T[B, 4, K, 6] v"
 SELF = QKV.replace("Q", "K")
+HAS_PADDING = pytest.mark.skipif(onnx.defs.onnx_opset_version() < 25, reason="no opset 25")
 SIZES = ({"B": 2, "Q": 5, "K": 5}, {"B": 1, "Q": 1, "K": 7}, {"B": 3, "Q": 4, "K": 1})
 SQUARE = ({"B": 2, "K": 5}, {"B": 1, "K": 1})
 
@@ -119,14 +120,26 @@ def test_a_mask_of_one_key_is_told():
     outcome.refused("FlashAttention", "y", "ends after 1 of K keys")
 
 
-def test_a_mask_that_may_end_before_the_keys_is_refused():
-    """One key of a mask is broadcast up to ai.onnx 23, and then the only one that is seen."""
-    made = model("y = Attention(q, k, v, mask)", QKV + ", T[B, 1, Q, W] mask", opset=24)
+@HAS_PADDING
+@pytest.mark.parametrize("kind", ["bool", "T"])
+def test_a_mask_may_end_before_the_keys(kind):
+    """It hides those behind it; onnxruntime computes that from ai.onnx 25 on."""
+    text = "y = Attention(q, k, v, mask)"
+    made = model(text, f"{QKV}, {kind}[B, 1, Q, W] mask", opset=25)
     outcome = fuse_model(made)
-    outcome.refused("FlashAttention", "y", "ends after W of K keys")
-    assert any("name its size" in miss.advice for miss in outcome.fused.misses)
-    before = attention(", mask", inputs="T[B, 1, Q, W] mask")
-    assert before.counts == {"FlashAttention": 1}
+    assert outcome.counts == {"FlashAttention": 1}
+    assert "Pad" in outcome.ops
+    for keys in (1, 4, 7):
+        mask = np.random.default_rng(keys).integers(0, 2, (2, 1, 5, keys)).astype(bool)
+        mask[..., 0] = True
+        mask[0, 0, 0] = False
+        drawn = mask if kind == "bool" else np.where(mask, 0.5, -np.inf).astype(np.float32)
+        outcome.same({"B": 2, "Q": 5, "K": 7, "W": keys}, mask=drawn)
+
+
+def test_a_mask_of_as_many_keys_by_name_is_not_padded():
+    made = model("y = Attention(q, k, v, mask)", QKV + ", T[B, 1, Q, K] mask", opset=24)
+    assert fuse_model(made).ops == ["FlashAttention"]
 
 
 def test_heads_side_by_side():

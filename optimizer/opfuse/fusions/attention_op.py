@@ -37,7 +37,8 @@ def _build(found: Found) -> Replacement:
     left, triangle, spread = _given(found, space), 0, list[gs.Node]()
     if lengths is None and not window:  # with which a triangle of all keys would stand elsewhere
         left, triangle, spread = constant_mask.settled(found.work, left, space)
-    trailing = [*_additive(found, left, dtype, made), *([] if lengths is None else [lengths])]
+    mask = _of_all_keys(found, _additive(found, left, dtype, made), left, keys, made)
+    trailing = [*mask, *([] if lengths is None else [lengths])]
     size = static(found.shape("q")[3], "the head size", node)
     attrs = {
         "num_heads": heads,
@@ -109,9 +110,7 @@ def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
         return ()
     fits(found, tensors[3], space)
     last = (found.work.shape(tensors[3]) or (1,))[-1]
-    # It hides the keys past its end, where it was broadcast before.
-    shorter = isinstance(last, int) or found.work.opset >= _PADDED
-    if shorter and last != space[3]:
+    if isinstance(last, int) and last != space[3]:  # keys past its end are hidden (ai.onnx 24)
         raise Miss(f"mask {tensors[3].name} ends after {last} of {space[3]} keys", found.anchor)
     return (tensors[3],)
 
@@ -128,6 +127,35 @@ def _additive(
     mask = found.work.fresh(tensor, "additive", dtype)
     made.append(NewNode("Where", (tensor, zero, minus_inf), (mask,), {}, ""))
     return (mask,)
+
+
+def _of_all_keys(
+    found: Found,
+    mask: tuple[gs.Tensor, ...],
+    given: tuple[gs.Tensor, ...],
+    keys: Dim,
+    made: list[NewNode],
+) -> tuple[gs.Tensor, ...]:
+    """Return a mask that hides the keys past its end, where its size may be another than theirs."""
+    work = found.work
+    shape = work.shape(given[0]) if given else None
+    if shape is None or work.opset < _PADDED or shape[-1] == keys:
+        return mask
+    (tensor,) = mask
+    int64 = onnx.TensorProto.INT64
+    have, want, missing, pads = (
+        work.fresh(tensor, name, int64) for name in ("size", "keys", "missing", "pads")
+    )
+    others = work.constant(tensor, "others", np.zeros(2 * len(shape) - 1, np.int64))
+    kind = onnx.helper.tensor_dtype_to_np_dtype(work.dtype(tensor) or 1)
+    minus_inf = work.constant(tensor, "hidden", np.array(-np.inf, kind))
+    padded = work.fresh(tensor, "of_all_keys")
+    made.append(NewNode("Shape", (tensor,), (have,), {"start": -1}, ""))
+    made.append(NewNode("Shape", (found["k"],), (want,), {"start": 2, "end": 3}, ""))
+    made.append(NewNode("Sub", (want, have), (missing,), {}, ""))
+    made.append(NewNode("Concat", (others, missing), (pads,), {"axis": 0}, ""))
+    made.append(NewNode("Pad", (tensor, pads, minus_inf), (padded,), {}, ""))
+    return (padded,)
 
 
 FUSION = Fusion("FlashAttention", ("Attention",), y, _build)
