@@ -90,6 +90,12 @@ def test_a_fully_masked_row_gives_zeros(kind):
     outcome.same({"B": 2, "Q": 5, "K": 5}, mask=mask)
 
 
+def test_what_is_neither_causal_nor_not_is_refused():
+    """onnxruntime takes 1 alone for causal, ONNX's own evaluator anything but 0."""
+    outcome = attention(attributes="<is_causal=-1>", qkv=SELF)
+    outcome.refused("FlashAttention", "y", "has is_causal=-1")
+
+
 def test_causal_over_other_keys_is_refused():
     outcome = attention(attributes="<is_causal=1>")
     outcome.refused("FlashAttention", "y", "is causal with Q queries and K keys")

@@ -82,7 +82,10 @@ def _band(found: Found, queries: Dim, keys: Dim, *, counted: bool) -> tuple[int,
     """
     node = found.anchor
     left, right = (int(node.attrs.get(name, -1)) for name in WINDOW)
-    causal = int(bool(node.attrs.get("is_causal", 0)) or right == 0)
+    asked = int(node.attrs.get("is_causal", 0))
+    if asked not in (0, 1):  # of which some see a triangle, and others all keys
+        raise Miss(f"has is_causal={asked}", node, "write is_causal as 0 or 1")
+    causal = int(asked or right == 0)
     if not causal and left != right:
         raise Miss(f"sees keys from {left} behind to {right} ahead of a query", node)
     if (causal or left >= 0) and not counted and queries != keys:
