@@ -81,6 +81,13 @@ def test_a_cache_that_is_longer_than_what_it_holds():
     fused(FLAGS["rotated"]).same({"B": 1, "S": 1, "P": 9}, **lengths(4, total=4))
 
 
+def test_a_bias_of_fewer_keys_than_the_cache():
+    inputs = f"{Q}, {KV}, {CACHE}, {LENGTHS}, T[1, {HEADS}, S, W] bias"
+    outcome = fused(inputs=inputs, last=", , bias")
+    outcome.same({"B": 1, "S": 1, "P": 9, "W": 4}, **lengths(4, total=4))
+    outcome.same({"B": 1, "S": 1, "P": 4, "W": 5}, **lengths(5, total=5))
+
+
 def test_lengths_that_differ():
     outcome = fused(FLAGS["rotated"])
     outcome.same({"B": 2, "S": 1, "P": 6}, **lengths(4, 7, total=7))

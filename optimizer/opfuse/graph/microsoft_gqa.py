@@ -108,7 +108,17 @@ def _mask(e: Expansion, q: gs.Tensor, k: gs.Tensor, places: gs.Tensor) -> gs.Ten
         seen = e("And", seen, e("Greater", columns, e("Sub", rows, e.index(window))))
     mask = e("Where", seen, e.scalar(0.0, q), e.scalar(-math.inf, q))
     bias = e.get(_BIAS)
-    return mask if bias is None else e("Add", bias, mask)
+    return mask if bias is None else e("Add", _of_all_keys(e, bias, k), mask)
+
+
+def _of_all_keys(e: Expansion, bias: gs.Tensor, k: gs.Tensor) -> gs.Tensor:
+    """Return a bias as long as the cache; it has no more than the keys that may be seen."""
+    shape = e.shape(bias)
+    if shape[-1] == e.shape(k)[2]:
+        return bias
+    missing = e("Sub", e("Shape", k, start=2, end=3), e("Shape", bias, start=-1))
+    none = e.integers(*[0] * (2 * len(shape) - 1))
+    return e("Pad", bias, e("Concat", none, missing, axis=0))
 
 
 def _repeated(e: Expansion, x: gs.Tensor, group: int) -> gs.Tensor:
