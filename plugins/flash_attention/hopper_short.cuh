@@ -232,27 +232,37 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
     int const head_index = blockIdx.x / tiles;
     // Of causal tiles, those with the most keys go first.
     int const first_row = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * S::kRows;
+    constexpr bool kCounts = kScores == Scores::kCounted;
+    auto const blocks_of = [&](auto const& count) {
+        KeyRange const any_sees =
+            keys_of_any(a, count, first_row, min(first_row + S::kRows, a.queries) - 1);
+        int const begin = any_sees.begin / S::kKeys;
+        return KeyRange{begin, max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys)};
+    };
+    KeyRange blocks{};
+    if constexpr (!kCounts) blocks = blocks_of(AllKeys{});
     int const batch = head_index / a.heads, head = head_index % a.heads;
     int const kv_head = head / (a.heads / a.kv_heads);  // once: a division is slow
+    ShortTile<T, S, kScores> tile{
+        a,       maps,      barriers,     q,          k,       v, batch, head,
+        kv_head, first_row, blocks.begin, blocks.end, key_mask};
     if (threadIdx.x == 0) {
         prefetch_maps(maps);
         barriers.init();
     }
     device::wait_in_turn();
-    KeyRange const any_sees =
-        keys_of_any(a, keys_of_batch_if<kScores == Scores::kCounted>(a, batch), first_row,
-                    min(first_row + S::kRows, a.queries) - 1);
-    int const begin = any_sees.begin / S::kKeys;
-    int const end = max(begin, (any_sees.end + S::kKeys - 1) / S::kKeys);
-    ShortTile<T, S, kScores> tile{a,    maps,    barriers,  q,     k,   v,       batch,
-                                  head, kv_head, first_row, begin, end, key_mask};
+    if constexpr (kCounts) {  // only here: what the launch ahead writes may be the numbers of keys
+        blocks = blocks_of(keys_of_batch(a, batch));
+        tile.begin = blocks.begin, tile.end = blocks.end;
+    }
     if (threadIdx.x == 0) {
-        if (begin < end) tile.load_first();
+        if (blocks.begin < blocks.end) tile.load_first();
     }
     if constexpr (kScores == Scores::kKeyMask) {
         int const keys = read_key_mask<T, S>(key_mask, a, mask_start(a, batch, head, 0));
         // What is on its way is waited for.
-        tile.end = min(end, max((keys + S::kKeys - 1) / S::kKeys, begin + S::kStages));
+        tile.end =
+            min(blocks.end, max((keys + S::kKeys - 1) / S::kKeys, blocks.begin + S::kStages));
     } else {
         __syncthreads();
     }
