@@ -165,7 +165,7 @@ def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: t
 
 def main() -> None:
     """One line for each row; arguments are plugin libraries (default: the installed one)."""
-    paths = [Path(argument) for argument in sys.argv[1:]] or [library.find()]
+    paths = [Path(argument).resolve() for argument in sys.argv[1:]] or [library.find()]
     runners = {path.stem: Runner(path) for path in paths}
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, ", end="")
     print(f"cuDNN {torch.backends.cudnn.version()}")
