@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.fusions.test_position_masks import ALIBI, CORE, NUMBERS, QKV, STEPS
@@ -254,3 +255,17 @@ def test_it_is_proven(monkeypatch, case):
 def test_a_wrong_definition_is_refuted(monkeypatch, case, right, wrong):
     found = proof(monkeypatch, case, right, wrong)
     assert [failure.kind for failure in found.failed] == ["FlashAttention"]
+
+
+def test_an_operator_of_another_domain_says_nothing_by_its_name():
+    text = "logits = Where(causal, scores, -inf)"
+    made = model(STEPS + CORE.format(text), QKV, weights=NUMBERS)
+    (compares,) = [node for node in made.graph.node if "causal" in node.output]
+    compares.domain = "custom"
+    made.opset_import.append(onnx.helper.make_opsetid("custom", 1))
+    shapes = {"causal": (onnx.TensorProto.BOOL, ["S", "S"]), "logits": (1, ["B", 4, "S", "S"])}
+    for name, (kind, shape) in shapes.items():
+        made.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    outcome = fuse_model(made, library={"FlashAttention"})
+    assert outcome.counts == {"FlashAttention": 1}
+    assert seen(outcome) == (4, 0, 0)

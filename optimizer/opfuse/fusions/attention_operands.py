@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.guards import FLOATS, may_broadcast, static, text
 from opfuse.fusions.repeat_kv import unrepeat
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker, producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Miss, NewNode
 
@@ -29,7 +29,7 @@ def key_of(
     one.
     """
     swap = (*range(rank - 2), rank - 1, rank - 2)
-    node = producer(kt)
+    node = maker(kt)
     perm = () if node is None or node.op != "Transpose" else tuple(node.attrs.get("perm", ()))
     if node is None or len(perm) != rank:
         source, turn, taken = kt, swap, []

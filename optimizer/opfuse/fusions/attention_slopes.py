@@ -21,7 +21,7 @@ from opfuse.fusions.guards import FLOATS
 from opfuse.fusions.position_masks import nodes_behind
 from opfuse.fusions.positions import LAYOUT, SMALL, Line, Lines
 from opfuse.graph.dims import Dim
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Miss, NewNode, Work
 from opfuse.graph.weights import load
@@ -59,8 +59,8 @@ class _Ramps:
             return _Ramp(np.ones(()), line)
         if isinstance(tensor, gs.Constant):
             return self._constant(tensor)
-        node = producer(tensor)
-        if node is None or node.domain:
+        node = maker(tensor)
+        if node is None:
             return None
         if node.op == "Mul":
             return self._product(*node.inputs) or self._product(*reversed(node.inputs))
@@ -244,8 +244,8 @@ def only_known(
 
 def _summands(tensor: gs.Tensor) -> list[gs.Tensor]:
     """Return what Adds sum up to make ``tensor``."""
-    node = producer(tensor)
-    if node is None or node.op != "Add" or node.domain:
+    node = maker(tensor)
+    if node is None or node.op != "Add":
         return [tensor]
     return [part for each in node.inputs for part in _summands(each)]
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.attention_operands import REACHABLE
 from opfuse.graph import weights
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 
@@ -63,7 +63,7 @@ def _values(work: Work, tensor: gs.Tensor, nodes: dict[int, gs.Node]) -> np.ndar
     """Return what a tensor of constants holds, before it is spread; None where it is computed."""
     if isinstance(tensor, gs.Constant):
         return np.asarray(weights.load(tensor, work.base_dir)) if _small(tensor) else None
-    node = producer(tensor)
+    node = maker(tensor)
     if node is None or node.op not in (*_OPS, "Expand"):
         return None
     nodes[id(node)] = node

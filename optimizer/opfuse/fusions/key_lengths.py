@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.position_masks import COMPARISONS
 from opfuse.fusions.positions import INTEGERS, LAYOUT, Line, Lines
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 
@@ -54,8 +54,8 @@ class CountReader:
 
     def limits(self, mask: gs.Tensor) -> list[Count] | None:
         """Return the limits of an additive mask that is -inf beyond them, and else 0."""
-        node = producer(mask)
-        if node is None or node.domain:
+        node = maker(mask)
+        if node is None:
             return None
         if node.op == "Where":
             choice, *numbers = node.inputs
@@ -73,8 +73,8 @@ class CountReader:
 
     def _holds(self, tensor: gs.Tensor) -> list[Count] | None:
         """Return where a boolean tensor holds."""
-        node = producer(tensor)
-        if node is None or node.domain:
+        node = maker(tensor)
+        if node is None:
             return None
         if node.op == "And":
             return _both(*(self._holds(part) for part in node.inputs))
@@ -88,10 +88,10 @@ class CountReader:
 
     def _fails(self, tensor: gs.Tensor) -> list[Count] | None:
         """Return where a boolean tensor does not hold."""
-        node = producer(tensor)
-        if node is not None and node.op == "Or" and not node.domain:
+        node = maker(tensor)
+        if node is not None and node.op == "Or":
             return _both(*(self._fails(part) for part in node.inputs))
-        if node is not None and node.op == "Not" and not node.domain:
+        if node is not None and node.op == "Not":
             return self._holds(node.inputs[0])
         found = self._holds(tensor)
         if found is None or len(found) != 1:
@@ -118,13 +118,13 @@ class CountReader:
             return Count(line)
         if shape is None or self._work.dtype(tensor) not in INTEGERS:
             return None
-        node = producer(tensor)
+        node = maker(tensor)
         found = None
-        if node is not None and node.op in ("Add", "Sub") and not node.domain:
+        if node is not None and node.op in ("Add", "Sub"):
             a, b = (self._count(part) for part in node.inputs)
             if a is not None and b is not None:
                 found = a.plus(b.negative() if node.op == "Sub" else b)
-        elif node is not None and node.op in LAYOUT and not (node.domain or self._narrows(node)):
+        elif node is not None and node.op in LAYOUT and not self._narrows(node):
             inner = self._count(node.inputs[0])
             moved = None if inner is None else self._moved(node, [inner])
             found = None if moved is None else moved[0]

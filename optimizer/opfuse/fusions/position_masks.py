@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions.guards import FLOATS
 from opfuse.fusions.positions import LAYOUT, SMALL, Line, Lines
 from opfuse.graph.dims import Dim, Sym
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.fusion import Work
 from opfuse.graph.weights import load
 
@@ -78,7 +78,7 @@ class Reader:
     def _mask(self, tensor: gs.Tensor) -> Mask | None:
         if isinstance(tensor, gs.Constant):
             return self._constant_mask(tensor)
-        node = producer(tensor)
+        node = maker(tensor)
         if node is None:
             return None
         if node.op == "Where":
@@ -121,7 +121,7 @@ class Reader:
 
     def _multiplied(self, choice: gs.Tensor, number: gs.Tensor) -> Mask | None:
         """Read Cast(drop) times a finite fill."""
-        fill, node = self._number(number), producer(choice)
+        fill, node = self._number(number), maker(choice)
         if node is None or node.op != "Cast" or not self._fills(fill) or fill == -math.inf:
             return None
         keep = self._absent(node.inputs[0])
@@ -135,7 +135,7 @@ class Reader:
         value = self._work.facts.value(tensor)
         if value is not None and value.size == 1 and not isinstance(value.flat[0], Sym):
             return float(value.flat[0])
-        node = producer(tensor)
+        node = maker(tensor)
         if node is not None and node.op == "Expand":
             return self._number(node.inputs[0])
         if node is not None and node.op == "ConstantOfShape" and "value" in node.attrs:
@@ -189,7 +189,7 @@ class Reader:
             plane = self._plane(tensor)
             lines = None if plane is None or plane.dtype.kind != "b" else _limits(plane)
             return None if lines is None else Keep(lines)
-        node = producer(tensor)
+        node = maker(tensor)
         if node is None:
             return None
         if node.op == "And":
@@ -208,7 +208,7 @@ class Reader:
         """Return where a boolean tensor does not hold."""
         if self._lines.truth(tensor) is False:
             return Keep()
-        node = producer(tensor)
+        node = maker(tensor)
         if node is not None and node.op == "Not":
             return self.keep(node.inputs[0])
         if node is not None and node.op == "Or":
@@ -249,7 +249,7 @@ def nodes_behind(tensors: Iterable[gs.Tensor], stop: Iterable[gs.Tensor]) -> lis
     waiting = list(tensors)
     while waiting:
         tensor = waiting.pop()
-        node = producer(tensor)
+        node = maker(tensor)
         if node is None or id(tensor) in known or id(node) in found:
             continue
         found[id(node)] = node

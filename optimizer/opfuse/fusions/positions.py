@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 from opfuse.graph.weights import load
@@ -88,7 +88,7 @@ class Lines:
 
     def truth(self, tensor: gs.Tensor) -> bool | None:
         """Return what every element of a boolean tensor is, None where that is not known."""
-        node = producer(tensor)
+        node = maker(tensor)
         if self._work.dtype(tensor) != onnx.TensorProto.BOOL:
             return None
         if isinstance(tensor, gs.Constant):
@@ -133,7 +133,7 @@ class Lines:
             return Line((0,) * value.ndim, (1,) * value.ndim, value.flat[0])
         if isinstance(tensor, gs.Constant):
             return _even(load(tensor, self._work.base_dir))
-        node = producer(tensor)
+        node = maker(tensor)
         reader = None if node is None else _READERS.get(node.op)
         return None if reader is None else reader(self, node)
 
@@ -168,7 +168,7 @@ class Lines:
 
     def _picked(self, node: gs.Node) -> Line | None:
         """Read what GatherND takes at indices that are lines, one for each axis of the data."""
-        inner, joint = self.line(node.inputs[0]), producer(node.inputs[1])
+        inner, joint = self.line(node.inputs[0]), maker(node.inputs[1])
         whole = self._work.shape(node.inputs[1])
         if inner is None or joint is None or joint.op != "Concat" or whole is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from opfuse.graph.edit import producer
+from opfuse.graph.edit import maker
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Work
 
@@ -15,7 +15,7 @@ def unrepeat(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]]:
     Head h of the result serves heads h * group to (h + 1) * group of ``tensor``. A tensor that is
     not a copy is returned as it is.
     """
-    reshape = producer(tensor)
+    reshape = maker(tensor)
     expand = _producer_of(reshape, ("Reshape",))
     unsqueeze = _producer_of(expand, ("Expand", "Tile"))
     source = _source(unsqueeze)
@@ -29,7 +29,7 @@ def unrepeat(work: Work, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Node]]:
 
 
 def _producer_of(node: gs.Node | None, ops: tuple[str, ...]) -> gs.Node | None:
-    return producer(node.inputs[0]) if node is not None and node.op in ops else None
+    return maker(node.inputs[0]) if node is not None and node.op in ops else None
 
 
 def _source(unsqueeze: gs.Node | None) -> gs.Tensor | None:

@@ -23,6 +23,15 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
 
 
+def maker(tensor: gs.Tensor) -> gs.Node | None:
+    """Return the node that writes ``tensor`` where its operator is ONNX's own: names say no more.
+
+    A user's domain may have a ``Range`` or a ``Less`` of its own.
+    """
+    node = producer(tensor)
+    return node if node is not None and is_standard(node) else None
+
+
 def subgraphs(node: gs.Node) -> Iterator[gs.Graph]:
     """Yield the bodies that a control-flow node carries in its attributes."""
     for value in node.attrs.values():
