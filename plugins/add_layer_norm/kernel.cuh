@@ -80,16 +80,9 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const items = row.load(first), others = row.load(second);
     auto const gammas = row.load_parameter(scales), betas = row.load_parameter(shifts);
     auto const total = device::add<T>(items, others);
-    if (sum_is_read) row.store(sum_to, total);
-    auto wide = device::widen(total);
-    auto const [count, mean, squares] = team.moments(wide.at, share);
-    float const scale = rsqrtf(squares * share + epsilon);
-    auto const g = device::widen(gammas), b = device::widen(betas);
-#pragma unroll
-    for (int i = 0; i < Shape::kCount; ++i)
-        wide.at[i] = (wide.at[i] - mean) * scale * g.at[i] + b.at[i];
-    row.store(to, device::narrow<T>(wide));
-    team.leave();
+    device::finish_layer(team, row, to, device::widen(total), gammas, betas, share, epsilon, [&] {
+        if (sum_is_read) row.store(sum_to, total);
+    });
 }
 
 // ---- launchers

@@ -42,6 +42,10 @@ __device__ inline float settled(float value) {
     asm volatile("" : "+f"(value));
     return value;
 }
+__device__ inline unsigned settled(unsigned value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
 template <class T>
 __device__ T* settled(T* address) {
     asm volatile("" : "+l"(address));
@@ -54,6 +58,13 @@ __device__ T* settled(T* address) {
 __device__ inline void prefetch(void const* address) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
+
+// The same for so many bytes, a multiple of 16, at once.
+__device__ inline void prefetch_bytes(void const* address, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
 #endif
 }
 
@@ -121,6 +132,7 @@ struct Grid {
     size_t shared_bytes = 0;
     bool overlaps = true;  // may start while the kernel ahead ends
     int most_share = 0;    // see shared_to_spread
+    int launches = 2;      // that a multiprocessor has room for
 };
 
 // Shared memory that a block asks for, and does not use, so that a multiprocessor has room for
@@ -130,12 +142,13 @@ inline size_t shared_of_share(Machine const& machine, int64_t share) {
     return machine.shared_of_all / (share + 1) + kGrain - machine.shared_reserved;
 }
 
-// What a grid with `most_share` asks for: room for a multiprocessor's share of two such launches; 0
+// What a grid with `most_share` asks for: room for a multiprocessor's share of its launches; 0
 // where that is more than `most_share`.  Without it, where launches let the next one in early,
 // blocks of many wait at once, new ones come where old ones end, and up to 4 of the 64 blocks of a
 // launch meet on one multiprocessor.
 inline size_t shared_to_spread(Machine const& machine, Grid const& grid) {
-    int64_t const share = (2 * grid.blocks + machine.multiprocessors - 1) / machine.multiprocessors;
+    int64_t const share =
+        (grid.launches * grid.blocks + machine.multiprocessors - 1) / machine.multiprocessors;
     if (machine.capability < 90 || share > grid.most_share) return 0;
     return shared_of_share(machine, share);
 }

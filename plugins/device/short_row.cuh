@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <type_traits>
 
+#include "block_sums.cuh"
 #include "launch.cuh"
 #include "team.cuh"
 #include "vec.cuh"
@@ -17,8 +19,10 @@ struct ShortShape {
     using T = Type;
     static constexpr int kVec = kVecBytes / sizeof(T), kItems = kItemCount;
     static constexpr int kCount = kVec * kItems;  // elements of a thread
-    static constexpr int kLanes = tuning::kMaxLanes / kItems;
+    static constexpr int kLanes = kWidth > 0 ? 32 * kWidth : tuning::kMaxLanes;
     using Team = TeamOf<kTeamReach, kWidth>;
+    static constexpr bool kFewWarps = kTeamReach == Reach::kBlock && kWidth == 8;
+    using Sums = std::conditional_t<kFewWarps, BlockSums<8>, TeamSums<Team>>;
     using Items = Vec<T, kCount>;
     using Wide = Vec<float, kCount>;
 };
@@ -37,8 +41,9 @@ class ShortRow {
     static constexpr int kVec = Shape::kVec, kItems = Shape::kItems;
 
     // The rows are the blocks' or clusters', one each.
-    __device__ explicit ShortRow(typename Shape::Team const& team)
-        : column_(team.lane() * kVec),
+    __device__ explicit ShortRow(typename Shape::Team& team)
+        : sums_(make_sums(team)),
+          column_(team.lane() * kVec),
           start_(static_cast<int>(blockIdx.x) / team.blocks() * team.lanes() * Shape::kCount),
           step_(team.lanes() * kVec) {}
 
@@ -52,16 +57,15 @@ class ShortRow {
     }
 
     __device__ void prefetch(Spots<T const, kItems> const& spots) const {
-        constexpr int kThreadsOfSector = 32 / kVecBytes;
-        if (threadIdx.x % kThreadsOfSector != 0) return;
-        for (T const* spot : spots.at) device::prefetch(spot);
+        if (threadIdx.x % 32 != 0) return;
+        for (T const* spot : spots.at) prefetch_bytes(spot, 32 * kVecBytes);
     }
     // Of a tensor, read once.
     __device__ Items load(Spots<T const, kItems> const& spots) const {
         return load_by(spots, [](T const* spot) { return load_past_l1<kVec>(spot); });
     }
     __device__ Items load_parameter(Spots<T const, kItems> const& spots) const {
-        return load_by(spots, [](T const* spot) { return device::load<kVec>(spot, 0); });
+        return load_by(spots, [](T const* spot) { return load_now<kVec>(spot); });
     }
     __device__ void store(Spots<T, kItems> const& spots, Items const& items) const {
 #pragma unroll
@@ -72,7 +76,15 @@ class ShortRow {
         }
     }
 
+    __device__ typename Shape::Sums const& sums() const { return sums_; }
+
   private:
+    __device__ static typename Shape::Sums make_sums(typename Shape::Team& team) {
+        if constexpr (Shape::kFewWarps)
+            return {};
+        else
+            return typename Shape::Sums(team);
+    }
     template <class Load>
     __device__ static Items load_by(Spots<T const, kItems> const& spots, Load load) {
         Items items;
@@ -91,6 +103,7 @@ class ShortRow {
         return spots;
     }
 
+    typename Shape::Sums sums_;
     int column_, start_, step_;
 };
 
@@ -139,18 +152,64 @@ __device__ float sum_of_squares(Vec<float, kCount> const& values) {
     for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i] * values.at[i];
     return total[0] + total[1];
 }
+template <int kCount>
+__device__ float sum_of(Vec<float, kCount> const& values) {
+    float total[2]{};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i];
+    return total[0] + total[1];
+}
+
+// a * b, computed here: while a sum of other threads is waited for, not behind it.
+template <int kCount>
+__device__ Vec<float, kCount> product(Vec<float, kCount> a, Vec<float, kCount> const& b) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) a.at[i] = settled(a.at[i] * b.at[i]);
+    return a;
+}
 
 // Stores x * rsqrt(mean(x^2) + epsilon) * gamma of this thread's `x`; the last that a kernel does.
 template <class Shape, class T = typename Shape::T>
 __device__ void finish_rms(typename Shape::Team& team, ShortRow<Shape> const& row,
-                           Spots<T, Shape::kItems> const& to, typename Shape::Wide x,
+                           Spots<T, Shape::kItems> const& to, typename Shape::Wide const& x,
                            typename Shape::Items const& gammas, float share, float epsilon) {
     float const squares = sum_of_squares(x);
-    auto const g = widen(gammas);
-    float const scale = rsqrtf(team.sum(squares) * share + epsilon);
+    auto y = product(x, widen(gammas));
+    float const scale = rsqrtf(row.sums().add(squares, 0) * share + epsilon);
 #pragma unroll
-    for (int i = 0; i < Shape::kCount; ++i) x.at[i] = x.at[i] * scale * g.at[i];
-    row.store(to, narrow<T>(x));
+    for (float& value : y.at) value *= scale;
+    row.store(to, narrow<T>(y));
+    team.leave();
+}
+
+// Stores (x - mean(x)) * rsqrt(variance(x) + epsilon) * gamma + beta, as finish_rms.  `meanwhile`:
+// what is stored besides.
+template <class Shape, class Meanwhile, class T = typename Shape::T>
+__device__ void finish_layer(typename Shape::Team& team, ShortRow<Shape> const& row,
+                             Spots<T, Shape::kItems> const& to, typename Shape::Wide x,
+                             typename Shape::Items const& gammas,
+                             typename Shape::Items const& betas, float share, float epsilon,
+                             Meanwhile meanwhile) {
+    auto const g = widen(gammas), b = widen(betas);
+    float sums[2] = {sum_of(x), sum_of_squares(x)};
+    auto y = product(x, g);
+    row.sums().add(sums, 0, meanwhile);
+    float mean = sums[0] * share, variance = sums[1] * share - mean * mean;
+    float scale = rsqrtf(variance + epsilon);
+    // Too little is left of the squares, or they are too large for fp32.
+    if (!(tuning::kMostOfMean * variance >= mean * mean) || isinf(variance)) {
+#pragma unroll
+        for (float& value : x.at) value -= mean;
+        float rest[2] = {sum_of(x), sum_of_squares(x)};
+        y = product(x, g);
+        row.sums().add(rest, 1, [] {});
+        mean = rest[0] * share;
+        variance = rest[1] * share - mean * mean;
+        scale = rsqrtf((variance < 0.f ? 0.f : variance) + epsilon);  // NaN stays
+    }
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) y.at[i] = (y.at[i] - mean * g.at[i]) * scale + b.at[i];
+    row.store(to, narrow<T>(y));
     team.leave();
 }
 
@@ -185,10 +244,14 @@ std::optional<cudaError_t> with_short_shape(int64_t rows, int64_t cols, Run run)
         grid.grid.blocks = rows * blocks;
         grid.grid.threads = dim3(static_cast<unsigned>(slots / Shape::kItems / blocks));
         bool const early = rows <= kShortRowsEarly;
-        bool const by_pairs = early || slots <= kSlotsEarly || slots >= kSlotsEarlyFrom;
+        bool const is_long = slots >= kSlotsEarlyFrom;
+        bool const by_pairs = early || slots <= kSlotsEarly || is_long;
         if (by_pairs && fit_evenly(machine, grid.grid.blocks))
             grid.grid.most_share = kMostShareOfRows;
-        grid.lets_in_early = early || grid.grid.most_share > 0 || rows > machine.multiprocessors;
+        int const least = is_long ? kLongRowsEarly : 100;  // rows on a hundred multiprocessors
+        bool const many = 100 * rows > least * machine.multiprocessors;
+        if (many && is_long) grid.grid.most_share = kMostShareOfMany, grid.grid.launches = 1;
+        grid.lets_in_early = early || many || grid.grid.most_share > 0;
         return run(shape, machine, grid);
     };
     if (rows <= kRowsToSplit && slots > kSlotsToSplit && machine.has_clusters()) {

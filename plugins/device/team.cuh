@@ -118,7 +118,7 @@ class TeamOf {
         own = merge_lanes(own, lanes_of_row());
         if (in_warp()) return own;
         float const values[3] = {own.count, own.mean, own.squares};
-        auto const* partial = publish(values);
+        auto const* partial = publish<3>(values);
         int const count = warps() * blocks_, width = width_of(count);
         int const at = threadIdx.x & (width - 1);
         Moments mine;
@@ -138,22 +138,17 @@ class TeamOf {
         return merge_warps(here, share, count_of);
     }
 
-    // Of all threads' `values`, as many in each; more than a warp.  `share`: 1 / the count of all.
-    template <int kValues>
-    __device__ Moments moments(float const (&values)[kValues], float share) {
-        constexpr float kOfWarp = 32 * kValues;
-        float const pivot = __shfl_sync(0xffffffffu, values[0], 0);  // as in merge_lanes
-        float sums[2]{};
-#pragma unroll
-        for (float const value : values) {
-            float const apart = value - pivot;
-            sums[0] += apart;
-            sums[1] += apart * apart;
-        }
-        Moments const here = around(pivot, sums, 32, 1.f / kOfWarp);
-        if constexpr (kReach == Reach::kBlock && kWidth == 8)
-            return merge_equal(here, kOfWarp, share);
-        return merge_warps(here, share, [](int) { return kOfWarp; });
+    // Both over all threads, of more than a warp, in one exchange.
+    __device__ void sum(float (&values)[2]) {
+        float const halves[1] = {reduce_halves(values)};
+        auto const* partial = publish<2, 16>(halves);
+        int const count = warps() * blocks_, width = width_of(count);
+        values[0] = values[1] = 0.f;
+        for_each_part(count, width, [&](int i) {
+            values[0] += partial[0][i];
+            values[1] += partial[1][i];
+        });
+        reduce_lanes<Sum>(values, width);
     }
 
     // Waits for the other blocks of the cluster to begin: the first reduction need not, then.
@@ -215,6 +210,15 @@ class TeamOf {
         }
     }
 
+    // A warp's sum of the first in lanes below 16, of the second in the others: half the shuffles.
+    __device__ static float reduce_halves(float const (&values)[2]) {
+        bool const low = threadIdx.x % 32 < 16;
+        float const other = __shfl_xor_sync(0xffffffffu, low ? values[1] : values[0], 16);
+        float one[1] = {(low ? values[0] : values[1]) + other};
+        reduce_lanes<Sum>(one, 16);
+        return one[0];
+    }
+
     // Sums around the first lane's mean, all at once.  That mean is of a part of the values, so
     // that no offset cancels: where it is far from the others, so is their spread.
     __device__ static Moments merge_lanes(Moments const& own, int width) {
@@ -234,7 +238,7 @@ class TeamOf {
     template <class CountOf>
     __device__ Moments merge_warps(Moments const& here, float share, CountOf count_of) {
         float const values[2] = {here.mean, here.squares};
-        auto const* partial = publish(values);
+        auto const* partial = publish<2>(values);
         int const count = warps() * blocks_, width = width_of(count);
         float const pivot = partial[0][0];
         float sums[2]{};
@@ -244,42 +248,6 @@ class TeamOf {
             sums[1] += partial[1][i] + total * apart;
         });
         return around(pivot, sums, width, share);
-    }
-    // Of warps with `count` values each, by every thread: quicker than by lanes.
-    __device__ Moments merge_equal(Moments const& here, float count, float share) {
-        float const values[2] = {here.mean, here.squares};
-        auto const* partial = publish(values);
-        float means[kWidth], squares[kWidth];
-        read_parts(partial[0], means);
-        read_parts(partial[1], squares);
-        float sums[kWidth];
-        memcpy(sums, means, sizeof(sums));
-        float const mean = sum_of(sums) * (count * share);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-            float const apart = i < warps() ? means[i] - mean : 0.f;
-            squares[i] += apart * apart * count;
-        }
-        return {0.f, mean, sum_of(squares)};
-    }
-    // Each warp's value, and 0 for warps that there are not.
-    template <int kMost>
-    __device__ static void read_parts(float const* partial, float (&values)[kMost]) {
-#pragma unroll
-        for (int i = 0; i < kMost; i += 4) {
-            auto const four = reinterpret_cast<float4 const*>(partial)[i / 4];
-            float const read[] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-            for (int k = 0; k < 4; ++k) values[i + k] = i + k < warps() ? read[k] : 0.f;
-        }
-    }
-    template <int kMost>  // a power of two
-    __device__ static float sum_of(float (&values)[kMost]) {
-#pragma unroll
-        for (int count = kMost / 2; count > 0; count /= 2)
-#pragma unroll
-            for (int i = 0; i < count; ++i) values[i] += values[i + count];
-        return values[0];
     }
     // `sums`: of the differences from `pivot`, and of their squares.
     __device__ static Moments around(float pivot, float (&sums)[2], int width, float share,
@@ -292,20 +260,24 @@ class TeamOf {
     // Each warp hands its values to every block of the cluster; then all are there, one warp's
     // behind another's.  Two buffers take turns: who writes the one again has waited for all who
     // read it.
-    template <int kValues>
-    __device__ auto publish(float const (&values)[kValues]) -> float const (*)[kMostParts] {
+    // `kLanes` of a warp have the same values; where they are 16, each half has its own.
+    template <int kValues, int kLanes = 32>
+    __device__ auto publish(float const (&values)[kValues * kLanes / 32])
+        -> float const (*)[kMostParts] {
         __shared__ __align__(16) float memory[2][kValues][kMostParts];
         auto* const partial = memory[turn_ & 1];
         int const own = rank_ * warps() + threadIdx.x / 32;
+        auto* const mine = partial + threadIdx.x % 32 / kLanes;
+        constexpr int kOwn = kValues * kLanes / 32;
         if (!split()) {
-            if (threadIdx.x % 32 == 0)
+            if (threadIdx.x % kLanes == 0)
 #pragma unroll
-                for (int i = 0; i < kValues; ++i) partial[i][own] = values[i];
+                for (int i = 0; i < kOwn; ++i) mine[i][own] = values[i];
             __syncthreads();
         } else {
             begin_exchange(kValues * warps() * blocks_);
 #pragma unroll
-            for (int i = 0; i < kValues; ++i) send(&partial[i][own], values[i]);
+            for (int i = 0; i < kOwn; ++i) send(&mine[i][own], threadIdx.x % kLanes, values[i]);
             end_exchange();
         }
         ++turn_;
@@ -317,7 +289,7 @@ class TeamOf {
         float values[1] = {value};
         reduce_lanes<Operation>(values, lanes_of_row());
         if (in_warp()) return values[0];
-        float const* partial = publish(values)[0];
+        float const* partial = publish<1>(values)[0];
         int const count = warps() * blocks_, width = width_of(count);
         auto const take = [&](int i) { values[0] = Operation::combine(values[0], partial[i]); };
         if constexpr (kReach == Reach::kAny) {
@@ -354,8 +326,7 @@ class TeamOf {
         settle();
         if (threadIdx.x == 0) box(turn_).expect(values * static_cast<int>(sizeof(float)));
     }
-    __device__ void send(float* slot, float value) {
-        int const lane = threadIdx.x % 32;
+    __device__ void send(float* slot, int lane, float value) {
         if (lane < blocks_) box(turn_).send(slot, lane, value);
     }
     __device__ void end_exchange() { box(turn_).await(turn_ >> 1 & 1); }
@@ -363,7 +334,7 @@ class TeamOf {
     __device__ void open() {}
     __device__ void settle() {}
     __device__ void begin_exchange(int) {}
-    __device__ void send(float*, float) {}
+    __device__ void send(float*, int, float) {}
     __device__ void end_exchange() {}
 #endif
 

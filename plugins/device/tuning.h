@@ -54,12 +54,21 @@ inline constexpr int kFewThreads = 1024;
 // 1.85.
 inline constexpr int kSlotsOfOne = 256;
 // They let the next launch in ahead of their wait up to so many rows, where there is more than one
-// a multiprocessor (256 take 2.09, 3.71, and 3.28, not 2.25, 3.81, and 3.83), and where there is
-// room for two launches (below) unless they have more than the first and less than the second
-// number of vectors: in layers like a Llama's, AddRmsNorm of 64 rows (2048) and the products around
-// it take 362 so, not 354, of 32 rows 415 and 400; of 64 rows (768) 276, not 289, of 32 304 and
-// 316; of 64 and 32 rows (4096) as long as in order.
+// a multiprocessor, and where there is room for two launches (below) unless they have more than the
+// first and less than the second number of vectors: in layers like a Llama's, AddRmsNorm of 64 rows
+// (2048) and the products around it take 362 so, not 354, of 32 rows 415 and 400; of 64 rows (768)
+// 276, not 289, of 32 304 and 316; of 64 and 32 rows (4096) as long as in order.
 inline constexpr int kShortRowsEarly = 16, kSlotsEarly = 128, kSlotsEarlyFrom = 512;
+// With the second number of vectors or more, from so many rows on a hundred multiprocessors on, and
+// with room for one launch: 144 rows take 2.19, 2.43, and 2.89 early, 1.87, 2.34, and 2.40 in
+// order, 256 2.29, 3.49, and 3.51 early, 2.34, 3.67, and 3.67 in order; early and without a limit
+// AddLayerNorm of 256 takes 3.99.
+inline constexpr int kLongRowsEarly = 190, kMostShareOfMany = 8;
+
+// Their mean and variance come of plain sums, in one exchange, where the mean squared is at most so
+// many variances, which costs the variance four of fp32's 24 bits; other rows are summed once more,
+// around their mean.  AddLayerNorm of 64 rows (4096) took 1.68 with means merged, warp by warp.
+inline constexpr float kMostOfMean = 16.f;
 
 // Of a group that no cluster holds (GroupNormSilu): 1x128x512x512 takes 76 with four vectors a
 // thread in flight, 86 with two, 79 with eight.

@@ -56,6 +56,19 @@ __device__ Vec<T, kSize> load_past_l1(T const* data) {
     return items;
 }
 
+// The vector at `data`, asked for here: nvcc would move a load down to where registers are free.
+template <int kSize, class T>
+__device__ Vec<T, kSize> load_now(T const* data) {
+    static_assert(sizeof(Vec<T, kSize>) == sizeof(uint4));
+    uint4 bits;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(data));
+    Vec<T, kSize> items;
+    memcpy(&items, &bits, sizeof(items));
+    return items;
+}
+
 // What an op reads and writes in all, in bytes, from which on L2 (50 MB on H100) keeps too little
 // of it for the next op.  Streaming then leaves L2 to what this op itself reads again.  Of Rope at
 // 4 x 32 x 4096 x 128 fp16, streaming stores made 96 out of 108 us, and streaming loads 99 out of

@@ -31,20 +31,20 @@ def test_zero_rows(runner: Runner, dtype: torch.dtype, shape: tuple[int, ...]) -
     assert x.numel() == 0
 
 
-def rows_with(special: float, cols: int, dtype: torch.dtype) -> torch.Tensor:
-    """Eight random rows, each odd one with a special value in it."""
-    x = torch.randn(8, cols, device="cuda", dtype=torch.float32)
+def rows_with(special: float, cols: int, dtype: torch.dtype, rows: int = 8) -> torch.Tensor:
+    """Random rows, each odd one with a special value in it."""
+    x = torch.randn(rows, cols, device="cuda", dtype=torch.float32)
     x[1::2, cols // 3] = special
     return x.to(dtype)
 
 
-@pytest.mark.parametrize("cols", [7, 1024, 20000])
+@pytest.mark.parametrize("rows, cols", [(8, 7), (8, 1024), (64, 2048), (64, 4096), (8, 20000)])
 @pytest.mark.parametrize("special", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_specials_stay_in_their_row(
-    runner: Runner, dtype: torch.dtype, special: float, cols: int
+    runner: Runner, dtype: torch.dtype, special: float, rows: int, cols: int
 ) -> None:
-    x = rows_with(special, cols, dtype)
+    x = rows_with(special, cols, dtype, rows)
     residual = torch.randn_like(x)
     gamma = torch.ones(cols, device="cuda", dtype=dtype)
     beta = torch.zeros_like(gamma)

@@ -179,6 +179,8 @@ def test_gated_act_at_any_alignment(
 
 # On a warp and less, a block, a cluster, and from shared memory; the last ones' rows are shifted.
 SHAPES = [(64, 4096), (700, 96), (1, 4096), (3, 65536), (2, 300000), (33, 1001), (2, 4097)]
+# Few rows that fill their threads: plain sums, with 4, 8, and 16 warps, and on a cluster.
+SHORT_SHAPES = [(64, 1024), (64, 2048), (64, 4096), (200, 768), (8, 4096)]
 
 
 def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
@@ -186,7 +188,7 @@ def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
     buffers = Buffers()
     x = buffers.place(x)
     residual = buffers.place(torch.zeros_like(x))
-    weights = [torch.full(x.shape[1:], value, device="cuda") for value in (1.0, 0.0)]
+    weights = [torch.full_like(x[0], value) for value in (1.0, 0.0)]
     gamma, beta = map(buffers.place, weights)
     y, total = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
     runner("AddLayerNorm", {"epsilon": EPSILON}, [x, residual, gamma, beta], [y, total])
@@ -195,7 +197,7 @@ def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
     buffers.check_guards()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES, ids=str)
 def test_variance_far_from_zero(
     runner: Runner, generator: torch.Generator, shape: tuple[int, int]
 ) -> None:
@@ -203,8 +205,24 @@ def test_variance_far_from_zero(
     check_layer_norm(runner, random(generator, shape, torch.float32, offset=500.0), 2e-4)
 
 
+# Plain sums serve up to four deviations, and are taken once more above.
+@pytest.mark.parametrize("offset", [0.0, 3.9, 4.1, 30.0])
+@pytest.mark.parametrize("shape", SHORT_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_variance_some_deviations_from_zero(
+    runner: Runner,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    offset: float,
+) -> None:
+    signs = torch.tensor([1.0, -1.0], device="cuda").repeat(shape[0] // 2).unsqueeze(1)
+    x = (random(generator, shape, torch.float32) + offset) * signs
+    check_layer_norm(runner, x.to(dtype), 1e-5 if offset < 5 else 2e-5)
+
+
 @pytest.mark.parametrize("far", [1, 8, 40])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES, ids=str)
 def test_variance_around_values_far_from_the_others(
     runner: Runner, generator: torch.Generator, shape: tuple[int, int], far: int
 ) -> None:
@@ -212,6 +230,15 @@ def test_variance_around_values_far_from_the_others(
     x = random(generator, shape, torch.float32)
     x[:, :far] += 1e4
     check_layer_norm(runner, x, 4e-5)
+
+
+@pytest.mark.parametrize("shape", SHORT_SHAPES, ids=str)
+def test_variance_of_large_values(
+    runner: Runner, generator: torch.Generator, shape: tuple[int, int]
+) -> None:
+    """Their squares are infinite in fp32, those of their differences are not."""
+    x = random(generator, shape, torch.float32, offset=100.0) * 1e17
+    check_layer_norm(runner, x, 1e-4)
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 4096.0])
