@@ -61,13 +61,6 @@ __device__ inline void prefetch(void const* address) {
 #endif
 }
 
-// The same for so many bytes, a multiple of 16, at once.
-__device__ inline void prefetch_bytes(void const* address, int bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-#endif
-}
-
 // ---- on the host
 
 // What the current device and the code compiled for it can do.

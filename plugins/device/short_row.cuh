@@ -57,8 +57,9 @@ class ShortRow {
     }
 
     __device__ void prefetch(Spots<T const, kItems> const& spots) const {
-        if (threadIdx.x % 32 != 0) return;
-        for (T const* spot : spots.at) prefetch_bytes(spot, 32 * kVecBytes);
+        constexpr int kThreadsOfSector = 32 / kVecBytes;
+        if (threadIdx.x % kThreadsOfSector != 0) return;
+        for (T const* spot : spots.at) device::prefetch(spot);
     }
     // Of a tensor, read once.
     __device__ Items load(Spots<T const, kItems> const& spots) const {
