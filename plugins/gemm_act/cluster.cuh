@@ -63,6 +63,13 @@ __device__ inline void copy_tile_to(uint16_t mask, void* to, CUtensorMap const& 
         : "memory");
 }
 
+// Arrives once all that this thread asked copy_async() for is there.
+__device__ inline void arrive_behind_copies(uint64_t* barrier) {
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+        : "memory");
+}
+
 // Copies a box to the tensor, elements inside of it.
 __device__ inline void store_tile(CUtensorMap const& map, void const* from, int col, int row) {
     asm volatile(

@@ -28,33 +28,22 @@ struct GemmFinish {
 
     GemmMaps const& maps;
     Gemm const& g;
-    uint64_t* const barriers;  // of the slots
-    unsigned char const* const stages;
+    GemmBarriers<S>& barriers;
+    unsigned char* const stages;
     unsigned char* const chunks;  // the slots of this group
     int const group, lane, warp;
-    bool const leader;                        // of the group's threads, the one that copies
-    uint32_t parities = 0;                    // of the slots' barriers, a bit each
-    unsigned char const* residual = nullptr;  // the stage that has it
+    bool const leader;                  // of the group's threads, the one that copies
+    unsigned char* residual = nullptr;  // the stage that has it, or its last chunks
+    int first_slot = 0;                 // the slots that the group's tiles before took
 
-    // Gated, there is none; what groups that share a tile add is in a stage.
-    __device__ bool fetches_residual() const {
-        return !kGated && !S::kResidualStages && g.residual;
-    }
+    // By turns.
+    __device__ int slot_of(int chunk) const { return (first_slot + chunk) % kSlots; }
+    __device__ bool is_in_stage(int chunk) const { return chunk >= kSlots && residual; }
 
-    // Asks for the first chunks of the residual, once those of y are out of their place.
-    __device__ void begin(GemmTile const& tile) {
-        if (!fetches_residual() || !leader) return;
-        device::wait_for_stores<0>();
-#pragma unroll
-        for (int chunk = 0; chunk < min(kSlots, kChunks); ++chunk) fetch(tile, chunk);
-    }
-
-    __device__ void fetch(GemmTile const& tile, int chunk) {
-        uint64_t* const barrier = &barriers[chunk % kSlots];
-        device::arrive_expecting(barrier, S::kChunkBytes);
-        device::copy_tile(chunks + chunk % kSlots * S::kChunkBytes, maps.residual, barrier,
-                          tile.col + chunk / kAcross * 64,
-                          tile.row + chunk % kAcross * S::kChunkRows);
+    __device__ unsigned char* place_of_slot(int chunk) const {
+        if (S::kResidualSlots && is_in_stage(chunk))
+            return residual + (chunk - kSlots) * S::kChunkBytes;
+        return chunks + (S::kResidualSlots ? slot_of(chunk) : chunk % kSlots) * S::kChunkBytes;
     }
 
     // Zeros where there is none.  Bits, which settle_bias() makes numbers of: what is made of them
@@ -114,9 +103,17 @@ struct GemmFinish {
         }
     }
 
-    __device__ void await_residual(int slot) {
-        device::wait(&barriers[slot], parities >> slot & 1);
-        parities ^= 1 << slot;
+    __device__ void await_residual(int chunk) const {
+        if (is_in_stage(chunk)) return;
+        device::wait(&barriers.slots.come[group][slot_of(chunk)],
+                     (first_slot + chunk) / kSlots & 1);
+    }
+
+    // The chunk's slot, to the warp that stores it.
+    __device__ void pass_on(int chunk) const {
+        device::publish_to_copies();
+        __syncwarp();
+        if (lane == 0) device::arrive(&barriers.slots.ready[group][chunk]);
     }
 
     // Waits until the chunk's slot is free, where store_chunk of the one before it has not.
@@ -128,18 +125,13 @@ struct GemmFinish {
 
     __device__ void store_chunk(GemmTile const& tile, int chunk) {
         device::publish_to_copies();
-        if (kSlots > 1 && !fetches_residual() && leader)
-            device::wait_for_stores < kSlots<2 ? 0 : kSlots - 2>();
+        if (kSlots > 1 && leader) device::wait_for_stores < kSlots<2 ? 0 : kSlots - 2>();
         device::meet(1 + group, 128);
         if (!leader) return;
         device::store_tile(maps.y, chunks + chunk % kSlots * S::kChunkBytes,
                            tile.col + chunk / kAcross * 64,
                            tile.row + chunk % kAcross * S::kChunkRows);
         device::commit_stores();
-        if (fetches_residual() && chunk + kSlots < kChunks) {
-            device::wait_for_stores<0>();
-            fetch(tile, chunk + kSlots);
-        }
     }
 
     // Where this lane's row of a pair of blocks begins: row i % 8 of block i / 16, with the first
@@ -155,10 +147,10 @@ struct GemmFinish {
     __device__ void finish_chunk(Sums const& sums, Bias const& bias, GemmTile const& tile,
                                  int chunk) {
         constexpr int kPairs = kOfChunk / 2;
-        uint32_t const at = place_in(chunks + chunk % kSlots * S::kChunkBytes);
+        uint32_t const at = place_in(place_of_slot(chunk));
         uint32_t more[kPairs][4] = {}, out[kPairs][4];
         if constexpr (kResidual) {
-            if constexpr (!S::kResidualStages) await_residual(chunk % kSlots);
+            if constexpr (S::kResidualSlots) await_residual(chunk);
             uint32_t const from =
                 S::kResidualStages ? place_in(residual + chunk * S::kChunkBytes) : at;
 #pragma unroll
@@ -172,7 +164,10 @@ struct GemmFinish {
 #pragma unroll
         for (int j = 0; j < kPairs; ++j)
             device::store_turned(at + j * 16 * device::kBoxBytes, out[j]);
-        store_chunk(tile, chunk);
+        if constexpr (S::kResidualSlots)
+            pass_on(chunk);
+        else
+            store_chunk(tile, chunk);
     }
 
     // With a condition the old sums stay alive, and special functions wait for one another for
@@ -202,8 +197,9 @@ struct GemmFinish {
     template <device::Activation kActivation, bool kResidual>
     __device__ void finish_as(Sums& sums, Bias& bias, GemmTile const& tile) {
         using enum device::Activation;
+        constexpr bool kShort = kActivation == kNone || kActivation == kRelu;
         constexpr bool kUnrolled =
-            (kActivation == kNone || kActivation == kRelu || S::kTurns) && !kGated && !kResidual;
+            !kGated && (kResidual ? kShort && S::kResidualSlots : kShort || S::kTurns);
         constexpr int kHeightsAtOnce = kUnrolled ? kOutHeights : 1;
         constexpr int kAtOnce = kUnrolled ? kAcross : 1;
 #pragma unroll kHeightsAtOnce
@@ -222,9 +218,9 @@ struct GemmFinish {
         Bias bias;
         settle_bias(bias, raw);
         auto const as = [&]<device::Activation kActivation>() {
-            if constexpr (!kGated)
+            if constexpr (S::kResidualStages && !kGated)
                 if (g.residual) return finish_as<kActivation, true>(sums, bias, tile);
-            finish_as<kActivation, false>(sums, bias, tile);
+            finish_as<kActivation, S::kResidualSlots>(sums, bias, tile);
         };
         using enum device::Activation;
         switch (g.activation) {

@@ -31,13 +31,14 @@ struct GemmConsumer {
     int const group;
     int stage = 0;
     uint32_t parity = 0;
+    int last_slot = -1;  // finish.first_slot of the block's last tile, if it is this group's
 
     __device__ GemmConsumer(GemmMaps const& maps, Gemm const& g, GemmBarriers<S>& barriers,
                             unsigned char* stages, int group)
         : barriers(barriers),
           finish{maps,
                  g,
-                 barriers.residual[group],
+                 barriers,
                  stages,
                  stages + S::kChunks + group * S::kSlots * S::kChunkBytes,
                  group,
@@ -115,18 +116,26 @@ struct GemmConsumer {
         Sums sums;
         typename Finish::RawBias bias;
         if (!S::kTurns) tile.col += group * (kGated ? 64 : 64 * S::kHeights);
-        finish.begin(tile);
         finish.load_bias(bias, tile);
         accumulate(sums, steps);
         await_residual();
         finish.finish(sums, bias, tile);
         release_residual();
+        if constexpr (S::kResidualSlots) finish.first_slot += S::kChunksOfTile;
     }
 
     __device__ bool has_residual_stages() const {
         return S::kResidualStages && !kGated && finish.g.residual;
     }
+    // By turns, a stage behind the block's last tile has chunks of it.
+    __device__ bool ends_block() const {
+        return S::kResidualSlots && S::kSlots < S::kChunksOfTile && finish.first_slot == last_slot;
+    }
     __device__ void await_residual() {
+        if (ends_block()) {
+            device::wait(&barriers.full[stage], parity);
+            finish.residual = finish.stages + stage * S::kStageBytes;
+        }
         if (!has_residual_stages()) return;
         int const own = (stage + group) % S::kStages;
         device::wait(&barriers.full[own], parity ^ (stage + group >= S::kStages));
@@ -145,6 +154,10 @@ struct GemmConsumer {
     }
 
     __device__ void run(GemmOrder const& order, int steps, int rank) {
+        if constexpr (S::kResidualSlots) {
+            int const last = count_tiles<S>(order) - 1;
+            if (last % S::kGroups == group) last_slot = last / S::kGroups * S::kChunksOfTile;
+        }
         if (S::kTurns && group == 1) {
             end_turn();  // group 0 begins
             pass(steps);
@@ -173,9 +186,8 @@ __device__ void init_barriers(GemmBarriers<S>& barriers, GemmMaps const& maps) {
         device::init_barrier(&barriers.full[i], 1);
         device::init_barrier(&barriers.empty[i], 4 * S::kReaders * S::kCluster);
     }
-    for (auto& of_group : barriers.residual)
-        for (auto& barrier : of_group) device::init_barrier(&barrier, 1);
     device::init_barrier(&barriers.exchange, 1);
+    if constexpr (S::kResidualSlots) init_slot_barriers<S>(barriers.slots);
     device::publish_barriers();
     device::prefetch_map(maps.x);
     device::prefetch_map(maps.weight);
@@ -225,6 +237,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
             // while they wait are worth it.
             if (!S::kParts) device::let_next_start();
         }
+        if constexpr (S::kResidualSlots) {
+            int const of = static_cast<int>(threadIdx.x / 32) - 1;  // a group
+            if (of >= 0 && of < S::kGroups)
+                tend_residual<S>(maps, g, order, barriers, stages, steps.count(), rank, of);
+        }
         if (S::kParts) device::wait_for_cluster();
     } else {
         if constexpr (S::kResident == 1) device::take_registers<S::kGroups == 1 ? 240 : 232>();
@@ -244,6 +261,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
 
 template <class T, class S, bool kByRows, bool kGated>
 cudaError_t launch_hopper_gemm(Gemm const& g, int band, cudaStream_t stream, int parts = 1) {
+    if constexpr (S::kTurns && !S::kResidualSlots && !kGated)
+        if (g.residual)
+            return launch_hopper_gemm<T, WithResidual<S>, kByRows, kGated>(g, band, stream);
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     GemmMaps maps;

@@ -1,6 +1,7 @@
 // The producer of a product on Hopper: one thread that asks the copy engine for stages.
 #pragma once
 #include "cluster.cuh"
+#include "residual.cuh"
 #include "shape.cuh"
 #include "tensor_map.h"
 
@@ -64,8 +65,12 @@ __device__ void load_residual(unsigned char* to, GemmMaps const& maps, uint64_t*
 template <class S, bool kByRows, bool kGated>
 __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBarriers<S>& barriers,
                            unsigned char* stages, GemmSteps steps, int rank, bool has_residual) {
-    int stage = 0;
+    // The first residual is asked for behind so many stages: ahead of them, it is what they wait
+    // for.
+    constexpr int kBegun = 4;
+    int stage = 0, number = 0;
     uint32_t parity = 1;
+    GemmTile last{};
     for_each_tile<S, kGated>(order, rank, 0, 1, [&](GemmTile const& tile) {
         for (int step = steps.begin; step < steps.end; ++step) {
             device::wait(&barriers.empty[stage], parity);
@@ -75,7 +80,11 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
             load_x<S>(x, maps, full, tile, step * S::kDepth, rank);
             load_weight<S, kByRows, kGated>(x + S::kXBytes, maps, full, tile, step * S::kDepth);
             if (++stage == S::kStages) stage = 0, parity ^= 1;
+            if constexpr (S::kResidualSlots)
+                if (number < S::kGroups && step + 1 == min(kBegun, steps.end))
+                    device::arrive(&barriers.slots.begun[number]);
         }
+        if constexpr (S::kResidualSlots) last = tile, ++number;
         if constexpr (S::kResidualStages && !kGated) {
             for (int group = 0; has_residual && group < S::kGroups; ++group) {
                 device::wait(&barriers.empty[stage], parity);
@@ -85,6 +94,10 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
             }
         }
     });
+    if constexpr (S::kResidualSlots && S::kSlots < S::kChunksOfTile) {
+        device::wait(&barriers.empty[stage], parity);
+        load_last_chunks<S>(maps, last, stages + stage * S::kStageBytes, &barriers.full[stage]);
+    }
 }
 
 }  // namespace opfuse

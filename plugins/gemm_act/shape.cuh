@@ -1,6 +1,7 @@
 // Tiles of a product on Hopper: their shape, their order, and what a block keeps of them.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "../device/wgmma.cuh"
 
@@ -41,6 +42,8 @@ struct GemmShape {
     static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
     static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
     static constexpr int kSlots = kTurns ? 4 : kRows > 192 ? 2 : kRows / kChunkRows;
+    static constexpr bool kResidualSlots = false;
+    static constexpr int kChunksOfTile = kHeights * (kRows / kChunkRows);  // without a gate
     static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
     static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
     static constexpr int kExchange = kChunks + kChunksBytes;  // where parts' sums do
@@ -59,11 +62,29 @@ struct GemmShape {
     static constexpr int kCols = kGated ? kWeightCols / 2 : kWeightCols;
 };
 
+// The same by turns, with a residual, which comes to the slots.
+template <class S>
+struct WithResidual : S {
+    static constexpr bool kResidualSlots = true;
+    static_assert(S::kTurns && S::kSlots <= S::kChunksOfTile);
+    static constexpr int kSharedBytes = S::kSharedBytes + 128;
+};
+
+// Of each group: its first tile's stages come, a slot's residual has come, and a chunk of y is
+// ready.
+template <class S>
+struct SlotBarriers {
+    uint64_t begun[S::kGroups];
+    uint64_t come[S::kGroups][S::kSlots], ready[S::kGroups][S::kChunksOfTile];
+};
+
+struct NoBarriers {};
+
 template <class S>
 struct GemmBarriers {
     uint64_t full[S::kStages], empty[S::kStages];
-    uint64_t residual[S::kGroups][S::kSlots];
     uint64_t exchange;
+    std::conditional_t<S::kResidualSlots, SlotBarriers<S>, NoBarriers> slots;
 };
 
 // Tiles in bands of some rows, so that what runs at one time reads about as many rows as columns.
@@ -94,6 +115,13 @@ __device__ void for_each_tile(GemmOrder const& order, int rank, int first, int s
     int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
     for (int i = own + first * clusters; i < order.rows * order.cols; i += stride * clusters)
         work(gemm_tile<S, kGated>(order, i, rank));
+}
+
+template <class S>
+__device__ int count_tiles(GemmOrder const& order) {
+    int const sharing = S::kParts ? order.parts : S::kCluster;
+    int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
+    return (order.rows * order.cols - own + clusters - 1) / clusters;
 }
 
 // The stages of the depth that this block multiplies.

@@ -154,6 +154,30 @@ def test_large_product_by_tactic(runner: Runner, generator: torch.Generator, way
     runner.compare("GemmAct large by tactic", y, expected, NOISE)
 
 
+@pytest.mark.parametrize("tiles", range(1, 6))
+@pytest.mark.parametrize("way", [6, 7, 15])
+def test_residual_by_turns(
+    runner: Runner, generator: torch.Generator, way: int, tiles: int
+) -> None:
+    """Blocks of an H100 have about so many tiles, whose depth is of one stage or several."""
+    rows, cols = 1000, 2816 * tiles - 8
+    for depth, dtype, activation in (
+        (64, torch.float16, "none"),
+        (136, torch.bfloat16, "relu"),
+        (520, torch.float16, "silu"),
+    ):
+        buffers = Buffers()
+        x = buffers.place(random(generator, (rows, depth), dtype))
+        weight = buffers.place(random(generator, (depth, cols), dtype, depth**-0.5))
+        residual = buffers.place(random(generator, (rows, cols), dtype))
+        y = buffers.empty((rows, cols), dtype)
+        attributes = {"activation": activation, "residual": 1, "tactic": way}
+        runner("GemmAct", attributes, [x, weight, residual], [y])
+        expected = activate(x.double() @ weight.double(), activation) + residual.double()
+        runner.compare("GemmAct by turns", y, expected, NOISE)
+        buffers.check_guards()
+
+
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("shape", [(4000, 2056, 4360), (4090, 768, 3080), (4096, 3072, 776)])
 def test_large_product(
