@@ -237,11 +237,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
             // while they wait are worth it.
             if (!S::kParts) device::let_next_start();
         }
-        if constexpr (S::kResidualSlots) {
-            int const of = static_cast<int>(threadIdx.x / 32) - 1;  // a group
-            if (of >= 0 && of < S::kGroups)
-                tend_residual<S>(maps, g, order, barriers, stages, steps.count(), rank, of);
-        }
+        if constexpr (S::kResidualSlots)
+            copy_chunks<S>(maps, g, order, barriers, stages, steps.count(), rank);
         if (S::kParts) device::wait_for_cluster();
     } else {
         if constexpr (S::kResident == 1) device::take_registers<S::kGroups == 1 ? 240 : 232>();
