@@ -14,7 +14,6 @@ __device__ void init_slot_barriers(SlotBarriers<S>& barriers) {
     for (int group = 0; group < S::kGroups; ++group) {
         device::init_barrier(&barriers.begun[group], 1);
         for (auto& barrier : barriers.come[group]) device::init_barrier(&barrier, 32);
-        for (auto& barrier : barriers.free[group]) device::init_barrier(&barrier, 1);
         for (auto& barrier : barriers.ready[group]) device::init_barrier(&barrier, 4);
     }
 }
@@ -40,9 +39,9 @@ __device__ void load_last_chunks(GemmMaps const& maps, GemmTile const& tile, uns
     }
 }
 
-// How a warp copies a chunk: 16 bytes a thread, 4 rows at a time.  They wait for memory elsewhere
+// How a warp brings a chunk: 16 bytes a thread, 4 rows at a time.  They wait for memory elsewhere
 // than the stages, which the copy engine gives in the order in which it is asked: where it brings
-// the residual, 4096x768x3072 takes 2 us more.
+// the residual, 4096x768x3072 takes 2 us more.  But where y goes so, 3 us more.
 template <class S>
 struct ChunkWords {
     static constexpr int kSteps = S::kChunkRows / 4;
@@ -67,105 +66,88 @@ struct ChunkWords {
     }
 };
 
-// Brings the residual of a group's tiles, by one warp.
+// Brings the residual of a group's tiles and stores their y, by one warp.
 template <class S>
-__device__ void load_chunks(Gemm const& g, GemmOrder const& order, SlotBarriers<S>& barriers,
-                            unsigned char* slots, int rank, int group) {
-    using Words = ChunkWords<S>;
-    int left = count_tiles<S>(order) - group, slot = 0;
-    uint32_t parity = 1;
-    if (left > 0) device::wait(&barriers.begun[group], 0);
-    for_each_tile<S, false>(order, rank, group, S::kGroups, [&](GemmTile const& tile) {
-        int const chunks = left == 1 ? S::kSlots : S::kChunksOfTile;
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            Words words(g, place_of_chunk<S>(tile, chunk));
-            unsigned char* const to = slots + slot * S::kChunkBytes;
-            uint16_t const* from = static_cast<uint16_t const*>(g.residual) + words.first;
-            device::wait(&barriers.free[group][slot], parity);
-#pragma unroll 4
-            for (int step = 0; step < Words::kSteps; ++step) {
-                bool const inside = step < words.steps;
-                device::copy_async(to + Words::place(step), inside ? from : g.residual, inside);
-                from += words.stride;
-            }
-            device::arrive_behind_copies(&barriers.come[group][slot]);
-            if (++slot == S::kSlots) slot = 0, parity ^= 1;
-        }
-        left -= S::kGroups;
-    });
-}
-
-// Stores y of all groups' tiles, by one warp.
-template <class S>
-struct ChunkStores {
+struct ChunkCopies {
+    static constexpr int kSlots = S::kSlots, kChunks = S::kChunksOfTile;
     using Words = ChunkWords<S>;
 
     GemmMaps const& maps;
     Gemm const& g;
     SlotBarriers<S>& barriers;
-    unsigned char* const slots;  // of the first group
-    unsigned char* const last_stage;
+    unsigned char* const slots;  // of this group
+    int const group;
 
-    __device__ void store(GemmTile const& at, unsigned char const* from) const {
-        Words words(g, at);
-        uint16_t* to = static_cast<uint16_t*>(g.y) + words.first;
-#pragma unroll 1
-        for (int step = 0; step < Words::kSteps; step += 4) {
-            uint4 units[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                units[i] = *reinterpret_cast<uint4 const*>(from + Words::place(i));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (step + i < words.steps) *reinterpret_cast<uint4*>(to) = units[i];
-                to += words.stride;
-            }
-            from += 4 * 4 * device::kBoxBytes;
-        }
+    // Once the group has finished the chunk of its tile number `turn`.
+    __device__ void store(GemmTile const& tile, int turn, int chunk, unsigned char* from) const {
+        GemmTile const at = place_of_chunk<S>(tile, chunk);
+        device::wait(&barriers.ready[group][chunk], turn & 1);
+        device::store_tile(maps.y, from, at.col, at.row);
+        device::commit_stores();
     }
 
-    __device__ void run(GemmOrder const& order, int rank) const {
+    __device__ void load(GemmTile const& tile, int chunk, int slot) const {
+        Words words(g, place_of_chunk<S>(tile, chunk));
+        unsigned char* const to = slots + slot * S::kChunkBytes;
+        uint16_t const* from = static_cast<uint16_t const*>(g.residual) + words.first;
+#pragma unroll 4
+        for (int step = 0; step < Words::kSteps; ++step) {
+            bool const inside = step < words.steps;
+            device::copy_async(to + Words::place(step), inside ? from : g.residual, inside);
+            from += words.stride;
+        }
+        device::arrive_behind_copies(&barriers.come[group][slot]);
+    }
+
+    // By one thread: what is in the slot of this chunk goes.
+    __device__ void free_slot(GemmTile const& tile, GemmTile const& before, int turn, int chunk,
+                              int slot) const {
+        bool const is_own = chunk >= kSlots;
+        if (!is_own && turn == 0) return device::wait(&barriers.begun[group], 0);
+        store(is_own ? tile : before, is_own ? turn : turn - 1,
+              is_own ? chunk - kSlots : chunk - kSlots + kChunks, slots + slot * S::kChunkBytes);
+        device::wait_for_stores<0>();
+    }
+
+    __device__ void run(GemmOrder const& order, unsigned char* last_stage, int rank) const {
         bool const leads = threadIdx.x % 32 == 0;
-        int left = count_tiles<S>(order), group = 0, turn = 0;
-        for_each_tile<S, false>(order, rank, 0, 1, [&](GemmTile const& tile) {
-            for (int chunk = 0; chunk < S::kChunksOfTile; ++chunk) {
-                int const slot = (turn * S::kChunksOfTile + chunk) % S::kSlots;
-                unsigned char* from = slots + (group * S::kSlots + slot) * S::kChunkBytes;
-                GemmTile const at = place_of_chunk<S>(tile, chunk);
-                device::wait(&barriers.ready[group][chunk], turn & 1);
-                if (left > 1) {
-                    store(at, from);
-                    __syncwarp();
-                    if (leads) device::arrive(&barriers.free[group][slot]);
-                } else if (leads) {
-                    // Nothing hides the block's last tile: by the copy engine it ends earlier.
-                    if (chunk >= S::kSlots)
-                        from = last_stage + (chunk - S::kSlots) * S::kChunkBytes;
-                    device::store_tile(maps.y, from, at.col, at.row);
-                    device::commit_stores();
-                }
+        int left = count_tiles<S>(order) - group, turn = 0, slot = 0;
+        GemmTile before{};
+        for_each_tile<S, false>(order, rank, group, S::kGroups, [&](GemmTile const& tile) {
+            int const chunks = left == 1 ? kSlots : kChunks;
+            for (int chunk = 0; chunk < chunks; ++chunk) {
+                if (leads) free_slot(tile, before, turn, chunk, slot);
+                __syncwarp();
+                load(tile, chunk, slot);
+                if (++slot == kSlots) slot = 0;
             }
-            --left;
-            if (++group == S::kGroups) group = 0, ++turn;
+            before = tile;
+            left -= S::kGroups;
+            ++turn;
         });
+        if (turn == 0 || !leads) return;
+        bool const ends = left + S::kGroups == 1;  // the block
+        for (int chunk = ends ? 0 : kChunks - kSlots; chunk < kChunks; ++chunk) {
+            bool const in_stage = ends && chunk >= kSlots;
+            store(before, turn - 1, chunk,
+                  in_stage ? last_stage + (chunk - kSlots) * S::kChunkBytes
+                           : slots + slot * S::kChunkBytes);
+            if (++slot == kSlots) slot = 0;
+        }
         device::wait_for_stores<0>();
     }
 };
 
-// Warps of producers behind the first: one for each group's residual, and one for y.
+// Warps of producers behind the first, one for each group.
 template <class S>
 __device__ void copy_chunks(GemmMaps const& maps, Gemm const& g, GemmOrder const& order,
                             GemmBarriers<S>& barriers, unsigned char* stages, int steps, int rank) {
-    int const warp = static_cast<int>(threadIdx.x / 32) - 1;
-    unsigned char* const slots = stages + S::kChunks;
-    if (warp >= 0 && warp < S::kGroups)
-        load_chunks<S>(g, order, barriers.slots, slots + warp * S::kSlots * S::kChunkBytes, rank,
-                       warp);
-    if (warp == S::kGroups) {
-        int const last = count_tiles<S>(order) * steps % S::kStages;
-        ChunkStores<S>{maps, g, barriers.slots, slots, stages + last * S::kStageBytes}.run(order,
-                                                                                           rank);
-    }
+    int const group = static_cast<int>(threadIdx.x / 32) - 1;
+    if (group < 0 || group >= S::kGroups) return;
+    int const last = count_tiles<S>(order) * steps % S::kStages;
+    unsigned char* const slots = stages + S::kChunks + group * S::kSlots * S::kChunkBytes;
+    ChunkCopies<S>{maps, g, barriers.slots, slots, group}.run(order, stages + last * S::kStageBytes,
+                                                              rank);
 }
 
 }  // namespace opfuse

@@ -70,13 +70,12 @@ struct WithResidual : S {
     static constexpr int kSharedBytes = S::kSharedBytes + 128;
 };
 
-// Of each group: its first tile's stages come, a slot's residual has come, a chunk of y is ready,
-// and the slot is free again.
+// Of each group: its first tile's stages come, a slot's residual has come, and a chunk of y is
+// ready.
 template <class S>
 struct SlotBarriers {
     uint64_t begun[S::kGroups];
-    uint64_t come[S::kGroups][S::kSlots], free[S::kGroups][S::kSlots];
-    uint64_t ready[S::kGroups][S::kChunksOfTile];
+    uint64_t come[S::kGroups][S::kSlots], ready[S::kGroups][S::kChunksOfTile];
 };
 
 struct NoBarriers {};
