@@ -126,6 +126,18 @@ def test_a_mask_of_one_key_is_told():
     outcome.refused("FlashAttention", "y", "ends after 1 of K keys")
 
 
+@pytest.mark.parametrize(("keys", "opset"), [("K", 23), ("K", 24), ("W", 24)])
+def test_a_mask_of_integers_is_refused(keys, opset):
+    """The operator adds it as it is."""
+    outcome = attention(", mask", inputs=f"int64[B, 1, Q, {keys}] mask", opset=opset)
+    outcome.refused("FlashAttention", "y", "mask is not floating-point")
+
+
+def test_heads_of_nothing_are_refused():
+    qkv = "T[B, 4, Q, 0] q, T[B, 4, K, 0] k, T[B, 4, K, 0] v"
+    attention(qkv=qkv).refused("FlashAttention", "y", "the head size is 0")
+
+
 @HAS_PADDING
 @pytest.mark.parametrize("kind", ["bool", "T"])
 def test_a_mask_may_end_before_the_keys(kind):

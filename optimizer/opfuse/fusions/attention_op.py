@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from opfuse.fusions import constant_mask
 from opfuse.fusions.attention_body import COUNTED
 from opfuse.fusions.attention_operands import fits, heads_of, without_copies
-from opfuse.fusions.guards import floating, may_equal, static, text
+from opfuse.fusions.guards import FLOATS, floating, may_equal, static, text
 from opfuse.graph.attention_op import LENGTHS, WINDOW
 from opfuse.graph.dims import Dim
 from opfuse.graph.facts import Shape
@@ -40,6 +40,8 @@ def _build(found: Found) -> Replacement:
     mask = _of_all_keys(found, _additive(found, left, dtype, made), left, keys, made)
     trailing = [*mask, *([] if lengths is None else [lengths])]
     size = static(found.shape("q")[3], "the head size", node)
+    if size < 1:
+        raise Miss(f"the head size is {size}, want a number above 0", node)
     attrs = {
         "num_heads": heads,
         "kv_num_heads": heads_of(found, key),
@@ -111,6 +113,8 @@ def _given(found: Found, space: Shape) -> tuple[gs.Tensor, ...]:
     tensors = found.anchor.inputs
     if len(tensors) < 4 or tensors[3].is_empty():
         return ()
+    if found.work.dtype(tensors[3]) not in (onnx.TensorProto.BOOL, *FLOATS):
+        raise Miss(f"mask {tensors[3].name} is not floating-point", found.anchor)
     fits(found, tensors[3], space)
     last = (found.work.shape(tensors[3]) or (1,))[-1]
     if isinstance(last, int) and last != space[3]:  # keys past its end are hidden (ai.onnx 24)
