@@ -101,6 +101,16 @@ def test_several_sizes_that_are_no_numbers_are_refused_over_five_axes():
     outcome.same(*SIZES)
 
 
+def test_a_number_beside_a_symbol_is_refused_over_five_axes():
+    """Of one batch, the symbol is a broadcast: the result has the other's size."""
+    swapped = "turned = Transpose<perm=[1, 0, 2, 3, 4]>(k)\n"
+    text = swapped + PLAIN.replace("(k)", "(turned)").replace("[0, 1, 3, 2]", "[0, 1, 2, 4, 3]")
+    qkv = "T[B, 3, 4, 5, 6] q, T[B, 3, 4, 7, 6] k, T[B, 3, 4, 7, 8] v"
+    outcome = attention(text, qkv=qkv)
+    outcome.refused("FlashAttention", "raw", "do not agree")
+    outcome.same({"B": 1}, {"B": 3})
+
+
 def test_an_unknown_number_of_heads_is_refused():
     outcome = attention(PLAIN, qkv=QKV.replace("4", "H"))
     outcome.refused("FlashAttention", "raw", "the number of heads is H, want a number")

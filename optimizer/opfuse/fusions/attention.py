@@ -142,7 +142,9 @@ def _score_space(found: Found) -> Shape:
     # One head of k and v serves all of q; or, of five axes, each serves a group.
     shared = (*front[:-1], 1) if len(q) in (4, 5) and kt[-3] == 1 else front
     pairs = [*zip(kt, (*shared, q[-1]), strict=False), *zip(v, (*shared, kt[-1]), strict=False)]
-    if not all(may_equal(have, want) for have, want in pairs):
+    # Five axes become four by the sizes of q's: what may be a broadcast there is none behind it.
+    known = len(q) < 5 or all(t[:-2] == shared for t in (kt, v))
+    if not known or not all(may_equal(have, want) for have, want in pairs):
         raise Miss(f"q {text(q)}, k^T {text(kt)}, and v {text(v)} do not agree", found.node(scores))
     return (*front, q[-2], kt[-1])
 
