@@ -139,6 +139,18 @@ def test_heads_of_nothing_are_refused():
 
 
 @HAS_PADDING
+@pytest.mark.parametrize("one", [True, 0.0])
+def test_a_mask_that_hides_none_of_its_keys_may_end_before_them(one):
+    """It is constant but for its size, and behind its end it hides."""
+    text = "size = Shape(other)\nmask = Expand(one, size)\ny = Attention(q, k, v, mask)"
+    weights = {"one": np.array(one, bool if one is True else np.float32)}
+    made = model(text, f"{QKV}, T[B, 1, Q, W] other", opset=25, weights=weights)
+    outcome = fuse_model(made)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same({"B": 2, "Q": 5, "K": 7, "W": 3}, {"B": 2, "Q": 5, "K": 7, "W": 7})
+
+
+@HAS_PADDING
 @pytest.mark.parametrize("kind", ["bool", "T"])
 def test_a_mask_may_end_before_the_keys(kind):
     """It hides those behind it; onnxruntime computes that from ai.onnx 25 on."""

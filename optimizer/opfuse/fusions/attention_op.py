@@ -35,9 +35,14 @@ def _build(found: Found) -> Replacement:
         key, value, copies = without_copies(found, key, value)
     made: list[NewNode] = []
     left, triangle, spread = _given(found, space), 0, list[gs.Node]()
-    if lengths is None and not window:  # with which a triangle of all keys would stand elsewhere
+    short = _may_be_short(found, left, keys)
+    # With those, a triangle of all keys would stand elsewhere; a short mask hides what it lacks.
+    if lengths is None and not window and not short:
         left, triangle, spread = constant_mask.settled(found.work, left, space)
-    mask = _of_all_keys(found, _additive(found, left, dtype, made), left, keys, made)
+    mask = _additive(found, left, dtype, made)
+    if short:
+        rank = len(found.work.shape(left[0]) or ())
+        mask = (_of_all_keys(found, mask[0], rank, made),)
     trailing = [*mask, *([] if lengths is None else [lengths])]
     size = static(found.shape("q")[3], "the head size", node)
     if size < 1:
@@ -136,24 +141,20 @@ def _additive(
     return (mask,)
 
 
-def _of_all_keys(
-    found: Found,
-    mask: tuple[gs.Tensor, ...],
-    given: tuple[gs.Tensor, ...],
-    keys: Dim,
-    made: list[NewNode],
-) -> tuple[gs.Tensor, ...]:
-    """Return a mask that hides the keys past its end, where its size may be another than theirs."""
+def _may_be_short(found: Found, given: tuple[gs.Tensor, ...], keys: Dim) -> bool:
+    """Tell whether a mask may be shorter than the keys, of which it then hides the rest."""
+    shape = found.work.shape(given[0]) if given else None
+    return shape is not None and found.work.opset >= _PADDED and shape[-1] != keys
+
+
+def _of_all_keys(found: Found, tensor: gs.Tensor, rank: int, made: list[NewNode]) -> gs.Tensor:
+    """Return a mask that hides the keys past its end."""
     work = found.work
-    shape = work.shape(given[0]) if given else None
-    if shape is None or work.opset < _PADDED or shape[-1] == keys:
-        return mask
-    (tensor,) = mask
     int64 = onnx.TensorProto.INT64
     have, want, missing, pads = (
         work.fresh(tensor, name, int64) for name in ("size", "keys", "missing", "pads")
     )
-    others = work.constant(tensor, "others", np.zeros(2 * len(shape) - 1, np.int64))
+    others = work.constant(tensor, "others", np.zeros(2 * rank - 1, np.int64))
     kind = onnx.helper.tensor_dtype_to_np_dtype(work.dtype(tensor) or 1)
     minus_inf = work.constant(tensor, "hidden", np.array(-np.inf, kind))
     padded = work.fresh(tensor, "of_all_keys")
@@ -162,7 +163,7 @@ def _of_all_keys(
     made.append(NewNode("Sub", (want, have), (missing,), {}, ""))
     made.append(NewNode("Concat", (others, missing), (pads,), {"axis": 0}, ""))
     made.append(NewNode("Pad", (tensor, pads, minus_inf), (padded,), {}, ""))
-    return (padded,)
+    return padded
 
 
 FUSION = Fusion("FlashAttention", ("Attention",), y, _build)
