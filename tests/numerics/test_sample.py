@@ -99,6 +99,15 @@ def test_numbers_of_keys_agree_with_the_cache(sizes, keys):
     assert drawn["last"].tolist() == [keys - 1] * sizes[0]
 
 
+def test_numbers_of_keys_are_not_those_of_the_last():
+    """Of 7 keys, the last is the sixth: the model takes one away itself."""
+    made = GQA.replace("Sub(keep, keep)", "Sub(n_keys, one)").format("l")
+    text = f"one = Constant<value_int: int = 1>()\n{made}"
+    items = sample.inputs(graph(f"{CACHED}, int64[b] n_keys", text))
+    drawn = sample.draw(items, {"b": 2, "seq": 7, "past": 5}, 0)
+    assert drawn["n_keys"].tolist() == [7, 7]
+
+
 def test_a_mask_that_counts_keys_hides_none():
     items = sample.inputs(graph(f"{CACHED}, int64[b, total] keep", GQA.format("l")))
     assert sample.draw(items, {"b": 2, "seq": 8, "past": 8, "total": 8}, 0)["keep"].all()

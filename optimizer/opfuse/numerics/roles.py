@@ -98,9 +98,14 @@ class Flow:
 
         They say which key is the last of each batch, and how many there are at most.
         """
+        if place := self._counted_by(name, _PASS):
+            return place
+        return ALL_KEYS if self._counted_by(name, _SUMMED) else 0
+
+    def _counted_by(self, name: str, passed: frozenset[str]) -> int:
         places = (
             place
-            for node, value in self.reached(name, _SUMMED)
+            for node, value in self.reached(name, passed)
             if node.op_type == _GQA
             for place in (LAST_KEY, ALL_KEYS)
             if place < len(node.input) and node.input[place] == value
