@@ -1,12 +1,10 @@
 // Sums over a block whose warps meet in shared memory once: where they do is known ahead of time.
 #pragma once
+#include "address.cuh"
 #include "launch.cuh"
+#include "reduce.cuh"
 
 namespace opfuse::device {
-
-__device__ inline unsigned address_in_shared(void const* data) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(data));
-}
 
 // Of up to kWidth warps, a multiple of four.  Every thread makes one, and calls each sum, of which
 // there are two at most: the n-th has `turn` n.
@@ -19,16 +17,13 @@ class BlockSums {
         // What no warp writes adds nothing.
         for (int i = threadIdx.x; i < kTurns * 2 * kWidth; i += blockDim.x)
             if (i % kWidth >= warps) parts[i] = 0.f;
-        parts_ = settled(address_in_shared(parts));
-        own_ = settled(address_in_shared(&parts[threadIdx.x % 32 / 16 * kWidth + warp]));
+        parts_ = settled(shared_address(parts));
+        own_ = settled(shared_address(&parts[threadIdx.x % 32 / 16 * kWidth + warp]));
     }
 
     // Over all threads.
     __device__ float add(float value, int turn) const {
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2)
-            value += __shfl_xor_sync(0xffffffffu, value, offset);
-        publish(value, threadIdx.x % 32 == 0, turn);
+        publish(warp_sum(value), threadIdx.x % 32 == 0, turn);
         __syncthreads();
         return read(0, turn);
     }

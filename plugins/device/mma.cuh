@@ -12,11 +12,9 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace opfuse::device {
+#include "address.cuh"
 
-__device__ inline uint32_t shared_address(void const* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace opfuse::device {
 
 // 16 bytes to shared memory, zeros where not `valid`; `from` is then not read.
 __device__ inline void copy_async(void* to, void const* from, bool valid) {

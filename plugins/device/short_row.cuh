@@ -63,7 +63,7 @@ class ShortRow {
     }
     // Of a tensor, read once.
     __device__ Items load(Spots<T const, kItems> const& spots) const {
-        return load_by(spots, [](T const* spot) { return load_past_l1<kVec>(spot); });
+        return load_by(spots, [](T const* spot) { return load_now<kVec, false>(spot); });
     }
     __device__ Items load_parameter(Spots<T const, kItems> const& spots) const {
         return load_by(spots, [](T const* spot) { return load_now<kVec>(spot); });

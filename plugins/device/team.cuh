@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "address.cuh"
 #include "moments.h"
 #include "tuning.h"
 
@@ -37,10 +38,6 @@ struct Maximum {
 };
 
 #if __CUDA_ARCH__ >= 900
-
-__device__ inline unsigned shared_address(void const* data) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(data));
-}
 
 // A barrier in shared memory that counts bytes which other blocks of the cluster write beside it.
 // Unlike the cluster's own barrier it waits for no stores to global memory: with that one, each

@@ -43,27 +43,20 @@ __device__ void store(T* data, int64_t index, Vec<T, kSize> const& value) {
     }
 }
 
-// The vector at `data`, which is not kept in L1.
-template <int kSize, class T>
-__device__ Vec<T, kSize> load_past_l1(T const* data) {
-    static_assert(sizeof(Vec<T, kSize>) == sizeof(uint4));
-    uint4 bits;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(data));
-    Vec<T, kSize> items;
-    memcpy(&items, &bits, sizeof(items));
-    return items;
-}
-
-// The vector at `data`, asked for here: nvcc would move a load down to where registers are free.
-template <int kSize, class T>
+// The vector of 16 bytes at `data`, asked for here: nvcc would move a load down to where registers
+// are free.
+template <int kSize, bool kKeptInL1 = true, class T>
 __device__ Vec<T, kSize> load_now(T const* data) {
     static_assert(sizeof(Vec<T, kSize>) == sizeof(uint4));
     uint4 bits;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(data));
+    if constexpr (kKeptInL1)
+        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                     : "l"(data));
+    else
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                     : "l"(data));
     Vec<T, kSize> items;
     memcpy(&items, &bits, sizeof(items));
     return items;

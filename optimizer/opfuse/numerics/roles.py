@@ -31,7 +31,7 @@ _LENGTHS = {"Attention": LENGTHS}  # the input that says how many keys each batc
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 _COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
 _GQA = "GroupQueryAttention"
-# What a mask, or what is one less than the keys of each batch, passes on its way to it.
+# What a mask, or a number of keys of which a model takes one away itself, passes on its way to it.
 _SUMMED = _PASS | {"Add", "Sub", "ReduceSum"}
 _KEYS = 5  # fewer than most draws have, so that the end is among them
 

@@ -93,7 +93,8 @@ def singles(items: Sequence[Input]) -> list[Sizes]:
     """All sizes 1, but for those that may be sums of others: these are 1 in the last."""
     symbols = _symbols(items)
     ones = dict.fromkeys(symbols, 1)
-    inner = [s for s in symbols if s not in _leading(items)]
+    leading = _leading(items)
+    inner = [s for s in symbols if s not in leading]
     totals = _totals(items, inner)
     summed = {**ones, **dict.fromkeys(totals, max(1, len(inner) - len(totals)))}
     return [ones] if summed == ones else [summed, ones]
