@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from opfuse.runtime import abi, agreement, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
 from opfuse.runtime.program import MakeCopies, MakePlugin, Program
-from opfuse.runtime.schedule import EngineStep, Schedule, Value
+from opfuse.runtime.schedule import CONSTANT_WEIGHTS, EngineStep, Schedule, Value
 from opfuse.runtime.tensorrt import Loader, import_module, module_of, ports
 
 PLAIN = "engine"
@@ -114,7 +114,15 @@ def _opened(
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
-    return partial(abi.Plugin, _library(opened, explicit))
+    """Makes ops; those of a library from before `CONSTANT_WEIGHTS` without it."""
+    handle = _library(opened, explicit)
+    told = {op.name for op in abi.ops(handle) if CONSTANT_WEIGHTS in op.attributes}
+
+    def make(op: str, attributes: Mapping[str, abi.AttributeValue]) -> abi.Plugin:
+        known = {k: v for k, v in attributes.items() if k != CONSTANT_WEIGHTS or op in told}
+        return abi.Plugin(handle, op, known)
+
+    return make
 
 
 def _copies(opened: bundle.Bundle, explicit: Path | None) -> MakeCopies:

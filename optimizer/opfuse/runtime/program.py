@@ -169,7 +169,8 @@ class Place:
         for index, step in enumerate(program.schedule.steps):
             if isinstance(step, PluginStep):
                 assert program.make_plugin is not None
-                self._plugins[index] = program.make_plugin(step.op, step.attributes)
+                attributes = program.schedule.attributes(step)
+                self._plugins[index] = program.make_plugin(step.op, attributes)
 
     def close(self) -> None:
         """Free what is on the device."""
