@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from opfuse.runtime.schedule import CONSTANT_WEIGHTS
+from opfuse.runtime.abi import CONSTANT_WEIGHTS
 
 Shape = tuple[int, ...]
 Tensors = tuple[torch.Tensor, ...]

@@ -36,7 +36,6 @@ from benchmarks.graphs import Captured
 from benchmarks.kernel_cases import CASES, Case, grid_cases
 from benchmarks.kernel_floors import NORMS, Floors
 from opfuse.runtime import abi, library
-from opfuse.runtime.schedule import CONSTANT_WEIGHTS
 
 DTYPE, ONNX_TYPE = torch.float16, 10
 LAUNCHES, FEW_BYTES, MANY_LAUNCHES = 20, 1 << 22, 200
@@ -109,7 +108,7 @@ class Bench:
         ``as_layer``: nobody tells it that weights are constant.
         """
         case = self.case
-        attributes = {**case.attributes, CONSTANT_WEIGHTS: 0} if as_layer else case.attributes
+        attributes = {**case.attributes, abi.CONSTANT_WEIGHTS: 0} if as_layer else case.attributes
         given = [_tensors(inputs) for inputs in self.inputs]
         outputs: dict[int, list[torch.Tensor]] = {}
         with abi.Plugin(self.handle, case.op, attributes) as plugin:
@@ -216,7 +215,7 @@ def _is_few(op: str, rows: int) -> bool:
 
 def _has_layer(case: Case) -> bool:
     """Whether a case of few rows is timed as a layer of TensorRT too."""
-    return CONSTANT_WEIGHTS in case.attributes and _is_few(case.op, case.matrix[0])
+    return abi.CONSTANT_WEIGHTS in case.attributes and _is_few(case.op, case.matrix[0])
 
 
 def measure_floors(timer: Timer, rows: Sequence[dict]) -> dict[str, float]:

@@ -10,7 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from opfuse.runtime import abi
-from opfuse.runtime.schedule import CONSTANT_WEIGHTS, PluginStep, Schedule, Value, ViewStep
+from opfuse.runtime.abi import CONSTANT_WEIGHTS
+from opfuse.runtime.schedule import PluginStep, Schedule, Value, ViewStep
 from tests.engine_models import NORM, NORM_BODY, plugins
 from tests.runtime import host
 

@@ -16,7 +16,7 @@ from opfuse.runtime import abi, agreement, bundle, group, library
 from opfuse.runtime.cuda import Device
 from opfuse.runtime.lock import check_gpu, check_library, check_tensorrt
 from opfuse.runtime.program import MakeCopies, MakePlugin, Program
-from opfuse.runtime.schedule import CONSTANT_WEIGHTS, EngineStep, Schedule, Value
+from opfuse.runtime.schedule import EngineStep, Schedule, Value
 from opfuse.runtime.tensorrt import Loader, import_module, module_of, ports
 
 PLAIN = "engine"
@@ -114,12 +114,12 @@ def _opened(
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
-    """Makes ops; those of a library from before `CONSTANT_WEIGHTS` without it."""
+    """Makes ops; those of a library from before `abi.CONSTANT_WEIGHTS` without it."""
     handle = _library(opened, explicit)
-    told = {op.name for op in abi.ops(handle) if CONSTANT_WEIGHTS in op.attributes}
+    told = {op.name for op in abi.ops(handle) if abi.CONSTANT_WEIGHTS in op.attributes}
 
     def make(op: str, attributes: Mapping[str, abi.AttributeValue]) -> abi.Plugin:
-        known = {k: v for k, v in attributes.items() if k != CONSTANT_WEIGHTS or op in told}
+        known = {k: v for k, v in attributes.items() if k != abi.CONSTANT_WEIGHTS or op in told}
         return abi.Plugin(handle, op, known)
 
     return make

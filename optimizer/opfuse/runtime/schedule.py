@@ -11,14 +11,13 @@ from typing import Any
 from opfuse.errors import InputError
 from opfuse.graph.native import UNREAD_SUM
 from opfuse.graph.protos import BITS
+from opfuse.runtime.abi import CONSTANT_WEIGHTS
 from opfuse.runtime.copies import MOVES, Box, Move
 
 AttributeValue = float | int | str
 
-CONSTANT_WEIGHTS = "weights_are_constant"
-"""The attribute of norms by which they read their weights while the kernel ahead still runs."""
 _FIRST_WEIGHT: Mapping[str, int] = {"RmsNorm": 1, "AddRmsNorm": 2, "AddLayerNorm": 2}
-"""The norms that have it, and the first of their inputs that is a weight."""
+"""The norms that have `CONSTANT_WEIGHTS`, and the first of their inputs that is a weight."""
 
 
 @dataclass(frozen=True)
