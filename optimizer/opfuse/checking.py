@@ -48,7 +48,7 @@ def check(model: Path, given: Mapping[str, Any], progress: Progress | None = Non
         refuse_ranks(source.proto)
         check_shapes(source, config)
         gate.refuse_other_model(source, locked, config)
-        protect(source, outputs, model_too=True)
+        protect(source, outputs)
     found = _found(source, config, progress)
     anchors, measure = partial(_anchors, source, config), partial(_measured, config, progress)
     with progress.stage("check"):

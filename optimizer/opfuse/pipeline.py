@@ -62,9 +62,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
 
         source = load(config.model)
         check_shapes(source, config)
-        if output is not None:
-            protect(source, [output], model_too=goal == "build")
-        protect(source, _outputs(replace(config, output=None)), model_too=True)
+        protect(source, _outputs(config))
     proof = None
     if config.prove and goal != "explain":
         fused, model, proof = fuse_and_prove(source, config, progress)
@@ -85,7 +83,7 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
         with progress.stage("save"):
             from opfuse.stages.save import save
 
-            save(fused.graph, model, source.base_dir, output)
+            save(fused.graph, model, source, output)
     report = Report(facts, _standing(fused), fused.misses, fused.counts, proof, **built)
     report = replace(report, timings=dict(progress.timings))
     if config.dry_run:
@@ -363,7 +361,7 @@ def _built(
 
     with scratch() as folder:
         with progress.stage("lower"):
-            save(fused.graph, model, source.base_dir, folder / "fused.onnx")
+            save(fused.graph, model, source, folder / "fused.onnx")
             lowering = lower(model, config.lower, library.ops)
         note = "--tune measured nothing: that is for --lower auto with a plugin library"
         note = note if config.tune else ""

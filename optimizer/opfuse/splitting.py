@@ -108,7 +108,7 @@ def _write(
             model = export(fused, source)
             state(model, Rank(rank, sharded.plan.ranks, sharded.plan.sha256))
             files.append(f"rank{rank}.onnx")
-            save(fused.graph, model, source.base_dir, folder / files[-1])
+            save(fused.graph, model, source, folder / files[-1])
             own = weight_bytes(model)
     return with_files(sharded.plan, files, whole, own)
 

@@ -8,8 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.handmade import graph_model, node, write
+from opfuse.stages.load import load
 
 RELU = node("Relu", "x", "y", "r")
+OPEN = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N"])
 CYCLE = [node("Add", "x b", "a", "first"), node("Relu", "a", "b", "second")]
 
 
@@ -26,6 +28,32 @@ def calling(functions):
         opsets=[helper.make_opsetid("local", 1)],
     )
     model.functions.extend(functions)
+    return model
+
+
+def called(*, inputs="x", outputs="y", body=("a", "b")):
+    """A call of a local function of one input and one output."""
+    model = graph_model(
+        [node("f0", inputs, outputs, "call", domain="local")],
+        opsets=[helper.make_opsetid("local", 1)],
+    )
+    inner = [helper.make_node("Relu", body[:1], body[1:])]
+    imports = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("local", "f0", ["a"], ["b"], inner, imports))
+    return model
+
+
+def sized(size):
+    """A model whose input has one dimension of this size, and its output one of any."""
+    model = graph_model([RELU])
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+    model.graph.output[0].CopyFrom(OPEN)
+    return model
+
+
+def changed(change):
+    model = graph_model([RELU])
+    change(model)
     return model
 
 
@@ -74,6 +102,30 @@ CASES = {
         "'w'",
     ),
     "duplicate input": (graph_model([RELU], inputs=["x", "x"]), "'x'"),
+    "duplicate output": (graph_model([RELU], outputs=["y", "y"]), "outputs", "'y'"),
+    "negative size of an input": (sized(-3), "'x'", "-3", "dimension 0"),
+    "unknown type of an input": (
+        changed(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99)),
+        "'x'", "99",
+    ),
+    "input without a shape": (
+        changed(lambda m: m.graph.input[0].type.tensor_type.ClearField("shape")),
+        "'x'", "no shape",
+    ),
+    "two opsets": (
+        changed(lambda m: m.opset_import.append(helper.make_opsetid("", 13))),
+        "versions 18 and 13",
+    ),
+    "call with too many inputs": (called(inputs="x x x"), "'call'", "3 inputs", "'f0' has 1"),
+    "call with too many outputs": (called(outputs="y z"), "'call'", "2 outputs", "'f0' has 1"),
+    "function output of no node": (called(body=("a", "c")), "'b'", "'f0'"),
+    "too many values": (
+        graph_model(
+            [node("Add", "x w", "y")],
+            initializers=[TensorProto(name="w", dims=[4], data_type=1, float_data=[1.0] * 5)],
+        ),
+        "'w'", "4 values", "5",
+    ),
     "no outputs": (graph_model([RELU], outputs=[]), "no outputs"),
     "output of no node": (graph_model([RELU], outputs=["z"]), "'z'"),
     "opset 12": (graph_model([RELU], opset=12), "opset 12", "13 to 25"),
@@ -130,6 +182,13 @@ def test_refused(cli, tmp_path, old_output, case):
     model, *says = CASES[case]
     path = write(tmp_path / "model.onnx", model)
     cli("fuse", path, "-o", old_output).refused(2, str(path), *says)
+
+
+def test_a_size_of_minus_one_is_of_any_size(tmp_path):
+    path = write(tmp_path / "m.onnx", sized(-1))
+    source = load(path)
+    assert not source.proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    assert any("-1" in note for note in source.notes)
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal(cli, tmp_path, old_output):

@@ -83,10 +83,16 @@ def test_report_folder_missing(cli, llama, old_output, tmp_path):
     result.refused(2, str(tmp_path / "no"))
 
 
-def test_an_engine_does_not_replace_its_model(cli, llama):
-    before = llama.read_bytes()
-    cli("build", llama, "-o", llama).refused(2, str(llama), "the model itself")
-    assert llama.read_bytes() == before
+@pytest.mark.parametrize("command", ["build", "fuse"])
+@pytest.mark.parametrize("linked", [None, "symlink_to", "hardlink_to"])
+def test_an_output_does_not_replace_its_model(cli, llama, tmp_path, command, linked):
+    before, output = llama.read_bytes(), llama
+    if linked:
+        output = tmp_path / "linked.onnx"
+        getattr(output, linked)(llama)
+    cli(command, llama, "-o", output).refused(2, str(output), "the model itself", "another name")
+    cli(command, output, "-o", llama).refused(2, str(llama), "the model itself")
+    assert llama.read_bytes() == before == output.read_bytes()
 
 
 def test_a_fused_model_does_not_replace_its_own_weights(cli, tmp_path):

@@ -340,7 +340,7 @@ def lowered(path: Path, folder: Path, ops) -> ModelProto:
     source = load(path)
     fused = fuse(normalise(source))
     model = export(fused, source)
-    save(fused.graph, model, source.base_dir, folder / "fused.onnx")
+    save(fused.graph, model, source, folder / "fused.onnx")
     lower(model, "plugin", ops)
     return model
 

@@ -62,7 +62,7 @@ def test_external_weights_fuse_as_others_do(write, tmp_path, name):
     fused = fuse(normalise(source))
     assert not kind or fused.counts[kind] == 1
     output = tmp_path / "fused.onnx"
-    save(fused.graph, export(fused, source), source.base_dir, output)
+    save(fused.graph, export(fused, source), source, output)
     before, after = onnx.load(path), onnx.load(output)
     onnx.checker.check_model(after, full_check=True)
     drawn = draw(before, {"S": 3}, 0)

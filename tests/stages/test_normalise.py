@@ -49,6 +49,16 @@ def test_what_does_nothing_is_dropped(text):
     outcome.same({"S": 1}, {"S": 5})
 
 
+@pytest.mark.parametrize("name", ["RmsNorm", "GemmAct", "Strange"])
+def test_a_function_that_only_has_our_name_is_taken_apart(name):
+    text = f'y = opfuse.{name}<activation="odd">(x, gamma)'
+    own = f"""<domain: "opfuse", opset_import: ["" : 17]>
+        {name} <activation>(a, b) => (c) {{ c = Sub(a, b) }}"""
+    outcome = normalised(text, functions=own)
+    assert outcome.ops == ["Sub"]
+    outcome.same({"S": 3})
+
+
 def test_equal_computations_are_done_once():
     outcome = normalised("a = Exp(x)\nb = Exp(x)\ny = Add(a, b)")
     assert outcome.ops == ["Exp", "Add"]

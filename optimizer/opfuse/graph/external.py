@@ -40,10 +40,15 @@ def extent(tensor: TensorProto) -> Extent:
     return Extent(entries["location"], _number(tensor, entries, "offset"), length)
 
 
+def data_files(model: ModelProto, base_dir: Path) -> list[Path]:
+    """The files that hold tensors of a model, in the order of their names."""
+    found = {extent(t).location for t in all_tensors(model) if is_external(t)}
+    return [base_dir / location for location in sorted(found)]
+
+
 def model_hash(path: Path, model: ModelProto, base_dir: Path) -> str:
     """The SHA-256 of a model: of its file, and of its data files one behind the other."""
-    found = {extent(t).location for t in all_tensors(model) if is_external(t)}
-    return file_hash(path, *(base_dir / location for location in sorted(found)))
+    return file_hash(path, *data_files(model, base_dir))
 
 
 def check_external_data(model: ModelProto, base_dir: Path) -> None:

@@ -27,6 +27,18 @@ def byte_size(tensor: TensorProto) -> int | None:
     return None if bits is None else (prod(tensor.dims) * bits + 7) // 8
 
 
+def value_counts(tensor: TensorProto) -> tuple[int, int]:
+    """How many entries of its typed fields a tensor of this shape has, and how many there are."""
+    size = prod(tensor.dims)
+    bits = BITS.get(tensor.data_type, 8)
+    if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+        size *= 2
+    floats = len(tensor.float_data) + len(tensor.double_data)
+    integers = len(tensor.int32_data) + len(tensor.int64_data) + len(tensor.uint64_data)
+    there = floats + integers + len(tensor.string_data)
+    return (size * bits + 7) // 8 if bits < 8 else size, there
+
+
 def is_external(tensor: TensorProto) -> bool:
     """Whether the values lie in a file beside the model."""
     return tensor.data_location == TensorProto.EXTERNAL

@@ -18,10 +18,10 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from opfuse.errors import InputError
 from opfuse.files import file_hash
-from opfuse.graph import external, wellformed
+from opfuse.graph import external, signatures, wellformed
 from opfuse.graph.collectives import rank_of
 from opfuse.graph.filekind import file_kind
-from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
+from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external, value_counts
 from opfuse.graph.sparse import make_dense
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -74,9 +74,8 @@ def content_hash(source: Source) -> str:
         digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
         raw = tensor.HasField("raw_data")
         digest.update(tensor.raw_data if raw else tensor.SerializeToString(deterministic=True))
-    locations = {external.extent(t).location for t in all_tensors(source.proto) if is_external(t)}
-    for location in sorted(locations):
-        digest.update(file_hash(source.base_dir / location).encode())
+    for path in external.data_files(source.proto, source.base_dir):
+        digest.update(file_hash(path).encode())
     return digest.hexdigest()
 
 
@@ -93,23 +92,24 @@ def inline(source: Source) -> ModelProto:
     return source.proto
 
 
-def protect(source: Source, outputs: Iterable[Path], *, model_too: bool) -> None:
-    """Refuses outputs that would replace what the model consists of.
+def protect(source: Source, outputs: Iterable[Path]) -> None:
+    """Refuses outputs that would replace what the model consists of, by whatever name or link.
 
-    Args:
-        source: The model.
-        outputs: The files that will be written.
-        model_too: Whether the model's own file is protected, and not its external data alone.
+    Nothing could be compared with the original afterwards, nor be made from it again.
 
     Raises:
-        InputError: An output is a file of the model.
+        InputError: An output is the model's own file, or one of its external data.
     """
-    locations = {external.extent(t).location for t in all_tensors(source.proto) if is_external(t)}
-    files = [source.base_dir / location for location in locations]
-    own = {path.resolve() for path in (*files, *([source.path] if model_too else []))}
+    own = [source.path, *external.data_files(source.proto, source.base_dir)]
     for path in outputs:
-        if path.resolve() in own:
-            raise InputError(f"output {path} is a file of the model itself", "choose another name")
+        if any(_is_same_file(path, file) for file in own):
+            raise InputError(
+                f"output {path} is a file of the model itself", "choose another name or folder"
+            )
+
+
+def _is_same_file(path: Path, file: Path) -> bool:
+    return path.resolve() == file.resolve() or (path.exists() and path.samefile(file))
 
 
 def _read(path: Path) -> bytes:
@@ -176,11 +176,13 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
         )
     wellformed.check_names(proto)
     wellformed.use_default_domain(proto)
+    signatures.check_versions(proto)
     wellformed.check_opsets(proto)
     rank_of(proto)
     wellformed.check_functions(proto)
     notes = wellformed.check_operators(proto)
     notes += wellformed.repair_graph(proto.graph)
+    notes += signatures.check_signatures(proto)
     _check_tensors(proto)
     external.check_external_data(proto, base_dir)
     notes += make_dense(proto.graph)
@@ -200,14 +202,22 @@ def _check_tensors(proto: ModelProto) -> None:
                 f"tensor {tensor.name!r} has a negative dimension: {list(tensor.dims)}",
                 "export the model again",
             )
-        if not is_external(tensor) and tensor.HasField("raw_data"):
-            expected, actual = byte_size(tensor), len(tensor.raw_data)
-            if expected != actual:
-                raise InputError(
-                    f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} bytes "
-                    f"and has {actual}",
-                    "export or copy the model again",
-                )
+        if not is_external(tensor):
+            _check_size(tensor)
+
+
+def _check_size(tensor: TensorProto) -> None:
+    """Refuses raw data of another size than the shape's, and more single values than it has."""
+    expected, actual, unit = byte_size(tensor), len(tensor.raw_data), "bytes"
+    if not tensor.HasField("raw_data"):
+        expected, actual = value_counts(tensor)
+        unit = "values"
+    if expected is not None and (actual > expected or (unit == "bytes" and actual < expected)):
+        raise InputError(
+            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} {unit} "
+            f"and has {actual}",
+            "export or copy the model again",
+        )
 
 
 def _run_checker(proto: ModelProto) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from opfuse.fusions import DEFINITIONS
 from opfuse.graph import attention_op, edit, folding, microsoft, simplify, surgeon, weights
 from opfuse.graph.branches import take_branches
+from opfuse.graph.definition import Uses
 from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
 from opfuse.graph.lineage import UserNode
 from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.protos import all_nodes
 from opfuse.graph.reroot import reroot
 from opfuse.graph.rewriter import Rewriter, Rule
 from opfuse.graph.shapes import begin
@@ -85,11 +90,44 @@ def clean(graph: gs.Graph, facts: Facts) -> None:
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with its local functions written out; fused ops of our own stay."""
-    foreign = [(f.domain, f.name) for f in model.functions if f.domain != OPFUSE]
+    foreign = [(f.domain, f.name) for f in model.functions if not _is_ours(f, model)]
     if not foreign:
         return model
     inlined: onnx.ModelProto = inline_selected_functions(model, foreign)
     return inlined
+
+
+def _is_ours(function: onnx.FunctionProto, model: onnx.ModelProto) -> bool:
+    """Tell whether this is the very definition of a fused op: export writes that for its calls.
+
+    Another release, or another hand, may have given our name another body.
+    """
+    definition = DEFINITIONS.get(function.name) if function.domain == OPFUSE else None
+    if definition is None:
+        return False
+    calls = [
+        _Call(node.input, {a.name: _value(a) for a in node.attribute})
+        for node in all_nodes(model.graph.node)
+        if (node.domain, node.op_type) == (function.domain, function.name)
+    ]
+    opset = next((e.version for e in model.opset_import if not e.domain), OLDEST)
+    try:
+        return bool(calls) and definition.function(Uses(opset, calls)) == function
+    except (KeyError, TypeError, ValueError, onnx.parser.ParseError):  # of attributes not ours
+        return False
+
+
+def _value(attribute: onnx.AttributeProto) -> object:
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a function in a protobuf, as :class:`Uses` want it."""
+
+    inputs: Sequence[Any]
+    attrs: Mapping[str, object]
 
 
 def _read_small_weights(graph: gs.Graph, source: Source) -> None:

@@ -21,8 +21,10 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.errors import InputError
 from opfuse.files import Pending, check_output, translated, write_atomically
+from opfuse.graph.external import data_files
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external
 from opfuse.graph.weights import DerivedValues, raw_blocks
+from opfuse.stages.load import Source
 
 INLINE_LIMIT = 1 << 30
 _SMALLEST_EXTERNAL = 1024
@@ -49,21 +51,25 @@ class _Weight:
     blocks: Iterator[bytes]
 
 
-def save(graph: gs.Graph, model: ModelProto, base_dir: Path, output: Path) -> None:
+def save(graph: gs.Graph, model: ModelProto, source: Source, output: Path) -> None:
     """Writes ``model`` and its weights; ``output`` is replaced only when all is on the disk.
 
     Args:
         graph: The graph that ``model`` was exported from; it holds the values of merged weights.
         model: Its tensors are changed: afterwards they are inline or point into the new data file.
-        base_dir: The folder that the external tensors of ``model`` are relative to.
-        output: The .onnx file. It may be the model's own source.
+        source: What it was made from: the external tensors of ``model`` are still where its are.
+        output: The .onnx file.
 
     Raises:
         InputError: The output cannot be written; the old one is as it was.
     """
     check_output(output)
     merged = dict(_merged(graph))
-    stale = _own_data_files(output)
+    base_dir = source.base_dir
+    kept = {path.resolve() for path in data_files(source.proto, base_dir)}
+    stale = {
+        name for name in _own_data_files(output) if (output.parent / name).resolve() not in kept
+    }
     if _fits_inline(model, merged):
         for weight in _weights(model, merged, base_dir):
             if is_external(weight.tensor):

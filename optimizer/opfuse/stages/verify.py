@@ -54,7 +54,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
     model = b if engines == [a] else a
     first = load(model)
     refuse_ranks(first.proto)
-    protect(first, config.reports, model_too=True)
+    protect(first, config.reports)
     with scratch() as folder:
         handover = Handover(folder)
         subject = handover.subject(first.proto, first.base_dir)
@@ -63,7 +63,7 @@ def verify(a: Path, b: Path, config: Config) -> Comparison:
         if not engines:
             second = load(b)
             refuse_ranks(second.proto)
-            protect(second, config.reports, model_too=True)
+            protect(second, config.reports)
             other = handover.subject(second.proto, second.base_dir)
             call, arguments = _MODEL_CALL, (subject, other)
             del second
@@ -97,7 +97,7 @@ def verify_ranks(bundle: Path, parts: Parts, model: Path, config: Config) -> Com
     """
     source = load(model)
     refuse_ranks(source.proto)
-    protect(source, config.reports, model_too=True)
+    protect(source, config.reports)
     with scratch() as folder:
         subject = Handover(folder).subject(source.proto, source.base_dir)
         del source
