@@ -144,6 +144,26 @@ def test_a_fused_model_fuses_to_itself(built, name):
         compare(name, want, have)
 
 
+@pytest.mark.parametrize("domain", ["custom", "com.microsoft"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_an_operator_of_another_domain_is_not_taken_for_the_one_of_its_name(built, name, domain):
+    """Whatever computes numbers, one at a time; what computes sizes may be known without it."""
+    before = onnx.shape_inference.infer_shapes(built(name).before, data_prop=True)
+    before.opset_import.append(helper.make_opsetid(domain, 1))
+    floats = {v.name for v in before.graph.value_info if v.type.tensor_type.elem_type == 1}
+    seen = set()
+    for node in before.graph.node:
+        if node.op_type in seen or not floats.issuperset(node.output) or node.domain:
+            continue
+        seen.add(node.op_type)
+        node.domain = domain
+        after = fuse_model(before).after
+        (kept,) = [other for other in after.graph.node if other.domain == domain]
+        assert (kept.op_type, list(kept.output)) == (node.op_type, list(node.output))
+        node.domain = ""
+    assert len(seen) > 8
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_ports_keep_their_names_order_types_and_shapes(built, name):
     outcome = built(name)

@@ -356,3 +356,23 @@ def test_what_only_the_body_reads_does_not_reach_the_plugin():
     made = fused(**PRODUCT, activation_number=1)
     lower(made, "plugin", ("GemmAct",))
     assert attributes(made.graph.node[0]) == {"activation": "silu"}
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Attention"])
+@pytest.mark.parametrize("domain", ["custom", "com.microsoft"])
+def test_an_operator_that_only_has_the_name_of_one_of_onnx_is_refused(domain, op):
+    """TensorRT for RTX 1.7.1 builds a custom::Softmax into ONNX's."""
+    node = helper.make_node(op, ["x"], ["y"], "odd", domain=domain)
+    made = model([node], [value("x", (4,))], [value("y", (4,))])
+    with pytest.raises(EngineError, match=f"'odd' .*{domain}.*ONNX's {op}"):
+        lower(made, "leave", ())
+
+
+@pytest.mark.parametrize(
+    ("domain", "op"), [("custom", "Odd"), ("com.microsoft", "QuantizeLinear"), ("", "Softmax")]
+)
+def test_a_plugin_of_a_name_of_its_own_and_what_means_the_same_are_not(domain, op):
+    node = helper.make_node(op, ["x"], ["y"], "odd", domain=domain)
+    made = model([node], [value("x", (4,))], [value("y", (4,))])
+    lower(made, "leave", ())
+    assert types(made) == [op]

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from opfuse.errors import EngineError
 from opfuse.fusions.attention_body import HIDDEN
-from opfuse.graph import surgeon
+from opfuse.graph import microsoft, surgeon
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
 from opfuse.graph.native import UNREAD_SUM, Facts, Unable, native, prepare_attention
-from opfuse.graph.protos import all_nodes, subgraphs, type_name
+from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
 from opfuse.graph.shapes import analyse
 
 DOMAIN = "opfuse"
@@ -29,6 +30,8 @@ _FIRST_MASK = {
 }  # its place among the inputs
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRODUCTS = ("GemmAct", "GatedGemm")
+# What onnxruntime's domain has of the same meaning, from before ONNX had them or for more types.
+_ALIKE = ("DequantizeLinear", "Gelu", "GridSample", "Pad", "QuantizeLinear", "Range", "Trilu")
 _WITH_SUM = ("AddRmsNorm", "AddLayerNorm")
 
 
@@ -58,6 +61,7 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     Raises:
         EngineError: The model has an operator that TensorRT would compute wrongly.
     """
+    _refuse_namesakes(model)
     facts = Facts(model, _opset(model), _types(model), group_size(model))
     choices: list[Lowering] = []
     for nodes in _node_lists(model.graph):
@@ -66,9 +70,26 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     rewrite_bodies(model, facts.ranks, facts.opset)
     _rename_functions(model)
     for node in _every_node(model):
-        if node.op_type == "Attention":
+        if node.op_type == "Attention" and not node.domain:
             prepare_attention(node)
     return tuple(choices)
+
+
+def _refuse_namesakes(model: ModelProto) -> None:
+    """Refuse an operator of another domain with a name of ONNX's: the parser takes it for that.
+
+    ONNX's own comes before plugins and functions there.
+    """
+    functions = {_key(function, function.name) for function in model.functions}
+    for node in _every_node(model):
+        own = node.domain in ("", DOMAIN) or _key(node, node.op_type) in functions
+        alike = node.domain == microsoft.DOMAIN and node.op_type in _ALIKE
+        if not (own or alike) and onnx.defs.has(node.op_type):
+            raise EngineError(
+                f"node {label(node)} is of domain {node.domain}, and TensorRT goes by the "
+                f"name alone: it would compute ONNX's {node.op_type}",
+                "rename the operator and its plugin, or define it by a local function",
+            )
 
 
 def _lower_nodes(
