@@ -162,3 +162,27 @@ def test_memory_stays_near_one_piece(tmp_path, monkeypatch):
     )
     peak = child.run("probe:peak_of_run", (str(tmp_path), 20 << 20))
     assert peak < 80 << 20
+
+
+def test_sizes_that_come_of_an_inputs_own_are_inferred_with_its_rank():
+    """onnxruntime 1.31 takes ``sizes`` for empty where the rank of q is not known."""
+    numbers = {"zero": 0, "one": [1], "from": [0], "to": [2], "side": [64], "half": [2, 2]}
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 17]>\n'
+        "g (float[b, 3, 64, 64] q) => (float[o, c, h, w] y) {\n"
+        "shape = Shape(q)\n"
+        "count = Gather(shape, zero)\n"
+        "batch = Unsqueeze(count, from)\n"
+        "size = Concat<axis = 0>(batch, side, side)\n"
+        "ones = ConstantOfShape(size)\n"
+        "x = Unsqueeze(ones, from)\n"
+        "again = Shape<start = 0, end = 1>(q)\n"
+        "own = Concat<axis = 0>(one, again, side, side)\n"
+        "front = Slice(own, from, to, from)\n"
+        "sizes = Concat<axis = 0>(front, half)\n"
+        'y = Resize<mode = "nearest">(x, , , sizes)\n}'
+    )
+    arrays = {name: np.array(value) for name, value in numbers.items()}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    runner = Chunked(model, {name: InMemory(array) for name, array in arrays.items()})
+    assert runner.run({"q": np.zeros((2, 3, 64, 64), np.float32)})["y"].shape == (1, 2, 2, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.helper import (
     make_empty_tensor_value_info,
     make_graph,
@@ -116,7 +116,7 @@ class Chunked:
         graph = make_graph(
             piece.nodes,
             "piece",
-            [make_tensor_value_info(n, _element(n, a), None) for n, a in feeds.items()],
+            [_unsized(name, array) for name, array in feeds.items()],
             [make_empty_tensor_value_info(name) for name in wanted],
             [stored.to_proto(name, self._weights[name]) for name in small],
         )
@@ -199,7 +199,9 @@ def _attribute(node: NodeProto, name: str, default: float) -> float:
     return default if found is None else helper.get_attribute_value(found)
 
 
-def _element(name: str, values: Array) -> int:
+def _unsized(name: str, values: Array) -> ValueInfoProto:
+    """An input of the type and the rank of ``values``: without one, sizes are inferred wrongly."""
     if not hasattr(values, "dtype"):
         raise CannotRun(f"{name} is not a tensor")
-    return int(np_dtype_to_tensor_dtype(values.dtype))
+    element = int(np_dtype_to_tensor_dtype(values.dtype))
+    return make_tensor_value_info(name, element, [None] * values.ndim)
