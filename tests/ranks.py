@@ -81,7 +81,7 @@ def cut(before: onnx.ModelProto, ranks: int, folder: Path, *, vocab: bool = Fals
         path = folder / f"rank{rank}.onnx"
         written = export(fused, source)
         state(written, Rank(rank, ranks, made.plan.sha256))
-        save(fused.graph, written, folder, path)
+        save(fused.graph, written, source, path)
         models.append(onnx.load(path))
         onnx.checker.check_model(models[-1], full_check=True)
     return Cut(before, tuple(models), folder, made.plan)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+import opfuse
 from tests.fusions.test_repeat_kv import SPELLINGS, repeated
 from tests.small import fuse_model, model
 
@@ -88,6 +89,14 @@ def test_a_fully_masked_row_gives_zeros(kind):
     keep[0, 0, 2] = False
     mask = keep if kind == "bool" else np.where(keep, 0, -np.inf).astype(np.float32)
     outcome.same({"B": 2, "Q": 5, "K": 5}, mask=mask)
+
+
+def test_a_mask_of_one_row_for_all_is_proven(tmp_path):
+    """onnxruntime's kernel for opset 23 does not take it."""
+    made = model("y = Attention(q, k, v, mask)", f"{QKV}, T[B, 1, 1, K] mask", opset=23)
+    onnx.save(made, tmp_path / "model.onnx")
+    report = opfuse.fuse(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+    assert report.counts["FlashAttention"] == 1
 
 
 def test_what_is_neither_causal_nor_not_is_refused():

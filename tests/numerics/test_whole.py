@@ -142,3 +142,20 @@ def test_outputs_that_are_inputs_or_weights_are_compared(tmp_path):
     result = compare(tmp_path, model, model)
     assert set(result.outputs) == {"x", "w", "y"}
     assert np.isfinite(result.max_rel_err)
+
+
+def test_a_row_that_an_additive_mask_hides_is_no_difference(tmp_path):
+    """onnxruntime's own kernel gives 0 for it, ONNX and every fused form the mean."""
+    head = "g (float[b, 2, s, 8] q, float[b, 1, s, s] mask) => (float[b, 2, s, 8] y) { "
+    model = parsed(head + "y = Attention(q, q, q, mask) }", opset=23)
+    spelt = parsed(
+        head.replace("{ ", "<float scale = {0.3535533845424652}> { ")
+        + """keys = Transpose<perm = [0, 1, 3, 2]>(q) scores = MatMul(q, keys)
+        scaled = Mul(scores, scale) masked = Add(scaled, mask) weights = Softmax(masked)
+        y = MatMul(weights, q) }""",
+        opset=23,
+    )
+    mask = np.zeros((1, 1, 4, 4), np.float32)
+    mask[0, 0, 1] = np.finfo(np.float32).min
+    feeds = {"q": np.random.default_rng(0).standard_normal((1, 2, 4, 8), np.float32), "mask": mask}
+    assert compare(tmp_path, model, spelt, samples=[feeds]).max_rel_err < 1e-6

@@ -22,7 +22,7 @@ from opfuse.graph.protos import reads
 from opfuse.numerics import stored
 from opfuse.numerics.compare import HALVES, Array
 from opfuse.numerics.product import matmul
-from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner
+from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner, as_defined
 from opfuse.numerics.stored import Joined, Stored
 
 LIMIT = 192 << 20  # bytes of weights in one piece
@@ -126,7 +126,7 @@ class Chunked:
             opset_imports=self._model.opset_import,
             functions=self._model.functions,
         )
-        return Reference(model) if piece.alone else OnnxRuntime(model)
+        return Reference(model) if piece.alone else OnnxRuntime(as_defined(model))
 
     def _split(self, nodes: Iterable[NodeProto]) -> list[Piece]:
         pieces = [Piece()]

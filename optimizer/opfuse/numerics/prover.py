@@ -15,7 +15,7 @@ from opfuse.numerics.case import Case
 from opfuse.numerics.compare import HALVES, Array, is_float, tolerance
 from opfuse.numerics.draw import Family, Setting
 from opfuse.numerics.retype import convert, retype
-from opfuse.numerics.session import CannotRun, Reference, Runner, open_model
+from opfuse.numerics.session import CannotRun, Reference, Runner, as_defined, open_model
 from opfuse.numerics.settle import Outcome, settle
 
 _SINGLES = HALVES | {TensorProto.FLOAT}
@@ -63,7 +63,7 @@ class _Trial:
         self.models = ModelProto.FromString(case.before), ModelProto.FromString(case.after)
         self.before = _open(self.models[0], "the original cannot be run alone")
         self.after = _open(self.models[1], "the fused form is refused")
-        self.family = self._family()
+        self.family = self._settled()
         elements = {item.dtype for item in case.inputs} | {w.element for w in case.weights}
         self.tolerance = rtol if rtol is not None else tolerance(elements)
         self.half = not HALVES.isdisjoint(elements)
@@ -79,6 +79,17 @@ class _Trial:
             worst, decided = max(worst, outcome.error), True
         reason = "" if decided else "rounding drowns the result for every input that was tried"
         return Verdict(self.case.signature, reason, worst)
+
+    def _settled(self) -> Family:
+        """As below, of the original as ONNX defines it where it does not run as it is."""
+        try:
+            return self._family()
+        except CannotRun:
+            defined = as_defined(self.models[0])
+            if defined is self.models[0]:
+                raise
+            self.before = _open(defined, "the original cannot be run alone")
+            return self._family()
 
     def _family(self) -> Family:
         """The first family of sizes that the original runs with."""

@@ -8,9 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from onnx import ModelProto, TensorProto
+from onnx.inliner import inline_selected_functions
 
+from opfuse.graph.protos import all_nodes
 from opfuse.numerics.compare import Array
 
+_MASK = 3  # the input's index
 _NO_KERNEL = "NOT_IMPLEMENTED"
 # onnxruntime 1.23, the last for Python 3.10: with its optimizer off it mistypes a Cast from float16
 # to float16 behind a MatMul, which it would have removed.
@@ -108,6 +111,25 @@ def open_model(model: ModelProto) -> Runner:
         if _NO_KERNEL not in str(refusal):
             raise
         return Reference(model)
+
+
+def as_defined(model: ModelProto) -> ModelProto:
+    """The model with its masked Attention written out as ONNX defines it, where it has such.
+
+    onnxruntime's kernel for opset 23 and 24 gives 0 where a row of an additive mask is the lowest
+    number throughout, and not the mean of the values; nor does it take a mask of one row for all.
+    """
+    masked = any(
+        (node.domain, node.op_type) == ("", "Attention") and any(node.input[_MASK : _MASK + 1])
+        for node in all_nodes(model.graph.node)
+    )
+    if not masked:
+        return model
+    attention = [("", "Attention")]
+    try:
+        return inline_selected_functions(model, attention, inline_schema_functions=True)
+    except RuntimeError:  # a type is not known to it, as behind an operator of another domain
+        return model
 
 
 def uses_bfloat16(model: ModelProto) -> bool:
