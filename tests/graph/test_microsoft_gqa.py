@@ -107,6 +107,22 @@ def test_projections_in_one_tensor():
     outcome.same({"B": 2, "S": 1, "P": 5}, **lengths(6, 6, total=6))
 
 
+def test_projections_of_one_tensor_are_merged():
+    """Two of them are behind what is put into the cache."""
+    text = f"""
+        q = MatMul(x, wq)
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        y, nk, nv = com.microsoft.GroupQueryAttention<num_heads={HEADS}, kv_num_heads={KV_HEADS}>(
+            q, k, v, pk, pv, lengths, total)
+    """
+    heads = {"wq": HEADS, "wk": KV_HEADS, "wv": KV_HEADS}
+    weights = {name: (32, count * SIZE) for name, count in heads.items()}
+    outcome = fuse_model(model(text, f"T[B, S, 32] x, {CACHE}, {LENGTHS}", OUTPUTS, weights))
+    assert outcome.counts == {"FlashAttention": 1, "qkv_merge": 1}
+    outcome.same({"B": 2, "S": 1, "P": 5}, **lengths(6, 6, total=6))
+
+
 def test_a_part_of_each_head_turns():
     outcome = fused(FLAGS["rotated"], width=8)
     outcome.same({"B": 1, "S": 1, "P": 5}, **lengths(6, total=6))

@@ -18,6 +18,9 @@ _CARRIERS = frozenset(
     ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Expand", "Slice", "Split")
 ) | frozenset(("Rope", "RmsNorm", "LayerNormalization", "Tile", "Pad"))
 
+# What is put into a cache: the input that holds it.
+_WRITES = {"TensorScatter": 1, "ScatterND": 2, "ScatterElements": 2}
+
 
 class _QkvMerge:
     """Finds projections by walking back from each attention node, never by name."""
@@ -74,8 +77,8 @@ def _projections(tensor: gs.Tensor) -> Iterator[Linear]:
 def _sources(node: gs.Node) -> list[gs.Tensor]:
     if node.op in _CARRIERS:
         return [node.inputs[0]]
-    if node.op == "TensorScatter":
-        return [node.inputs[1]]
+    if node.op in _WRITES:
+        return [node.inputs[_WRITES[node.op]]]
     if node.op == "Concat":
         return list(node.inputs)
     if node.op == "Div" and not isinstance(node.inputs[0], gs.Constant):
