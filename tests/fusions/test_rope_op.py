@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
+import opfuse
 from tests.small import fuse_model, model
 
 X = "T[B, 4, S, 6] x"
@@ -21,6 +23,14 @@ def test_it_fuses(attributes):
     outcome = rope(attributes)
     assert outcome.counts == {"Rope": 1}
     outcome.same(*SIZES)
+
+
+def test_angles_of_one_batch_are_proven(tmp_path):
+    """onnxruntime's kernel does not take them, and dynamo exports them where no positions come."""
+    inputs = f"{X}, T[1, S, 3] cos, T[1, S, 3] sin"
+    onnx.save(model("y = RotaryEmbedding(x, cos, sin)", inputs, opset=23), tmp_path / "model.onnx")
+    report = opfuse.fuse(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+    assert report.counts["Rope"] == 1
 
 
 def test_fp16():

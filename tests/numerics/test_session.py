@@ -85,3 +85,17 @@ def test_a_hidden_row_is_what_onnx_defines(rows, lowest):
 def test_without_a_mask_nothing_is_written_out():
     model = onnx.parser.parse_model(ATTENTION.replace("q, mask)", "q)"))
     assert as_defined(model) is model
+
+
+def test_angles_of_one_batch_turn_all():
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[b, 2, s, 8] x, float[1, s, 4] c) => (float[b, 2, s, 8] y) {
+        y = RotaryEmbedding(x, c, c)
+        }"""
+    )
+    random = np.random.default_rng(0)
+    sizes = {"x": (3, 2, 5, 8), "c": (1, 5, 4)}
+    feeds = {n: random.standard_normal(size, np.float32) for n, size in sizes.items()}
+    (turned,) = OnnxRuntime(as_defined(model)).run(feeds)
+    np.testing.assert_allclose(turned, Reference(model).run(feeds)[0], rtol=0, atol=1e-6)

@@ -13,7 +13,8 @@ from onnx.inliner import inline_selected_functions
 from opfuse.graph.protos import all_nodes
 from opfuse.numerics.compare import Array
 
-_MASK = 3  # the input's index
+# Numbers of inputs: an Attention with a mask, angles that come without positions.
+_DOUBTFUL = {"Attention": range(4, 9), "RotaryEmbedding": range(3, 4)}
 _NO_KERNEL = "NOT_IMPLEMENTED"
 # onnxruntime 1.23, the last for Python 3.10: with its optimizer off it mistypes a Cast from float16
 # to float16 behind a MatMul, which it would have removed.
@@ -114,20 +115,22 @@ def open_model(model: ModelProto) -> Runner:
 
 
 def as_defined(model: ModelProto) -> ModelProto:
-    """The model with its masked Attention written out as ONNX defines it, where it has such.
+    """The model with what onnxruntime's kernels take amiss written out as ONNX defines it.
 
-    onnxruntime's kernel for opset 23 and 24 gives 0 where a row of an additive mask is the lowest
-    number throughout, and not the mean of the values; nor does it take a mask of one row for all.
+    That for Attention of opset 23 and 24 gives 0 where a row of an additive mask is the lowest
+    number throughout, not the mean of the values, and takes no mask of one row for all; that for
+    RotaryEmbedding takes no angles of one batch for all.
     """
-    masked = any(
-        (node.domain, node.op_type) == ("", "Attention") and any(node.input[_MASK : _MASK + 1])
-        for node in all_nodes(model.graph.node)
-    )
-    if not masked:
+    nodes = [node for node in all_nodes(model.graph.node) if not node.domain]
+    found = [
+        ("", op)
+        for op, doubtful in _DOUBTFUL.items()
+        if any(node.op_type == op and len(node.input) in doubtful for node in nodes)
+    ]
+    if not found:
         return model
-    attention = [("", "Attention")]
     try:
-        return inline_selected_functions(model, attention, inline_schema_functions=True)
+        return inline_selected_functions(model, found, inline_schema_functions=True)
     except RuntimeError:  # a type is not known to it, as behind an operator of another domain
         return model
 
