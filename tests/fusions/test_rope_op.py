@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -39,13 +40,42 @@ def test_fp16():
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize("cache", ["B, S", "1, S"])
 @pytest.mark.parametrize(
-    ("attributes", "cache"),
-    [("<interleaved=1>", "B, S, 3"), ("<rotary_embedding_dim=4>", "B, S, 2")],
+    ("attributes", "half"),
+    [
+        ("<interleaved=1>", 3),
+        ("<rotary_embedding_dim=4>", 2),
+        ("<interleaved=1, rotary_embedding_dim=4>", 2),
+    ],
 )
-def test_other_rotations_are_refused(attributes, cache):
-    outcome = rope(attributes, cache)
-    outcome.refused("Rope", "y", "turns pairs or only a part of each head")
+def test_pairs_and_a_part_of_each_head(attributes, half, cache):
+    outcome = rope(attributes, f"{cache}, {half}")
+    assert outcome.counts == {"Rope": 1}
+    if cache == "B, S":  # onnxruntime's kernel takes no others
+        outcome.same(*SIZES)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "half"), [("", 3), ("<interleaved=1, rotary_embedding_dim=4>", 2)]
+)
+def test_rows_of_a_table_by_positions(attributes, half):
+    extra = ", int64[B, S] positions"
+    outcome = rope(attributes, f"7, {half}", extra=extra, last=", positions")
+    assert outcome.counts == {"Rope": 1}
+    for sizes in SIZES:
+        positions = np.random.default_rng(0).integers(0, 7, (sizes["B"], sizes["S"]))
+        outcome.same(sizes, positions=positions)
+
+
+def test_halves_and_pairs_are_not_in_one_model():
+    text = """
+        a = RotaryEmbedding(x, cos, sin)
+        b = RotaryEmbedding<interleaved=1>(x, cos, sin)
+        y = Sub(a, b)
+    """
+    outcome = fuse_model(model(text, f"{X}, T[B, S, 3] cos, T[B, S, 3] sin", opset=23))
+    assert outcome.counts == {"Rope": 1}
     outcome.same(*SIZES)
 
 
@@ -53,12 +83,14 @@ def test_a_cache_of_unprovable_shape_is_refused():
     rope(cache="C, S, 3").refused("Rope", "y", "does not fit x (B, 4, S, 6)")
 
 
-def test_rank_3_is_refused():
-    outcome = rope("<num_heads=4>", x="T[B, S, 24] x")
-    outcome.refused("Rope", "y", "want ranks 4 and 3")
+@pytest.mark.parametrize("attributes", ["", ", interleaved=1", ", rotary_embedding_dim=4"])
+def test_heads_side_by_side(attributes):
+    half = 2 if "dim" in attributes else 3
+    outcome = rope(f"<num_heads=4{attributes}>", f"B, S, {half}", x="T[B, S, 24] x")
+    assert outcome.counts == {"Rope": 1}
     outcome.same(*SIZES)
 
 
-def test_positions_keep_the_operator():
-    outcome = rope(cache="7, 3", extra=", int64[B, S] positions", last=", positions")
-    assert outcome.ops == ["RotaryEmbedding"]
+def test_heads_that_are_not_told_are_refused():
+    outcome = rope("<num_heads=5>", x="T[B, S, 24] x")
+    outcome.refused("Rope", "y", "want ranks 4 and 3")

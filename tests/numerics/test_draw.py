@@ -37,3 +37,12 @@ def test_convolutions_get_enough_samples_whichever_axis_they_lie_on():
     runs = [sizes for sizes, _, _ in draw.families(specs)]
     shapes = [[[evaluate(dim, sizes) for dim in one.shape] for one in specs] for sizes in runs]
     assert any(a[0] > 1 and b[1:] == [a[0], a[0]] for a, b in shapes)
+
+
+def test_a_mask_names_the_keys_of_a_cache_and_the_new_ones_anew():
+    keys = parse("past") + parse("seq")
+    specs = [spec(parse("batch"), keys, 64), spec(parse("batch"), parse("seq"), parse("total"))]
+    for place in range(3):
+        runs = [family[place] for family in draw.families(specs)]
+        ends = [(evaluate(keys, sizes), sizes["total"], sizes["past"]) for sizes in runs]
+        assert any(have == want and past != want for have, want, past in ends)

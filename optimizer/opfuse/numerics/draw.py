@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from math import prod
 
@@ -56,9 +57,11 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     rest = [name for name in symbols if name not in leading]
     primes = dict(zip(rest, chain(_PRIMES, count(37)), strict=False))
     same = dict.fromkeys(rest, 7)
+    two, one, ones = dict.fromkeys(batch, 2), dict.fromkeys(batch, 1), dict.fromkeys(rest, 1)
     for others in (primes, same):
-        two, one = dict.fromkeys(batch, 2), dict.fromkeys(batch, 1)
-        yield {**two, **others}, {**two, **dict.fromkeys(rest, 1)}, {**one, **others}
+        yield {**two, **others}, {**two, **ones}, {**one, **others}
+    for named in _totals(dims, rest):
+        yield named({**two, **primes}), named({**two, **ones}), named({**one, **primes})
     everything = dict.fromkeys(symbols, 6)
     yield everything, dict.fromkeys(symbols, 1), everything
     large = {**dict.fromkeys(batch, 2), **dict.fromkeys(rest, 64)}
@@ -67,6 +70,21 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     yield settled, settled, settled
     for longer in _longer([dim for spec in specs for dim in spec.shape or ()], large):
         yield longer, longer, longer
+
+
+def _totals(dims: Sequence[Dim], names: Sequence[str]) -> Iterator[Callable[[Sizes], Sizes]]:
+    """Yield what gives one of the computed sizes to all ``names`` that none is computed from.
+
+    A mask has a name of its own for the keys, which are those of a cache and the new ones.
+    """
+    totals = {str(dim): dim for dim in dims if len(_symbols(dim)) > 1}
+    parts = {name for dim in totals.values() for name in _symbols(dim)}
+    alone = [name for name in names if name not in parts]
+
+    def named(total: Dim, sizes: Sizes) -> Sizes:
+        return {**sizes, **dict.fromkeys(alone, evaluate(total, sizes))}
+
+    return (partial(named, total) for total in totals.values() if alone)
 
 
 def _longer(dims: Sequence[Dim], sizes: Sizes) -> Iterator[Sizes]:

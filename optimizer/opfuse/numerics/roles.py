@@ -27,6 +27,7 @@ _ELEMENTWISE = _PASS | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Min", "Max
 # The first input that is a mask.
 _MASKED = {"Attention": 3, "FlashAttention": 3, "MaskedSoftmax": 1, "PackedAttention": 1}
 _LENGTHS = {"Attention": LENGTHS}  # the input that says how many keys each batch has
+_POSITIONS = 3  # the input of ai.onnx RotaryEmbedding that indexes its tables
 # What tells from numbers of keys, one of each batch, which of them a query sees.
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 _COUNTED = _PASS | {"Add", "Sub", "Max"}  # what such numbers pass on their way
@@ -84,6 +85,9 @@ class Flow:
         for node, value in self.reached(name, _PASS):
             if node.op_type == "Gather" and node.input[1] == value and node.input[0] in shapes:
                 found.append(shapes[node.input[0]][_axis(node)])
+            turns = (node.domain, node.op_type) == ("", "RotaryEmbedding")
+            if turns and value in node.input[_POSITIONS:] and node.input[1] in shapes:
+                found.append(shapes[node.input[1]][0])
             place = _LENGTHS.get(node.op_type)
             counts = place is not None and value in node.input[place:]
             if counts and node.input[1] in shapes:

@@ -13,7 +13,16 @@ from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.fusions import DEFINITIONS
-from opfuse.graph import attention_op, edit, folding, microsoft, simplify, surgeon, weights
+from opfuse.graph import (
+    attention_op,
+    edit,
+    folding,
+    microsoft,
+    rotary_op,
+    simplify,
+    surgeon,
+    weights,
+)
 from opfuse.graph.branches import take_branches
 from opfuse.graph.definition import Uses
 from opfuse.graph.equal_sizes import equal_sizes
@@ -61,6 +70,7 @@ def normalise(source: Source) -> Normal:
     rules = {op: (*found, folding.known) for op, found in simplify.RULES.items()}
     rules["Constant"] = (folding.constant_node,)
     rules["Attention"] = (attention_op.apart,)
+    rules["RotaryEmbedding"] = (rotary_op.apart,)
     foreign = microsoft.Microsoft()
     rules |= foreign.rules
     facts = begin(graph)
