@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.small import fuse_model, model
+from tests.small import fuse_model, model, session
 
 TAKEN = """
     h = Neg(x)
@@ -48,6 +48,15 @@ def test_two_branches_of_the_same_inner_names():
     outcome = fuse_model(model(text + second.replace("Exp", "Sqrt"), "T[S, 4] x", "T y, T z"))
     assert "If" not in outcome.ops
     outcome.same({"S": 3})
+
+
+def test_a_branch_that_returns_one_tensor_twice():
+    text = TAKEN.format(condition="Equal(rank, two)")
+    text = text.replace("y = If", "y, z = If").replace("T[A, B] a)", "T[A, B] a, T[A, B] a)")
+    text = text.replace("T[C, D] b)", "T[C, D] b, T[C, D] b)")
+    outcome = fuse_model(model(f"{text}\nw = Sub(y, z)", "T[S, 4] x", "T w"))
+    x = np.ones((3, 4), np.float32)  # onnxruntime does not take the original
+    np.testing.assert_array_equal(session(outcome.after).run(None, {"x": x})[0], 0)
 
 
 def test_an_unknown_condition_stays():

@@ -50,12 +50,16 @@ def _inlined(node: gs.Node, branch: gs.Graph, names: set[str]) -> list[gs.Node]:
     own = {id(inner) for inner in nodes}
     results = list(zip(node.outputs, branch.outputs, strict=True))
     edit.detach(node)
-    for outer, inner in results:
+    handed: dict[int, gs.Tensor] = {}
+    for outer, result in results:
+        inner = handed.get(id(result), result)  # a branch may return one tensor twice
         source = edit.producer(inner)
-        if source is None or id(source) not in own or inner.name == outer.name:
+        taken = id(result) in handed or inner.name == outer.name
+        if source is None or id(source) not in own or taken:
             nodes.append(gs.Node("Identity", f"{outer.name}/branch", {}, [inner], [outer]))
         else:
             _hand_over(source, inner, outer)
+            handed[id(inner)] = outer
     for inner in nodes:
         for tensor in inner.outputs:
             _make_unique(tensor, names, {id(outer) for outer, _ in results})
