@@ -37,6 +37,15 @@ SPELT = {
         f"{SCALED}drop = Not(keep)\nlogits = Where(drop, -3.0e38, scaled)\n",
         KEEP,
     ),
+    "taken away": (
+        f"{SCALED}drop = Not(keep)\nhidden = Cast<to=1>(drop)\n"
+        "far = Mul(hidden, 1.0e30)\nlogits = Sub(scaled, far)\n",
+        KEEP,
+    ),
+    "taken away by a number in front": (
+        f"{SCALED}far = Mul(65500.0, mask)\nlogits = Sub(scaled, far)\n",
+        MASK,
+    ),
     "scale alone": ("logits = Mul(scores, 0.5)\n", "T[B] other"),
 }
 
@@ -50,6 +59,12 @@ def test_every_spelling_fuses(case, opset):
     assert "Softmax" not in outcome.ops
     want = 1.0 if case == "mask" else 0.5
     assert outcome.attribute("MaskedSoftmax", "scale") == pytest.approx(want)
+    outcome.same(*SIZES)
+
+
+def test_what_hides_nothing_is_not_taken_away():
+    outcome = softmax(f"{SCALED}half = Mul(mask, 0.5)\nlogits = Sub(scaled, half)\n{END}")
+    assert "Sub" in outcome.ops
     outcome.same(*SIZES)
 
 

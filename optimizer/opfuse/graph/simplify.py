@@ -14,7 +14,7 @@ from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.einsum import product
 from opfuse.graph.rewriter import Rewriter, Rule
-from opfuse.graph.softmax_forms import one_choice, without_maximum, written_out
+from opfuse.graph.softmax_forms import one_choice, taken_away, without_maximum, written_out
 from opfuse.graph.unbatch import unbatch
 
 _WIDER = {
@@ -302,6 +302,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Cast": (cast,),
     **dict.fromkeys(_NEUTRAL, (neutral,)),
     "Div": (neutral, written_out),
+    "Sub": (neutral, taken_away),
     "Softmax": (without_maximum,),
     "Where": (one_choice,),
     "Einsum": (product,),

@@ -1,14 +1,34 @@
-"""Softmax with its maximum taken off before, or written out, and scores that two masks choose."""
+"""Softmax with its maximum taken off before, or written out, and masks that are put otherwise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
 from opfuse.graph.edit import producer
-from opfuse.graph.rewriter import Rewriter
+from opfuse.graph.rewriter import Rewriter, numpy_dtype
+from opfuse.graph.values import FLOATS
+
+_HIDES = 1e3  # what is taken from the score of a key that nobody may see, or more
+
+
+def taken_away(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Return x - hidden * 1e30, by which XLNet hides keys, as x + hidden * -1e30: bit for bit."""
+    x, product = node.inputs
+    scaled = producer(product)
+    if scaled is None or scaled.op != "Mul" or rewriter.facts.dtype(product) not in FLOATS:
+        return None
+    for hidden, by in (scaled.inputs, scaled.inputs[::-1]):
+        value = rewriter.scalar(by)
+        if value is not None and value >= _HIDES:
+            dtype = numpy_dtype(rewriter.facts.dtype(by))
+            less = rewriter.constant(by, np.array(-value, dtype).reshape(by.shape))
+            added = rewriter.emit("Mul", [hidden, less], {}, product)
+            return rewriter.emit("Add", [x, added], {}, node.outputs[0])
+    return None
 
 
 def without_maximum(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
