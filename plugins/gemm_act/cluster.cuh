@@ -63,6 +63,15 @@ __device__ inline void copy_tile_to(uint16_t mask, void* to, CUtensorMap const& 
         : "memory");
 }
 
+// copy_async() of what L2 gives up first.
+__device__ inline void copy_async_once(void* to, void const* from, bool valid) {
+    constexpr uint64_t kFirstOut = 0x12F0000000000000;  // a policy of L2
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(valid ? 16 : 0), "l"(kFirstOut)
+                 : "memory");
+}
+
 // Arrives once all that this thread asked copy_async() for is there.
 __device__ inline void arrive_behind_copies(uint64_t* barrier) {
     asm volatile(

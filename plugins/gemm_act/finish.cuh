@@ -34,7 +34,8 @@ struct GemmFinish {
     int const group, lane, warp;
     bool const leader;                  // of the group's threads, the one that copies
     unsigned char* residual = nullptr;  // the stage that has it, or its last chunks
-    int first_slot = 0;                 // the slots that the group's tiles before took
+    int turn = 0;                       // the group's tiles before
+    int first_slot = 0;                 // and the slots that they took
 
     // By turns.
     __device__ int slot_of(int chunk) const { return (first_slot + chunk) % kSlots; }
@@ -118,6 +119,14 @@ struct GemmFinish {
 
     // Waits until the chunk's slot is free, where store_chunk of the one before it has not.
     __device__ void await_slot(int chunk) {
+        if constexpr (S::kStoringWarps) {
+            int const slot = chunk % kSlots;  // whose last chunk in a tile is
+            int const last = slot + (kChunks - 1 - slot) / kSlots * kSlots;
+            bool const is_own = chunk >= kSlots;  // of this tile, what was in it
+            device::wait(&barriers.slots.read[group][is_own ? chunk - kSlots : last],
+                         (is_own ? turn : turn + 1) & 1);
+            return;
+        }
         if (kSlots > 1 && chunk > 0) return;
         if (leader) device::wait_for_stores<0>();
         device::meet(1 + group, 128);
@@ -164,7 +173,7 @@ struct GemmFinish {
 #pragma unroll
         for (int j = 0; j < kPairs; ++j)
             device::store_turned(at + j * 16 * device::kBoxBytes, out[j]);
-        if constexpr (S::kResidualSlots)
+        if constexpr (S::kResidualSlots || S::kStoringWarps)
             pass_on(chunk);
         else
             store_chunk(tile, chunk);

@@ -42,7 +42,7 @@ struct GemmShape {
     static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
     static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
     static constexpr int kSlots = kTurns ? 4 : kRows > 192 ? 2 : kRows / kChunkRows;
-    static constexpr bool kResidualSlots = false;
+    static constexpr bool kResidualSlots = false, kStoringWarps = false;
     static constexpr int kChunksOfTile = kHeights * (kRows / kChunkRows);  // without a gate
     static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
     static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
@@ -70,6 +70,14 @@ struct WithResidual : S {
     static constexpr int kSharedBytes = S::kSharedBytes + 128;
 };
 
+// The same without a residual: warps of producers store y.
+template <class S>
+struct WithStores : S {
+    static constexpr bool kStoringWarps = true;
+    static_assert(S::kTurns && S::kSlots <= S::kChunksOfTile);
+    static constexpr int kSharedBytes = S::kSharedBytes + 128;
+};
+
 // Of each group: its first tile's stages come, a slot's residual has come, and a chunk of y is
 // ready.
 template <class S>
@@ -78,13 +86,21 @@ struct SlotBarriers {
     uint64_t come[S::kGroups][S::kSlots], ready[S::kGroups][S::kChunksOfTile];
 };
 
+// Of each group: a chunk of y is ready, and is out of its slot.
+template <class S>
+struct ChunkBarriers {
+    uint64_t ready[S::kGroups][S::kChunksOfTile], read[S::kGroups][S::kChunksOfTile];
+};
+
 struct NoBarriers {};
 
 template <class S>
 struct GemmBarriers {
     uint64_t full[S::kStages], empty[S::kStages];
     uint64_t exchange;
-    std::conditional_t<S::kResidualSlots, SlotBarriers<S>, NoBarriers> slots;
+    std::conditional_t<S::kResidualSlots, SlotBarriers<S>,
+                       std::conditional_t<S::kStoringWarps, ChunkBarriers<S>, NoBarriers>>
+        slots;
 };
 
 // Tiles in bands of some rows, so that what runs at one time reads about as many rows as columns.
