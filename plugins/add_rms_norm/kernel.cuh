@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     short_add_rms_norm_kernel(T* y, T* sum,                   // [rows, cols]
                               T const* x, T const* residual,  // [rows, cols]
                               void const* gamma,              // [cols] of T
-                              float share, float epsilon, bool sum_is_read,
-                              bool weights_are_constant, bool lets_in_early) {
+                              float share, float epsilon, bool sum_is_read, bool lets_in_early) {
     typename Shape::Team team;
     device::ShortRow<Shape> const row(team);
     auto const first = row.spots(x), second = row.spots(residual);
@@ -65,11 +64,9 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const to = row.spots(y), sum_to = row.spots(sum);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    typename Shape::Items gammas{};
-    row.load_parameter(gammas, !weights_are_constant, weights);
     device::start_short(team, row, lets_in_early, first, second);
-    auto const items = row.load(first), others = row.load(second);
-    row.load_parameter(gammas, weights_are_constant, weights);
+    auto const items = row.load(first), others = row.load(second),
+               gammas = row.load_parameter(weights);
     auto const total = device::add<T>(items, others);
     if (sum_is_read) row.store(sum_to, total);
     device::finish_rms(team, row, to, device::widen(total), gammas, share, epsilon);
@@ -82,7 +79,7 @@ cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          T const* x, T const* residual,  // [rows, cols]
                          device::Parameter gamma,        // [cols]
                          int64_t rows, int64_t cols, float epsilon, bool sum_is_read,
-                         bool weights_are_constant, cudaStream_t stream) {
+                         cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, residual, y, sum);
     bool const plain = device::plain_of<T>(gamma);
     if (access == device::Access::kAligned && plain) {
@@ -90,7 +87,7 @@ cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                                           device::ShortGrid const& few) {
             return device::launch(short_add_rms_norm_kernel<Shape>, machine, few.grid, stream, y,
                                   sum, x, residual, gamma.data, 1.f / cols, epsilon, sum_is_read,
-                                  weights_are_constant, few.lets_in_early);
+                                  few.lets_in_early);
         };
         if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
     }

@@ -65,19 +65,8 @@ class ShortRow {
     __device__ Items load(Spots<T const, kItems> const& spots) const {
         return load_by(spots, [](T const* spot) { return load_now<kVec, false>(spot); });
     }
-    // A parameter, where it is not `held` already.
-    __device__ void load_parameter(Items& items, bool is_held,
-                                   Spots<T const, kItems> const& spots) const {
-        uint4 bits[kItems];
-        memcpy(bits, items.at, sizeof(items));
-#pragma unroll
-        for (int i = 0; i < kItems; ++i)
-            asm volatile(
-                "{ .reg .pred absent; setp.eq.u32 absent, %5, 0;\n"
-                "@absent ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                : "+r"(bits[i].x), "+r"(bits[i].y), "+r"(bits[i].z), "+r"(bits[i].w)
-                : "l"(spots.at[i]), "r"(static_cast<unsigned>(is_held)));
-        memcpy(items.at, bits, sizeof(items));
+    __device__ Items load_parameter(Spots<T const, kItems> const& spots) const {
+        return load_by(spots, [](T const* spot) { return load_now<kVec>(spot); });
     }
     __device__ void store(Spots<T, kItems> const& spots, Items const& items) const {
 #pragma unroll
@@ -206,29 +195,23 @@ __device__ void finish_layer(typename Shape::Team& team, ShortRow<Shape> const& 
     float sums[2] = {sum_of(x), sum_of_squares(x)};
     auto y = product(x, g);
     row.sums().add(sums, 0, meanwhile);
-    auto const finish = [&](float mean, float scale) {
-#pragma unroll
-        for (int i = 0; i < Shape::kCount; ++i)
-            y.at[i] = (y.at[i] - mean * g.at[i]) * scale + b.at[i];
-        row.store(to, narrow<T>(y));
-        team.leave();
-    };
-    float const mean = sums[0] * share, variance = sums[1] * share - mean * mean;
-    // Enough is left of the squares, which fp32 holds.
-    bool const is_near = tuning::kMostOfMean * variance >= mean * mean,
-               is_finite = !isinf(variance);
-    // By itself to the end: the others would wait for instructions from behind this.
-    if (__builtin_expect(!(is_near & is_finite), 0)) {
+    float mean = sums[0] * share, variance = sums[1] * share - mean * mean;
+    float scale = rsqrtf(variance + epsilon);
+    // Too little is left of the squares, or they are too large for fp32.
+    if (!(tuning::kMostOfMean * variance >= mean * mean) || isinf(variance)) {
 #pragma unroll
         for (float& value : x.at) value -= mean;
         float rest[2] = {sum_of(x), sum_of_squares(x)};
         y = product(x, g);
         row.sums().add(rest, 1, [] {});
-        float const shift = rest[0] * share, left = rest[1] * share - shift * shift;
-        finish(shift, rsqrtf((left < 0.f ? 0.f : left) + epsilon));  // NaN stays
-        return;
+        mean = rest[0] * share;
+        variance = rest[1] * share - mean * mean;
+        scale = rsqrtf((variance < 0.f ? 0.f : variance) + epsilon);  // NaN stays
     }
-    finish(mean, rsqrtf(variance + epsilon));
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) y.at[i] = (y.at[i] - mean * g.at[i]) * scale + b.at[i];
+    row.store(to, narrow<T>(y));
+    team.leave();
 }
 
 // ---- on the host

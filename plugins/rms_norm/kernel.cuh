@@ -40,19 +40,15 @@ template <class Shape, class T = typename Shape::T>
 __global__ void __launch_bounds__(Shape::kLanes, 1)
     short_rms_norm_kernel(T* y, T const* x,   // [rows, cols]
                           void const* gamma,  // [cols] of T
-                          float share, float epsilon, bool weights_are_constant,
-                          bool lets_in_early) {
+                          float share, float epsilon, bool lets_in_early) {
     typename Shape::Team team;
     device::ShortRow<Shape> const row(team);
     auto const from = row.spots(x), weights = row.parameter(gamma);
     auto const to = row.spots(y);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    typename Shape::Items gammas{};
-    row.load_parameter(gammas, !weights_are_constant, weights);
     device::start_short(team, row, lets_in_early, from);
-    auto const items = row.load(from);
-    row.load_parameter(gammas, weights_are_constant, weights);
+    auto const items = row.load(from), gammas = row.load_parameter(weights);
     device::finish_rms(team, row, to, device::widen(items), gammas, share, epsilon);
 }
 
@@ -61,16 +57,14 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
 template <class T>
 cudaError_t rms_norm(T* y, T const* x,         // [rows, cols]
                      device::Parameter gamma,  // [cols]
-                     int64_t rows, int64_t cols, float epsilon, bool weights_are_constant,
-                     cudaStream_t stream) {
+                     int64_t rows, int64_t cols, float epsilon, cudaStream_t stream) {
     auto const access = device::access_of(cols, device::aligned(gamma.data), x, y);
     auto const plain = device::plain_of<T>(gamma);
     if (access == device::Access::kAligned && plain) {
         auto const run = [&]<class Shape>(Shape, device::Machine const& machine,
                                           device::ShortGrid const& few) {
             return device::launch(short_rms_norm_kernel<Shape>, machine, few.grid, stream, y, x,
-                                  gamma.data, 1.f / cols, epsilon, weights_are_constant,
-                                  few.lets_in_early);
+                                  gamma.data, 1.f / cols, epsilon, few.lets_in_early);
         };
         if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
     }

@@ -178,51 +178,6 @@ def test_launches_of_several_sizes_in_a_graph(runner: Runner) -> None:
     assert all(map(torch.equal, gated, expected))
 
 
-WEIGHTED = (("RmsNorm", 1, 1), ("AddRmsNorm", 2, 1), ("AddLayerNorm", 2, 2))  # tensors, weights
-SHORT = [(1, 4096), (64, 4096), (64, 1024), (200, 768), (40, 8192)]  # short_row.cuh
-
-
-@pytest.mark.parametrize("shape", SHORT, ids=str)
-def test_weights_that_the_kernel_ahead_writes(runner: Runner, shape: tuple[int, int]) -> None:
-    """They are read behind it where nobody says that they are constant."""
-    given = [torch.randn(shape, device="cuda").half() for _ in range(2)]
-    sources = torch.randn(20, 2, shape[1], device="cuda").half()
-
-    def norms(run: Runner | Serial) -> list[torch.Tensor]:
-        weights, made = torch.zeros_like(sources[0]), []
-        for source in sources:
-            for op, tensors, count in WEIGHTED:
-                outputs = [torch.empty_like(given[0]) for _ in range(tensors)]
-                run("GatedAct", {}, [source.roll(tensors), source], [weights])
-                run(op, EPSILON, [*given[:tensors], *weights[:count]], outputs)
-                made += outputs
-        return made
-
-    found = norms(runner)
-    assert all(map(torch.equal, found, norms(Serial(runner))))
-
-
-@pytest.mark.parametrize("shape", [*SHORT, (33, 1000), (2048, 4096)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_constant_weights_change_no_bit(
-    runner: Runner, dtype: torch.dtype, shape: tuple[int, int]
-) -> None:
-    first = [torch.randn(shape, device="cuda").to(dtype) for _ in range(2)]
-    weights = list(torch.randn(2, shape[1], device="cuda").to(dtype))
-    for op, tensors, count in WEIGHTED:
-        found = []
-        for constant in (0, 1):
-            given = first[:tensors]
-            for _ in range(8):
-                outputs = [torch.empty_like(x) for x in given]
-                attributes = {**EPSILON, "weights_are_constant": constant}
-                runner(op, attributes, [*given, *weights[:count]], outputs)
-                given = outputs
-            found.append(given)
-        assert all(map(torch.equal, *found)), op
-        assert all(x.isfinite().all() for x in found[0])
-
-
 class Serial:
     """Waits for each kernel."""
 
