@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "block_sums.cuh"
+#include "elements.cuh"
 #include "launch.cuh"
 #include "team.cuh"
 #include "vec.cuh"
@@ -108,7 +109,8 @@ class ShortRow {
     int column_, start_, step_;
 };
 
-// Behind the addresses and ahead of the first load; fetches what `spots` are of.
+// Behind the addresses and ahead of the first load; fetches what `spots` are of.  A kernel may have
+// let the next one in before.
 template <class Shape, class... Fetched>
 __device__ void start_short(typename Shape::Team& team, ShortRow<Shape> const& row,
                             bool lets_in_early, Fetched const&... spots) {
@@ -117,48 +119,6 @@ __device__ void start_short(typename Shape::Team& team, ShortRow<Shape> const& r
     if (lets_in_early) let_next_start();
     wait_for_previous();
     if (!lets_in_early) let_next_start();
-}
-
-// What one instruction adds.
-float unit_of(float);
-__half2 unit_of(__half);
-__nv_bfloat162 unit_of(__nv_bfloat16);
-
-__device__ inline float add_two(float a, float b) { return a + b; }
-__device__ inline __half2 add_two(__half2 a, __half2 b) { return __hadd2(a, b); }
-__device__ inline __nv_bfloat162 add_two(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __hadd2(a, b);
-}
-
-// a + b, rounded once: two elements an instruction where those have 16 bits.
-template <class T, int kCount>
-__device__ Vec<T, kCount> add(Vec<T, kCount> const& a, Vec<T, kCount> const& b) {
-    using Unit = decltype(unit_of(T{}));
-    constexpr int kUnits = kCount * sizeof(T) / sizeof(Unit);
-    Unit first[kUnits], second[kUnits];
-    memcpy(first, &a, sizeof(a));
-    memcpy(second, &b, sizeof(b));
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) first[i] = add_two(first[i], second[i]);
-    Vec<T, kCount> total;
-    memcpy(&total, first, sizeof(total));
-    return total;
-}
-
-// In two chains.
-template <int kCount>
-__device__ float sum_of_squares(Vec<float, kCount> const& values) {
-    float total[2]{};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i] * values.at[i];
-    return total[0] + total[1];
-}
-template <int kCount>
-__device__ float sum_of(Vec<float, kCount> const& values) {
-    float total[2]{};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i];
-    return total[0] + total[1];
 }
 
 // a * b, computed here: while a sum of other threads is waited for, not behind it.

@@ -38,7 +38,9 @@ def rows_with(special: float, cols: int, dtype: torch.dtype, rows: int = 8) -> t
     return x.to(dtype)
 
 
-@pytest.mark.parametrize("rows, cols", [(8, 7), (8, 1024), (64, 2048), (64, 4096), (8, 20000)])
+@pytest.mark.parametrize(
+    "rows, cols", [(8, 7), (8, 1024), (64, 2048), (64, 4096), (600, 4096), (8, 20000)]
+)
 @pytest.mark.parametrize("special", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_specials_stay_in_their_row(
@@ -176,6 +178,30 @@ def test_launches_of_several_sizes_in_a_graph(runner: Runner) -> None:
         made.fill_(NAN)
     graph.replay()
     assert all(map(torch.equal, gated, expected))
+
+
+WEIGHTED = (("RmsNorm", 1, 1), ("AddRmsNorm", 2, 1), ("AddLayerNorm", 2, 2))  # tensors, weights
+WITH_WEIGHTS = [(1, 4096), (64, 4096), (64, 1024), (200, 768), (40, 8192), (600, 4096)]
+
+
+@pytest.mark.parametrize("shape", WITH_WEIGHTS, ids=str)
+def test_weights_that_the_kernel_ahead_writes(runner: Runner, shape: tuple[int, int]) -> None:
+    """They are read behind it."""
+    given = [torch.randn(shape, device="cuda").half() for _ in range(2)]
+    sources = torch.randn(20, 2, shape[1], device="cuda").half()
+
+    def norms(run: Runner | Serial) -> list[torch.Tensor]:
+        weights, made = torch.zeros_like(sources[0]), []
+        for source in sources:
+            for op, tensors, count in WEIGHTED:
+                outputs = [torch.empty_like(given[0]) for _ in range(tensors)]
+                run("GatedAct", {}, [source.roll(tensors), source], [weights])
+                run(op, EPSILON, [*given[:tensors], *weights[:count]], outputs)
+                made += outputs
+        return made
+
+    found = norms(runner)
+    assert all(map(torch.equal, found, norms(Serial(runner))))
 
 
 class Serial:
