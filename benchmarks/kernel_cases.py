@@ -12,8 +12,6 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from opfuse.runtime.abi import CONSTANT_WEIGHTS
-
 Shape = tuple[int, ...]
 Tensors = tuple[torch.Tensor, ...]
 EPSILON = 1e-5
@@ -152,12 +150,10 @@ IMAGES = ((2, 320, 64, 64), (2, 1280, 16, 16), (1, 128, 512, 512))
 def _row_cases(rows: int, cols: int) -> list[Case]:
     x, one = (rows, cols), (cols,)
     make = partial(Case, shape=x)
-    # As opfuse.runtime says of weights that are constants of its program.
-    norm = partial(make, attributes={CONSTANT_WEIGHTS: 1})
     return [
-        norm("RmsNorm", inputs=(x, one), outputs=(x,), torch=rms_norm),
-        norm("AddRmsNorm", inputs=(x, x, one), outputs=(x, x), torch=add_rms_norm, rotated=2),
-        norm(
+        make("RmsNorm", inputs=(x, one), outputs=(x,), torch=rms_norm),
+        make("AddRmsNorm", inputs=(x, x, one), outputs=(x, x), torch=add_rms_norm, rotated=2),
+        make(
             "AddLayerNorm",
             inputs=(x, x, one, one),
             outputs=(x, x),

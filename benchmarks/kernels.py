@@ -6,9 +6,6 @@ number. Launches take turns with sets of tensors that together are larger than t
 have a set each, and L2 holds other data when a replay begins. Few rows are timed once more where
 all launches have the same tensors, which L2 holds then: as behind the layer that wrote them.
 
-Norms are told that their weights are constants, as `opfuse.runtime` does, and read them while the
-kernel ahead still runs. Few rows are timed without that too, as in a layer of TensorRT.
-
 torch.compile takes seconds for each case, so that several processes share the cases. They compile
 at the same time; once all have, they tune and measure one after the other.
 """
@@ -100,18 +97,13 @@ class Bench:
         self.inputs = [
             [*map(_random, self.case.inputs[:split]), *self.weights] for _ in range(self.sets)
         ]
-        torch.cuda.synchronize()  # weights are constant from here on
 
-    def opfuse(self, *, as_layer: bool = False) -> float:
-        """Our kernel, over the C ABI; its outputs are allocated in the graph, as torch's are.
-
-        ``as_layer``: nobody tells it that weights are constant.
-        """
+    def opfuse(self) -> float:
+        """Our kernel, over the C ABI; its outputs are allocated in the graph, as torch's are."""
         case = self.case
-        attributes = {**case.attributes, abi.CONSTANT_WEIGHTS: 0} if as_layer else case.attributes
         given = [_tensors(inputs) for inputs in self.inputs]
         outputs: dict[int, list[torch.Tensor]] = {}
-        with abi.Plugin(self.handle, case.op, attributes) as plugin:
+        with abi.Plugin(self.handle, case.op, case.attributes) as plugin:
             size = plugin.workspace_size(given[0])
             workspace = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
 
@@ -190,8 +182,6 @@ def measure_case(bench: Bench, peer: Callable[..., object] | None) -> dict:
     row |= {"bytes": bench.bytes, "opfuse_us": bench.opfuse()}
     if _is_few(case.op, rows):
         row["empty_us"] = empty_launch(bench.timer)
-    if _has_layer(case):
-        row["layer_us"] = bench.opfuse(as_layer=True)
     if peer:
         row["compile_us"] = bench.torch(peer)
         row["again_us"] = bench.opfuse()  # its distance from the first is what a difference counts
@@ -204,18 +194,11 @@ def measure_warm(bench: Bench, peer: Callable[..., object] | None) -> dict[str, 
         return {}
     warm = Bench(bench.case, bench.handle, bench.timer, warm=True)
     row = {"warm_us": warm.opfuse()}
-    if _has_layer(bench.case):
-        row["layer_warm_us"] = warm.opfuse(as_layer=True)
     return row | {"compile_warm_us": warm.torch(peer)} if peer else row
 
 
 def _is_few(op: str, rows: int) -> bool:
     return op in (*NORMS, "GatedAct") and rows <= FEW_ROWS
-
-
-def _has_layer(case: Case) -> bool:
-    """Whether a case of few rows is timed as a layer of TensorRT too."""
-    return abi.CONSTANT_WEIGHTS in case.attributes and _is_few(case.op, case.matrix[0])
 
 
 def measure_floors(timer: Timer, rows: Sequence[dict]) -> dict[str, float]:
@@ -318,7 +301,6 @@ def show(figures: dict) -> None:
     few = [row for row in figures["rows"] if "move_us" in row]
     if few:
         print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
-        print("as layer: norms that read their weights behind the kernel ahead, as in TensorRT")
         show_few("from memory, as above", few, "")
         show_few("all launches with the same tensors, in L2", few, "warm_")
 
@@ -326,15 +308,15 @@ def show(figures: dict) -> None:
 def show_few(title: str, rows: Sequence[dict], warm: str) -> None:
     """Prints few rows beside what only moves them and torch.compile's kernel."""
     print(f"\n{title}")
-    names = [f"{name}_{warm}us" for name in ("layer", "move", "sum", "compile")]
+    names = [f"{name}_{warm}us" for name in ("move", "sum", "compile")]
     lines = []
     for row in rows:
         times = [row[f"{warm}us" if warm else "opfuse_us"], *(row.get(n, math.nan) for n in names)]
-        shares = [f"{time / row['empty_us']:.2f}" for time in times[:4]]
+        shares = [f"{time / row['empty_us']:.2f}" for time in times[:3]]
         cells = [f"{time:.2f}" for time in (row["empty_us"], *times)]
-        lines.append([row["case"], *cells, *shares, f"{times[4] / times[0]:.2f}"])
-    header = ["case", "empty us", "us", "as layer", "move us", "with a sum", "compile us"]
-    header += ["/empty", "layer/empty", "move/empty", "sum/empty", "compile/us"]
+        lines.append([row["case"], *cells, *shares, f"{times[3] / times[0]:.2f}"])
+    header = ["case", "empty us", "us", "move us", "with a sum", "compile us"]
+    header += ["/empty", "move/empty", "sum/empty", "compile/us"]
     measure.print_table(header, map(_known, lines))
 
 

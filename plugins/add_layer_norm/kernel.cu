@@ -3,13 +3,13 @@
 namespace opfuse {
 
 template cudaError_t add_layer_norm(float*, float*, float const*, float const*,
-                                    AddLayerNormParameters, int64_t, int64_t, float, bool, bool,
+                                    AddLayerNormParameters, int64_t, int64_t, float, bool,
                                     cudaStream_t);
 template cudaError_t add_layer_norm(__half*, __half*, __half const*, __half const*,
-                                    AddLayerNormParameters, int64_t, int64_t, float, bool, bool,
+                                    AddLayerNormParameters, int64_t, int64_t, float, bool,
                                     cudaStream_t);
 template cudaError_t add_layer_norm(__nv_bfloat16*, __nv_bfloat16*, __nv_bfloat16 const*,
                                     __nv_bfloat16 const*, AddLayerNormParameters, int64_t, int64_t,
-                                    float, bool, bool, cudaStream_t);
+                                    float, bool, cudaStream_t);
 
 }  // namespace opfuse

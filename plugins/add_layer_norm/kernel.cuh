@@ -1,6 +1,7 @@
 // sum = x + residual (+ bias), rounded to T; y = (sum - mean) * rsqrt(variance + epsilon) * gamma +
 // beta, with the variance taken around the mean, not as E[x^2] - E[x]^2.  Pure CUDA.
 #pragma once
+#include "../device/full_row.cuh"
 #include "../device/plan.cuh"
 #include "../device/short_row.cuh"
 #include "launch.h"
@@ -62,14 +63,31 @@ __global__ void __launch_bounds__(Shape::kLanes, Shape::kBlocks)
     device::for_each_row<Shape>(team, rows, cols, body, x, residual);
 }
 
+// Of many rows, a block each, without a bias.
+template <class T, bool kStreams>
+__global__ void __launch_bounds__(device::kLanesOfFull, device::kBlocksOfFull)
+    full_add_layer_norm_kernel(T* y, T* sum,                         // [rows, cols]
+                               T const* x, T const* residual,        // [rows, cols]
+                               void const* gamma, void const* beta,  // [cols] of T
+                               float share, float epsilon, bool sum_is_read) {
+    device::FullRow<T, kStreams> const row;
+    row.fetch(x);
+    row.fetch(residual);
+    device::wait_in_turn();
+    typename device::FullRow<T, kStreams>::Items items;
+    row.load_sums(items, x, residual);
+    if (sum_is_read) row.store(sum, items);
+    auto const [mean, variance] = row.moments(items, share);
+    row.store_layer(y, items, mean, rsqrtf(variance + epsilon), gamma, beta);
+}
+
 // Of few rows, without a bias; `rows` blocks or clusters.
 template <class Shape, class T = typename Shape::T>
 __global__ void __launch_bounds__(Shape::kLanes, 1)
     short_add_layer_norm_kernel(T* y, T* sum,                         // [rows, cols]
                                 T const* x, T const* residual,        // [rows, cols]
                                 void const* gamma, void const* beta,  // [cols] of T
-                                float share, float epsilon, bool sum_is_read,
-                                bool weights_are_constant, bool lets_in_early) {
+                                float share, float epsilon, bool sum_is_read, bool lets_in_early) {
     typename Shape::Team team;
     device::ShortRow<Shape> const row(team);
     auto const first = row.spots(x), second = row.spots(residual);
@@ -77,13 +95,9 @@ __global__ void __launch_bounds__(Shape::kLanes, 1)
     auto const to = row.spots(y), sum_to = row.spots(sum);
     share = device::settled(share);
     epsilon = device::settled(epsilon);
-    typename Shape::Items gammas{}, betas{};
-    row.load_parameter(gammas, !weights_are_constant, scales);
-    row.load_parameter(betas, !weights_are_constant, shifts);
     device::start_short(team, row, lets_in_early, first, second);
     auto const items = row.load(first), others = row.load(second);
-    row.load_parameter(gammas, weights_are_constant, scales);
-    row.load_parameter(betas, weights_are_constant, shifts);
+    auto const gammas = row.load_parameter(scales), betas = row.load_parameter(shifts);
     auto const total = device::add<T>(items, others);
     device::finish_layer(team, row, to, device::widen(total), gammas, betas, share, epsilon, [&] {
         if (sum_is_read) row.store(sum_to, total);
@@ -96,8 +110,7 @@ template <class T>
 cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
                            T const* x, T const* residual,  // [rows, cols]
                            AddLayerNormParameters parameters, int64_t rows, int64_t cols,
-                           float epsilon, bool sum_is_read, bool weights_are_constant,
-                           cudaStream_t stream) {
+                           float epsilon, bool sum_is_read, cudaStream_t stream) {
     bool const aligned =
         device::aligned(parameters.gamma.data, parameters.beta.data, parameters.bias.data);
     auto const access = device::access_of(cols, aligned, x, residual, y, sum);
@@ -109,10 +122,19 @@ cudaError_t add_layer_norm(T* y, T* sum,                   // [rows, cols]
                                           device::ShortGrid const& few) {
             return device::launch(short_add_layer_norm_kernel<Shape>, machine, few.grid, stream, y,
                                   sum, x, residual, parameters.gamma.data, parameters.beta.data,
-                                  1.f / cols, epsilon, sum_is_read, weights_are_constant,
-                                  few.lets_in_early);
+                                  1.f / cols, epsilon, sum_is_read, few.lets_in_early);
         };
         if (auto const done = device::with_short_shape<T>(rows, cols, run)) return *done;
+        auto const run_full = [&](device::Machine const& machine, device::Grid const& grid,
+                                  bool streams) {
+            auto const kernel = streams ? full_add_layer_norm_kernel<T, true>
+                                        : full_add_layer_norm_kernel<T, false>;
+            return device::launch(kernel, machine, grid, stream, y, sum, x, residual,
+                                  parameters.gamma.data, parameters.beta.data, 1.f / cols, epsilon,
+                                  sum_is_read);
+        };
+        if (auto const done = device::with_full_rows<T>(rows, cols, sum_is_read ? 4 : 3, run_full))
+            return *done;
     }
     return device::with_row_shape<T, T, device::tuning::kItemsOfTwo>(
         rows, cols, access, plain,

@@ -11,20 +11,16 @@ struct AddLayerNorm {
     static constexpr OpTraits kTraits{"AddLayerNorm", "1", 4, 5, 2};
 
     float epsilon = 1e-5f;
-    int64_t sum_is_read = 1;           // 0: sum may be left as it is
-    int64_t weights_are_constant = 0;  // 1: no kernel ever writes gamma or beta
+    int64_t sum_is_read = 1;  // 0: sum may be left as it is
 
     static auto fields() {
         using Self = AddLayerNorm;
-        return std::tuple(
-            Field<Self, float>{"epsilon", &Self::epsilon},
-            Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read},
-            Field<Self, int64_t>{"weights_are_constant", &Self::weights_are_constant});
+        return std::tuple(Field<Self, float>{"epsilon", &Self::epsilon},
+                          Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read});
     }
     void check() const {
         check_epsilon(epsilon);
         need_flag("sum_is_read", sum_is_read);
-        need_flag("weights_are_constant", weights_are_constant);
     }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
@@ -49,8 +45,7 @@ struct AddLayerNorm {
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
             return add_layer_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
                                      data<T>(call.inputs[1]), parameters, x.rows(), x.cols(),
-                                     epsilon, sum_is_read != 0, weights_are_constant != 0,
-                                     call.stream);
+                                     epsilon, sum_is_read != 0, call.stream);
         });
     }
 };

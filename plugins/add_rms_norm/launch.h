@@ -9,13 +9,12 @@
 namespace opfuse {
 
 // T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.  Without
-// `sum_is_read`, sum may be left as it is: a quarter of what is moved.  Where
-// `weights_are_constant`, gamma is read while the kernel ahead may still run.
+// `sum_is_read`, sum may be left as it is: a quarter of what is moved.
 template <class T>
 cudaError_t add_rms_norm(T* y, T* sum,                   // [rows, cols]
                          T const* x, T const* residual,  // [rows, cols]
                          device::Parameter gamma,        // [cols]
                          int64_t rows, int64_t cols, float epsilon, bool sum_is_read,
-                         bool weights_are_constant, cudaStream_t stream);
+                         cudaStream_t stream);
 
 }  // namespace opfuse

@@ -10,20 +10,16 @@ struct AddRmsNorm {
     static constexpr OpTraits kTraits{"AddRmsNorm", "1", 3, 3, 2};  // x, residual, gamma -> y, sum
 
     float epsilon = 1e-5f;
-    int64_t sum_is_read = 1;           // 0: sum may be left as it is
-    int64_t weights_are_constant = 0;  // 1: no kernel ever writes gamma
+    int64_t sum_is_read = 1;  // 0: sum may be left as it is
 
     static auto fields() {
         using Self = AddRmsNorm;
-        return std::tuple(
-            Field<Self, float>{"epsilon", &Self::epsilon},
-            Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read},
-            Field<Self, int64_t>{"weights_are_constant", &Self::weights_are_constant});
+        return std::tuple(Field<Self, float>{"epsilon", &Self::epsilon},
+                          Field<Self, int64_t>{"sum_is_read", &Self::sum_is_read});
     }
     void check() const {
         check_epsilon(epsilon);
         need_flag("sum_is_read", sum_is_read);
-        need_flag("weights_are_constant", weights_are_constant);
     }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
@@ -44,8 +40,7 @@ struct AddRmsNorm {
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
             return add_rms_norm<T>(data<T>(call.outputs[0]), data<T>(call.outputs[1]), data<T>(x),
                                    data<T>(call.inputs[1]), parameter(call.inputs[2]), x.rows(),
-                                   x.cols(), epsilon, sum_is_read != 0, weights_are_constant != 0,
-                                   call.stream);
+                                   x.cols(), epsilon, sum_is_read != 0, call.stream);
         });
     }
 };

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "block_sums.cuh"
+#include "elements.cuh"
 #include "launch.cuh"
 #include "team.cuh"
 #include "vec.cuh"
@@ -65,19 +66,8 @@ class ShortRow {
     __device__ Items load(Spots<T const, kItems> const& spots) const {
         return load_by(spots, [](T const* spot) { return load_now<kVec, false>(spot); });
     }
-    // A parameter, where it is not `held` already.
-    __device__ void load_parameter(Items& items, bool is_held,
-                                   Spots<T const, kItems> const& spots) const {
-        uint4 bits[kItems];
-        memcpy(bits, items.at, sizeof(items));
-#pragma unroll
-        for (int i = 0; i < kItems; ++i)
-            asm volatile(
-                "{ .reg .pred absent; setp.eq.u32 absent, %5, 0;\n"
-                "@absent ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                : "+r"(bits[i].x), "+r"(bits[i].y), "+r"(bits[i].z), "+r"(bits[i].w)
-                : "l"(spots.at[i]), "r"(static_cast<unsigned>(is_held)));
-        memcpy(items.at, bits, sizeof(items));
+    __device__ Items load_parameter(Spots<T const, kItems> const& spots) const {
+        return load_by(spots, [](T const* spot) { return load_now<kVec>(spot); });
     }
     __device__ void store(Spots<T, kItems> const& spots, Items const& items) const {
 #pragma unroll
@@ -119,7 +109,8 @@ class ShortRow {
     int column_, start_, step_;
 };
 
-// Behind the addresses and ahead of the first load; fetches what `spots` are of.
+// Behind the addresses and ahead of the first load; fetches what `spots` are of.  A kernel may have
+// let the next one in before.
 template <class Shape, class... Fetched>
 __device__ void start_short(typename Shape::Team& team, ShortRow<Shape> const& row,
                             bool lets_in_early, Fetched const&... spots) {
@@ -128,48 +119,6 @@ __device__ void start_short(typename Shape::Team& team, ShortRow<Shape> const& r
     if (lets_in_early) let_next_start();
     wait_for_previous();
     if (!lets_in_early) let_next_start();
-}
-
-// What one instruction adds.
-float unit_of(float);
-__half2 unit_of(__half);
-__nv_bfloat162 unit_of(__nv_bfloat16);
-
-__device__ inline float add_two(float a, float b) { return a + b; }
-__device__ inline __half2 add_two(__half2 a, __half2 b) { return __hadd2(a, b); }
-__device__ inline __nv_bfloat162 add_two(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __hadd2(a, b);
-}
-
-// a + b, rounded once: two elements an instruction where those have 16 bits.
-template <class T, int kCount>
-__device__ Vec<T, kCount> add(Vec<T, kCount> const& a, Vec<T, kCount> const& b) {
-    using Unit = decltype(unit_of(T{}));
-    constexpr int kUnits = kCount * sizeof(T) / sizeof(Unit);
-    Unit first[kUnits], second[kUnits];
-    memcpy(first, &a, sizeof(a));
-    memcpy(second, &b, sizeof(b));
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) first[i] = add_two(first[i], second[i]);
-    Vec<T, kCount> total;
-    memcpy(&total, first, sizeof(total));
-    return total;
-}
-
-// In two chains.
-template <int kCount>
-__device__ float sum_of_squares(Vec<float, kCount> const& values) {
-    float total[2]{};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i] * values.at[i];
-    return total[0] + total[1];
-}
-template <int kCount>
-__device__ float sum_of(Vec<float, kCount> const& values) {
-    float total[2]{};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) total[i % 2] += values.at[i];
-    return total[0] + total[1];
 }
 
 // a * b, computed here: while a sum of other threads is waited for, not behind it.
@@ -206,29 +155,23 @@ __device__ void finish_layer(typename Shape::Team& team, ShortRow<Shape> const& 
     float sums[2] = {sum_of(x), sum_of_squares(x)};
     auto y = product(x, g);
     row.sums().add(sums, 0, meanwhile);
-    auto const finish = [&](float mean, float scale) {
-#pragma unroll
-        for (int i = 0; i < Shape::kCount; ++i)
-            y.at[i] = (y.at[i] - mean * g.at[i]) * scale + b.at[i];
-        row.store(to, narrow<T>(y));
-        team.leave();
-    };
-    float const mean = sums[0] * share, variance = sums[1] * share - mean * mean;
-    // Enough is left of the squares, which fp32 holds.
-    bool const is_near = tuning::kMostOfMean * variance >= mean * mean,
-               is_finite = !isinf(variance);
-    // By itself to the end: the others would wait for instructions from behind this.
-    if (__builtin_expect(!(is_near & is_finite), 0)) {
+    float mean = sums[0] * share, variance = sums[1] * share - mean * mean;
+    float scale = rsqrtf(variance + epsilon);
+    // Too little is left of the squares, or they are too large for fp32.
+    if (!(tuning::kMostOfMean * variance >= mean * mean) || isinf(variance)) {
 #pragma unroll
         for (float& value : x.at) value -= mean;
         float rest[2] = {sum_of(x), sum_of_squares(x)};
         y = product(x, g);
         row.sums().add(rest, 1, [] {});
-        float const shift = rest[0] * share, left = rest[1] * share - shift * shift;
-        finish(shift, rsqrtf((left < 0.f ? 0.f : left) + epsilon));  // NaN stays
-        return;
+        mean = rest[0] * share;
+        variance = rest[1] * share - mean * mean;
+        scale = rsqrtf((variance < 0.f ? 0.f : variance) + epsilon);  // NaN stays
     }
-    finish(mean, rsqrtf(variance + epsilon));
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) y.at[i] = (y.at[i] - mean * g.at[i]) * scale + b.at[i];
+    row.store(to, narrow<T>(y));
+    team.leave();
 }
 
 // ---- on the host

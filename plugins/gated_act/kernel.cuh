@@ -17,6 +17,10 @@ inline constexpr int kFewThreads = 128;
 // Up to so many of these the next launch is let in at once, else behind the fetches: 64 rows (4096)
 // take 1.36, not 1.43; 256 take 2.93, not 2.87.
 inline constexpr unsigned kBlocksEarly = 400;
+// So many blocks, the first, fetch their tile ahead of the wait: 2048 rows (4096) take 14.05 where
+// L2 has the packed tensor and 16.8 from memory, 15.0 and 16.9 where all blocks do, 14.0 and 18.0
+// where none does (us; the first with a kernel ahead that writes it).
+inline constexpr unsigned kBlocksFetched = 264;
 inline constexpr int kSector = 32;  // bytes that L2 fetches
 // Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
 inline constexpr int kFewVectors = 1024;
@@ -62,7 +66,8 @@ __global__ void __launch_bounds__(kThreads) gated_act_kernel(T* y,  // `count` v
     int64_t at[kItems];
     for_each(blockIdx.x, [&](int k, int64_t vector) {
         at[k] = places.of(vector);
-        if (!device::tuning::kPrefetch || threadIdx.x * device::kVecBytes % kSector != 0) return;
+        if (!device::tuning::kPrefetch || blockIdx.x >= kBlocksFetched) return;
+        if (threadIdx.x * device::kVecBytes % kSector != 0) return;
         device::prefetch(gate + at[k] * kVec);
         device::prefetch(up + at[k] * kVec);
     });

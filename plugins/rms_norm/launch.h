@@ -8,12 +8,10 @@
 
 namespace opfuse {
 
-// T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.  Where
-// `weights_are_constant`, gamma is read while the kernel ahead may still run.
+// T is float, __half, or __nv_bfloat16.  Launches on `stream`, and does not wait.
 template <class T>
 cudaError_t rms_norm(T* y, T const* x,         // [rows, cols]
                      device::Parameter gamma,  // [cols]
-                     int64_t rows, int64_t cols, float epsilon, bool weights_are_constant,
-                     cudaStream_t stream);
+                     int64_t rows, int64_t cols, float epsilon, cudaStream_t stream);
 
 }  // namespace opfuse

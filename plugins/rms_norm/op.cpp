@@ -10,18 +10,9 @@ struct RmsNorm {
     static constexpr OpTraits kTraits{"RmsNorm", "1", 2, 2, 1};  // x, gamma -> y
 
     float epsilon = 1e-5f;
-    int64_t weights_are_constant = 0;  // 1: no kernel ever writes gamma
 
-    static auto fields() {
-        using Self = RmsNorm;
-        return std::tuple(
-            Field<Self, float>{"epsilon", &Self::epsilon},
-            Field<Self, int64_t>{"weights_are_constant", &Self::weights_are_constant});
-    }
-    void check() const {
-        check_epsilon(epsilon);
-        need_flag("weights_are_constant", weights_are_constant);
-    }
+    static auto fields() { return std::tuple(Field<RmsNorm, float>{"epsilon", &RmsNorm::epsilon}); }
+    void check() const { check_epsilon(epsilon); }
 
     bool accepts(size_t input, std::span<DataType const> types) const {
         return input == 0 ? is_floating(types[0]) : is_parameter_of(types[0], types[input]);
@@ -36,7 +27,7 @@ struct RmsNorm {
         Tensor const& x = call.inputs[0];
         return with_type(x.type, [&]<class T>(std::type_identity<T>) {
             return rms_norm<T>(data<T>(call.outputs[0]), data<T>(x), parameter(call.inputs[1]),
-                               x.rows(), x.cols(), epsilon, weights_are_constant != 0, call.stream);
+                               x.rows(), x.cols(), epsilon, call.stream);
         });
     }
 };

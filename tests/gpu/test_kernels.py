@@ -181,6 +181,8 @@ def test_gated_act_at_any_alignment(
 SHAPES = [(64, 4096), (700, 96), (1, 4096), (3, 65536), (2, 300000), (33, 1001), (2, 4097)]
 # Few rows that fill their threads: plain sums, with 4, 8, and 16 warps, and on a cluster.
 SHORT_SHAPES = [(64, 1024), (64, 2048), (64, 4096), (200, 768), (8, 4096)]
+# Many rows that fill their blocks: plain sums too.
+FULL_SHAPES = [(2000, 1024), (600, 4096), (1500, 4096), (512, 16384)]
 
 
 def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
@@ -197,7 +199,7 @@ def check_layer_norm(runner: Runner, x: torch.Tensor, noise: float) -> None:
     buffers.check_guards()
 
 
-@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES + FULL_SHAPES, ids=str)
 def test_variance_far_from_zero(
     runner: Runner, generator: torch.Generator, shape: tuple[int, int]
 ) -> None:
@@ -207,7 +209,7 @@ def test_variance_far_from_zero(
 
 # Plain sums serve up to four deviations, and are taken once more above.
 @pytest.mark.parametrize("offset", [0.0, 3.9, 4.1, 30.0])
-@pytest.mark.parametrize("shape", SHORT_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHORT_SHAPES + FULL_SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_variance_some_deviations_from_zero(
     runner: Runner,
@@ -222,7 +224,7 @@ def test_variance_some_deviations_from_zero(
 
 
 @pytest.mark.parametrize("far", [1, 8, 40])
-@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + SHORT_SHAPES + FULL_SHAPES, ids=str)
 def test_variance_around_values_far_from_the_others(
     runner: Runner, generator: torch.Generator, shape: tuple[int, int], far: int
 ) -> None:
@@ -232,7 +234,7 @@ def test_variance_around_values_far_from_the_others(
     check_layer_norm(runner, x, 4e-5)
 
 
-@pytest.mark.parametrize("shape", SHORT_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHORT_SHAPES + FULL_SHAPES, ids=str)
 def test_variance_of_large_values(
     runner: Runner, generator: torch.Generator, shape: tuple[int, int]
 ) -> None:

@@ -23,7 +23,6 @@ FLOAT, HALF, BFLOAT16, INT32, INT64 = 1, 10, 16, 6, 7
 # design.md 4: inputs (least, most), outputs, attributes.
 ROTATION = dict.fromkeys(("interleaved", "rotary_dim", "head_size"), "INT")
 HEADS = dict.fromkeys(("num_heads", "kv_num_heads", "norm", "bias"), "INT")
-NORM = {"epsilon": "FLOAT", "weights_are_constant": "INT"}
 EXPECTED = {
     "AllGather": ((1, 1), 1, {"axis": "INT", "group_size": "INT"}),
     "AllReduce": ((1, 1), 1, {"group_size": "INT", "reduce_op": "STRING"}),
@@ -32,8 +31,8 @@ EXPECTED = {
         2,
         {"norm": "STRING", "epsilon": "FLOAT", "group_size": "INT", "reduce_op": "STRING"},
     ),
-    "AddLayerNorm": ((4, 5), 2, NORM | {"sum_is_read": "INT"}),
-    "AddRmsNorm": ((3, 3), 2, NORM | {"sum_is_read": "INT"}),
+    "AddLayerNorm": ((4, 5), 2, {"epsilon": "FLOAT", "sum_is_read": "INT"}),
+    "AddRmsNorm": ((3, 3), 2, {"epsilon": "FLOAT", "sum_is_read": "INT"}),
     "GroupNormSilu": ((3, 3), 1, {"num_groups": "INT", "epsilon": "FLOAT"}),
     "MaskedSoftmax": ((1, 2), 1, {"scale": "FLOAT", "causal": "INT"}),
     "FlashAttention": (
@@ -75,7 +74,7 @@ EXPECTED = {
         {"activation": "STRING", "transposed": "INT", "residual": "INT", "tactic": "INT"},
     ),
     "QkNormRope": ((3, 6), 3, ROTATION | HEADS | {"epsilon": "FLOAT"}),
-    "RmsNorm": ((2, 2), 1, NORM),
+    "RmsNorm": ((2, 2), 1, {"epsilon": "FLOAT"}),
     "Rope": ((3, 3), 1, ROTATION | {"num_heads": "INT"}),
 }
 

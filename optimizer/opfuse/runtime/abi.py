@@ -19,9 +19,6 @@ CARD_BYTES = 512
 MAX_TACTICS = 16
 ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING"}
 
-CONSTANT_WEIGHTS = "weights_are_constant"
-"""The attribute of norms by which they read their weights while the kernel ahead still runs."""
-
 AttributeValue = float | int | str
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,7 @@ def _opened(
 
 
 def _plugins(opened: bundle.Bundle, explicit: Path | None) -> MakePlugin:
-    """Makes ops; those of a library from before `abi.CONSTANT_WEIGHTS` without it."""
-    handle = _library(opened, explicit)
-    told = {op.name for op in abi.ops(handle) if abi.CONSTANT_WEIGHTS in op.attributes}
-
-    def make(op: str, attributes: Mapping[str, abi.AttributeValue]) -> abi.Plugin:
-        known = {k: v for k, v in attributes.items() if k != abi.CONSTANT_WEIGHTS or op in told}
-        return abi.Plugin(handle, op, known)
-
-    return make
+    return partial(abi.Plugin, _library(opened, explicit))
 
 
 def _copies(opened: bundle.Bundle, explicit: Path | None) -> MakeCopies:

@@ -169,8 +169,7 @@ class Place:
         for index, step in enumerate(program.schedule.steps):
             if isinstance(step, PluginStep):
                 assert program.make_plugin is not None
-                attributes = program.schedule.attributes(step)
-                self._plugins[index] = program.make_plugin(step.op, attributes)
+                self._plugins[index] = program.make_plugin(step.op, step.attributes)
 
     def close(self) -> None:
         """Free what is on the device."""

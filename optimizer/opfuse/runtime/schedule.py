@@ -11,13 +11,9 @@ from typing import Any
 from opfuse.errors import InputError
 from opfuse.graph.native import UNREAD_SUM
 from opfuse.graph.protos import BITS
-from opfuse.runtime.abi import CONSTANT_WEIGHTS
 from opfuse.runtime.copies import MOVES, Box, Move
 
 AttributeValue = float | int | str
-
-_FIRST_WEIGHT: Mapping[str, int] = {"RmsNorm": 1, "AddRmsNorm": 2, "AddLayerNorm": 2}
-"""The norms that have `CONSTANT_WEIGHTS`, and the first of their inputs that is a weight."""
 
 
 @dataclass(frozen=True)
@@ -178,20 +174,6 @@ class Schedule:
     def plugins(self) -> Iterator[PluginStep]:
         """The steps that launch a plugin."""
         return (step for step in self.steps if isinstance(step, PluginStep))
-
-    def attributes(self, step: PluginStep) -> Mapping[str, AttributeValue]:
-        """What the plugin of a step is made with: the step's own, and what its place tells.
-
-        Weights count as constant where each is one of ``constants`` and nothing else: those are on
-        the GPU before anything is launched, and no step writes them.
-        """
-        first = _FIRST_WEIGHT.get(step.op)
-        if first is None:
-            return step.attributes
-        names = {value.name for value in self.constants}
-        names -= {value.name for value in (*self.inputs, *self.outputs, *self.between)}
-        is_constant = names.issuperset(step.inputs[first:])
-        return {**step.attributes, CONSTANT_WEIGHTS: int(is_constant)}
 
     def copies(self) -> tuple[CopyStep, ...]:
         """The steps that move data."""

@@ -6,16 +6,13 @@ static Dims const x{"batch", "seq", "64"};
 
 static RegisterCase const add_layer_norm({
     .op = "AddLayerNorm",
-    .field_names = {"epsilon", "sum_is_read", "weights_are_constant"},
-    .attributes =
-        fields().add("epsilon", 0.125f).add("sum_is_read", 0).add("weights_are_constant", 1),
-    .serialised = {"epsilon=0.125000", "sum_is_read=0", "weights_are_constant=1"},
+    .field_names = {"epsilon", "sum_is_read"},
+    .attributes = fields().add("epsilon", 0.125f).add("sum_is_read", 0),
+    .serialised = {"epsilon=0.125000", "sum_is_read=0"},
     .uses = {{"xxpp", {x, x, {"64"}, {"64"}}, {x, x}},
              {"xxppp", {x, x, {"64"}, {"64"}, {"64"}}, {x, x}}},
     .refusals = {{fields().add("epsilon", std::string("x")), "'epsilon' is STRING, need FLOAT"},
-                 {fields().add("sum_is_read", 2), "'sum_is_read' is 2, need 0 to 1"},
-                 {fields().add("weights_are_constant", -1),
-                  "'weights_are_constant' is -1, need 0 to 1"}},
+                 {fields().add("sum_is_read", 2), "'sum_is_read' is 2, need 0 to 1"}},
     .bad_shapes = {{"xxpp", {x, x, {"64"}, {"65"}}, {x, x}},
                    {"xxppp", {x, x, {"64"}, {"64"}, {"1"}}, {x, x}}},
 });
