@@ -1,4 +1,5 @@
 #include "hopper.cuh"
+#include "hopper_choice.h"
 #include "hopper_heads.cuh"
 #include "hopper_short.cuh"
 
@@ -7,6 +8,14 @@ namespace {
 
 // From as many keys on, large tiles that stay pay for their start.
 constexpr int kManyKeys = 1024, kManyCausalKeys = 512, kLongKeys = 2560, kManyMasked = 512;
+
+constexpr TileCost kAll[] = {{64, 64, 4, 4.34f, .21f, .34f, 1.58f},
+                             {128, 128, 1, 3.44f, 1.66f, 1.28f},
+                             {192, 128, 1, 3.38f, 3.32f, 1.4f}};
+constexpr TileCost kSome[] = {{64, 64, 4, 6.75f, .37f, .35f, 1.39f},
+                              {128, 128, 1, 4.84f, 1.7f, 1.13f}};
+
+using Short = ShortShape<64, 1, 2, 4, false>;
 
 // Tiles of more queries read their keys less often, and take four fifths of the time of each query;
 // fewer queries may fill the last round better.
@@ -25,22 +34,32 @@ cudaError_t launch_masked(Attention const& a, cudaStream_t stream) {
                : launch_hopper<T, Few, Scores::kTileMask>(a, stream);
 }
 
+// Scores that are no more than scaled, of batches that have all keys.
+template <class T>
+cudaError_t launch_fastest(Attention const& a, cudaStream_t stream) {
+    using Heads = HeadsShape<64, 112, 96>;
+    using Few = HopperShape<64, 2, 128, 4, 2>;
+    using Many = HopperShape<64, 3, 128, 4, 2>;
+    if (a.keys <= 128) return launch_short<T, Short, Scores::kScaled>(a, stream);
+    if (a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
+    bool const long_causal = !sees_all(a) && a.keys > kLongKeys;
+    switch (long_causal ? 2 : sees_all(a) ? fastest(a, kAll) : fastest(a, kSome)) {
+    case 0: return launch_short<T, Short, Scores::kScaled>(a, stream);
+    case 1: return launch_hopper<T, Few, Scores::kScaled>(a, stream);
+    default: return launch_hopper<T, Many, Scores::kScaled>(a, stream);
+    }
+}
+
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    using Short = ShortShape<64, 1, 2, 4, false>;
-    using Heads = HeadsShape<64, 112, 96>;
     if (has_key_mask(a)) return launch_short<T, Short, Scores::kKeyMask>(a, stream);
     if (has_tile_mask(a) && a.keys >= kManyMasked) return launch_masked<T>(a, stream);
     if (!only_scales(a)) return launch_any<T, ShortShape<64, 1, 4, 3>>(a, stream);
-    if (a.keys > 128 && a.keys <= Heads::kKeys && !a.lengths.data)
-        return launch_heads<T, Heads>(a, stream);
-    bool const causal = a.ahead != kUnlimited;
-    if (a.keys < (causal ? kManyCausalKeys : kManyKeys)) return launch_scaled<T, Short>(a, stream);
     if (a.lengths.data)
-        return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kCounted>(a, stream);
-    if (causal && a.keys <= kLongKeys)  // tiles of fewer queries are shared out more evenly
-        return launch_hopper<T, HopperShape<64, 2, 128, 4, 2>, Scores::kScaled>(a, stream);
-    return launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kScaled>(a, stream);
+        return a.keys < (a.ahead != kUnlimited ? kManyCausalKeys : kManyKeys)
+                   ? launch_short<T, Short, Scores::kCounted>(a, stream)
+                   : launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kCounted>(a, stream);
+    return launch_fastest<T>(a, stream);
 }
 
 }  // namespace

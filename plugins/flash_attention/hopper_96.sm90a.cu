@@ -4,12 +4,12 @@ namespace opfuse {
 
 template <>
 cudaError_t hopper_attention<96>(Attention const& a, __half, cudaStream_t stream) {
-    return launch_middle<__half, 96>(a, stream);
+    return launch_middle<__half, 96>(a, kMiddleCosts, stream);
 }
 
 template <>
 cudaError_t hopper_attention<96>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch_middle<__nv_bfloat16, 96>(a, stream);
+    return launch_middle<__nv_bfloat16, 96>(a, kMiddleCosts, stream);
 }
 
 }  // namespace opfuse
