@@ -7,13 +7,14 @@ namespace opfuse {
 namespace {
 
 // From as many keys on, large tiles that stay pay for their start.
-constexpr int kManyKeys = 1024, kManyCausalKeys = 512, kLongKeys = 2560, kManyMasked = 512;
+constexpr int kManyKeys = 1024, kManyCausalKeys = 512, kManyMasked = 512;
 
-constexpr TileCost kAll[] = {{64, 64, 4, 4.34f, .21f, .34f, 1.58f},
-                             {128, 128, 1, 3.44f, 1.66f, 1.28f},
-                             {192, 128, 1, 3.38f, 3.32f, 1.4f}};
-constexpr TileCost kSome[] = {{64, 64, 4, 6.75f, .37f, .35f, 1.39f},
-                              {128, 128, 1, 4.84f, 1.7f, 1.13f}};
+constexpr TileCost kAll[] = {{64, 64, 4, 3.69f, .24f, .33f, .08f, 1.39f},
+                             {128, 128, 1, 4.01f, 1.49f, 1.28f, .52f},
+                             {192, 128, 1, 3.73f, 3.3f, 1.4f, 1.4f}};
+constexpr TileCost kSome[] = {{64, 64, 4, 6.27f, .15f, .37f, .02f, 1.35f},
+                              {128, 128, 1, 5.16f, 1.3f, 1.16f, .78f},
+                              {192, 128, 1, 7.29f, 1.75f, 1.61f, 1.28f}};
 
 using Short = ShortShape<64, 1, 2, 4, false>;
 
@@ -40,10 +41,10 @@ cudaError_t launch_fastest(Attention const& a, cudaStream_t stream) {
     using Heads = HeadsShape<64, 112, 96>;
     using Few = HopperShape<64, 2, 128, 4, 2>;
     using Many = HopperShape<64, 3, 128, 4, 2>;
-    if (a.keys <= 128) return launch_short<T, Short, Scores::kScaled>(a, stream);
-    if (a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
-    bool const long_causal = !sees_all(a) && a.keys > kLongKeys;
-    switch (long_causal ? 2 : sees_all(a) ? fastest(a, kAll) : fastest(a, kSome)) {
+    bool const whole = sees_all(a) && a.keys > 192;  // no more than four steps of the others
+    if (whole && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
+    if (a.keys <= Heads::kKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
+    switch (sees_all(a) ? fastest(a, kAll) : fastest(a, kSome)) {
     case 0: return launch_short<T, Short, Scores::kScaled>(a, stream);
     case 1: return launch_hopper<T, Few, Scores::kScaled>(a, stream);
     default: return launch_hopper<T, Many, Scores::kScaled>(a, stream);

@@ -8,13 +8,14 @@
 
 namespace opfuse {
 
-// What a launch takes in microseconds, fitted to an H100's times of 12 to 384 heads and 77 to 1024
+// What a launch takes in microseconds, fitted to an H100's times of 12 to 384 heads and 77 to 4096
 // keys (benchmarks/results/attention_h100_variants.txt).
 struct TileCost {
     int rows, keys;  // of a tile, and of one step of it
     int resident;    // blocks that share a multiprocessor
     float start;
     float tile, step;  // of one multiprocessor
+    float alone;       // a step of a block that has nobody beside it
     float late = 0.f;  // where not all blocks are there from the start
 };
 
@@ -28,18 +29,18 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
     float const tiles = a.batch * a.heads * blocks(queries, cost.rows);
     float const late = tiles > cost.resident * each ? cost.late : 0.f;
     if (sees_all(a)) {
-        float const rounds = std::ceil(tiles / each);
-        float const steps = rounds * blocks(keys, cost.keys);
-        return cost.start + rounds * cost.tile + steps * cost.step + late;
+        float const rounds = std::ceil(tiles / each), steps = blocks(keys, cost.keys);
+        float const busy = rounds * cost.step, idle = blocks(rounds, cost.resident) * cost.alone;
+        return cost.start + rounds * cost.tile + steps * std::max(busy, idle) + late;
     }
     float const ends = a.ahead == kUnlimited ? 0.f : std::max(queries - cost.rows, 0.f);
     float const window = std::min(static_cast<float>(a.behind), keys) +
                          std::min(static_cast<float>(a.ahead), keys) + cost.rows;
     float const most = blocks(std::min(keys, window), cost.keys);
-    float const mean =
-        std::min(std::max(std::min(keys - ends / 2, window), 1.f) / cost.keys + .5f, most);
+    float const seen = std::max(std::min(keys - ends / 2, window), 1.f);
+    float const busy = tiles / each * std::min(seen / cost.keys + .5f, most) * cost.step;
     return cost.start + std::max(1.f, tiles / each) * cost.tile +
-           std::max(most, tiles * mean / each) * cost.step + late;
+           std::max(busy, most * cost.alone) + late;
 }
 
 // The index of the least; the first one where there is no device.

@@ -16,7 +16,7 @@ template <class Base>
 struct MaskedShape : Base {
     static constexpr int kThreads = Base::kThreads + 32;
     static constexpr int kMasks = 4, kMaskBytes = Base::kKeys * sizeof(float);
-    static constexpr int kMaskWriters = 32;
+    static constexpr int kMaskWriters = 32, kMaskReaders = 128;  // each thread: reads are ordinary
     static constexpr int kTilesBytes = Base::kTilesBytes + kMasks * kMaskBytes;
     static constexpr int kSharedBytes = Base::kSharedBytes + kMasks * kMaskBytes;
 };
@@ -252,14 +252,15 @@ cudaError_t launch_hopper_decode(Attention const& given, KeySplits const& splits
 // 16 splits of 64 keys each, in four of 256 it takes 8.7.
 template <class T, class S, class Parts, Scores kScores>
 cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    constexpr int kManySplits = 4;
+    constexpr int kManySplits = 4, kMostAdded = 256;  // results that one block adds up
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int64_t const heads = a.batch * a.kv_heads;
-    int const blocks = machine.multiprocessors;
+    int const blocks = machine.multiprocessors, rows = a.heads / a.kv_heads * a.queries;
     auto const split = [&](SplitUnits const& units) {
         KeySplits splits = split_keys(a, S::kSize, heads, blocks, units, workspace);
-        if (splits.count > 1 && heads <= kArrivalHeads) splits.arrivals = arrivals_of(workspace);
+        bool const few = heads <= kArrivalHeads && rows * splits.count <= kMostAdded;
+        if (splits.count > 1 && few) splits.arrivals = arrivals_of(workspace);
         return splits;
     };
     if (heads * kManySplits <= blocks && a.keys >= kMinManySplits) {

@@ -15,7 +15,7 @@ struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
     static constexpr int kStages = kStages_, kTiles = kTiles_, kMasks = kMasks_;
     static constexpr bool kMaskTiles = kMasks > 0;  // which the copy engine brings
-    static constexpr int kMaskWriters = 1;          // threads
+    static constexpr int kMaskWriters = 1, kMaskReaders = 4 * kGroups;  // that arrive
     // One more group, of which one warp loads, gives registers to the others; a single group takes
     // none, and has that warp alone beside it.
     static constexpr int kThreads = 128 * kGroups + (kGroups == 1 ? 32 : 128);
@@ -70,7 +70,7 @@ struct HopperBarriers {
         }
         for (int i = 0; i < S::kMasks; ++i) {
             device::init_barrier(&mask_full[i], S::kMaskWriters);
-            device::init_barrier(&mask_empty[i], kReaders);
+            device::init_barrier(&mask_empty[i], S::kMaskReaders);
         }
         device::publish_barriers();
     }

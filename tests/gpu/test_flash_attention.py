@@ -165,7 +165,7 @@ def test_short_heads_in_parts(
 ) -> None:
     """Few keys, and queries of one to nine tiles, the last of which has few or many."""
     variants = ({}, {"causal": True, "nan_guard": 1}, {"window": 30}, {"kv_heads": 1})
-    for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (129, 208)):
+    for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (193, 208)):
         for size, variant in itertools.product((40, 64), variants):
             for batch in (1, 40):
                 case = Case(queries, keys, size, batch=batch, **variant)
