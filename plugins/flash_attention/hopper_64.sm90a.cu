@@ -9,9 +9,9 @@ namespace {
 // From as many keys on, large tiles that stay pay for their start.
 constexpr int kManyKeys = 1024, kManyCausalKeys = 512, kManyMasked = 512;
 
-constexpr TileCost kAll[] = {{64, 64, 4, 3.69f, .24f, .33f, .08f, 1.39f},
-                             {128, 128, 1, 4.01f, 1.49f, 1.28f, .52f},
-                             {192, 128, 1, 3.73f, 3.3f, 1.4f, 1.4f}};
+constexpr TileCost kAll[] = {{64, 64, 4, 3.02f, .27f, .34f, .74f, 1.75f},
+                             {128, 128, 1, 3.61f, 1.42f, 1.29f, 1.29f},
+                             {192, 128, 1, 2.92f, 3.65f, 1.43f, 1.43f}};
 constexpr TileCost kSome[] = {{64, 64, 4, 6.27f, .15f, .37f, .02f, 1.35f},
                               {128, 128, 1, 5.16f, 1.3f, 1.16f, .78f},
                               {192, 128, 1, 7.29f, 1.75f, 1.61f, 1.28f}};

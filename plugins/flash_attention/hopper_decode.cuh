@@ -248,8 +248,8 @@ cudaError_t launch_hopper_decode(Attention const& given, KeySplits const& splits
     return launch_combine<T, S::kSize, kPlain>(given, splits, machine, stream);
 }
 
-// Parts: the shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits of
-// 64 keys each, and 8.7 in four of 256.
+// Parts: the shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits
+// of 64 keys each, and 8.7 in four of 256.
 template <class T, class S, class Parts, Scores kScores>
 cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
     constexpr int kManySplits = 4, kMostAdded = 256;  // rows of results, by one block
