@@ -256,18 +256,25 @@ __global__ void __launch_bounds__(32) combine_kernel(Attention const a, KeySplit
 
 // ---- launchers
 
-// As many splits as the device runs blocks at once, and room for their results in the workspace;
-// `step` is what a block takes in one.
-inline KeySplits split_keys(Attention const& a, int size, int64_t tiles, int slots, int step,
-                            void* workspace) {
+// What keys are split by: the first is a multiple of `grain`, a block takes `step` in one, and
+// fewer than `least` are not worth a split.
+struct SplitUnits {
+    int grain, step, least = kMinSplitKeys;
+};
+
+// As many splits as the device runs blocks at once, and room for their results in the workspace.
+inline KeySplits split_keys(Attention const& a, int size, int64_t tiles, int slots,
+                            SplitUnits const& units, void* workspace) {
     KeySplits splits;
+    int const step = units.step;
     if (!a.lengths.data)  // which only the device knows
         splits.begin = static_cast<int>(
             std::max<int64_t>(static_cast<int64_t>(a.keys) - a.queries - a.behind, 0));
+    splits.begin -= splits.begin % units.grain;
     int const keys = a.keys - splits.begin;
     int64_t const rows = a.batch * a.heads * a.queries;
     int64_t const room = std::min<int64_t>(kMaxParts * kDecodeQueries / rows, kMaxParts);
-    int64_t const wanted = std::min({slots / tiles, room, int64_t{keys / kMinSplitKeys}});
+    int64_t const wanted = std::min({slots / tiles, room, int64_t{keys / units.least}});
     int64_t const steps = (keys + step - 1) / step;
     splits.keys = static_cast<int>(steps) * step;
     if (!workspace || wanted < 2) return splits;
@@ -304,8 +311,9 @@ cudaError_t launch_decode(Attention const& a, void* workspace, cudaStream_t stre
     int const group_rows = a.heads / a.kv_heads * a.queries;
     int const tiles = (group_rows + S::kRows - 1) / S::kRows;
     int64_t const all_tiles = a.batch * a.kv_heads * tiles;
-    auto const splits = split_keys(a, kSize, all_tiles, machine.multiprocessors * per_processor,
-                                   S::kKeys * S::kWarps, workspace);
+    SplitUnits const units{2, S::kKeys * S::kWarps};  // a mask may be read in pairs
+    auto const splits =
+        split_keys(a, kSize, all_tiles, machine.multiprocessors * per_processor, units, workspace);
     int64_t const blocks = all_tiles * splits.count;
     if (blocks > INT32_MAX || a.batch * a.heads * a.queries > INT32_MAX)
         return cudaErrorInvalidValue;

@@ -153,6 +153,12 @@ struct HopperConsumer {
                         a.scale);
             release(&barriers.mask_empty[place]);
         }
+        if constexpr (kScores == Scores::kKeyMask) {
+            uint32_t const place = steps % S::kMasks;
+            device::wait(&barriers.mask_full[place], steps / S::kMasks & 1);
+            add_keys(s, masks + place * S::kMaskBytes, a.scale);
+            device::arrive(&barriers.mask_empty[place]);
+        }
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
             auto const count = keys_of(tile(tiles));

@@ -1,40 +1,26 @@
-#include "hopper.cuh"
-#include "hopper_short.cuh"
+#include "hopper_middle.cuh"
 
 namespace opfuse {
 namespace {
 
-// From as many keys on, large tiles that stay pay for their start.
-constexpr int kManyKeys = 512;
-
-template <class T>
-cudaError_t launch(Attention const& a, cudaStream_t stream) {
-    using Short = ShortShape<128, 1, 2, 2>;
-    if (a.keys < kManyKeys)
-        return only_scales(a) ? launch_scaled<T, Short>(a, stream)
-                              : launch_any<T, Short>(a, stream);
-    if (has_tile_mask(a))
-        return launch_hopper<T, HopperShape<128, 2, 128, 2, 1, 2>, Scores::kTileMask>(a, stream);
-    if (!only_scales(a))
-        return launch_hopper<T, HopperShape<128, 2, 128, 2, 1>, Scores::kAny>(a, stream);
-    if (a.lengths.data)
-        return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>, Scores::kCounted>(a, stream);
-    // Tiles of more queries read less; of fewer, they waste less where not all keys are seen.
-    if (a.ahead == kUnlimited)
-        return launch_hopper<T, HopperShape<128, 3, 80, 4, 1>, Scores::kScaled>(a, stream);
-    return launch_hopper<T, HopperShape<128, 2, 128, 2, 2>, Scores::kScaled>(a, stream);
-}
+constexpr MiddleCosts kCosts{{{64, 64, 2, .71f, 1.34f, .59f, 1.28f, 1.95f},
+                              {64, 64, 3, .81f, 1.94f, .46f, 1.24f},
+                              {128, 128, 1, 2.09f, 4.46f, 1.43f, 1.43f},
+                              {192, 80, 1, 2.8f, 4.22f, 1.27f, 1.27f}},
+                             {{64, 64, 2, .73f, 1.18f, .6f, 1.f, 7.66f},
+                              {64, 64, 3, .15f, 1.57f, .43f, 1.88f, 5.48f},
+                              {128, 128, 1, 6.74f, 3.4f, 1.29f, .11f}}};
 
 }  // namespace
 
 template <>
 cudaError_t hopper_attention<128>(Attention const& a, __half, cudaStream_t stream) {
-    return launch<__half>(a, stream);
+    return launch_middle<__half, 128>(a, kCosts, stream);
 }
 
 template <>
 cudaError_t hopper_attention<128>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch<__nv_bfloat16>(a, stream);
+    return launch_middle<__nv_bfloat16, 128>(a, kCosts, stream);
 }
 
 }  // namespace opfuse

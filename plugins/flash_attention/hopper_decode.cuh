@@ -10,6 +10,17 @@ namespace opfuse {
 
 // ---- kernels
 
+// With a mask that all rows of a tile share, which one warp more brings: four blocks of keys under
+// way, as floats.
+template <class Base>
+struct MaskedShape : Base {
+    static constexpr int kThreads = Base::kThreads + 32;
+    static constexpr int kMasks = 4, kMaskBytes = Base::kKeys * sizeof(float);
+    static constexpr int kMaskWriters = 32, kMaskReaders = 128;  // each thread: reads are ordinary
+    static constexpr int kTilesBytes = Base::kTilesBytes + kMasks * kMaskBytes;
+    static constexpr int kSharedBytes = Base::kSharedBytes + kMasks * kMaskBytes;
+};
+
 // The tiles of this block: one for each key/value head and split of its keys.  `kCounts`: batches
 // may have their own numbers of keys.
 template <class S, bool kCounts>
@@ -88,6 +99,52 @@ __device__ void prefetch_keys(AttentionMaps const& maps, SplitWalk<S, false> wal
         }
 }
 
+// Asks for what is read first of a mask to be in L2.
+template <class T, class S>
+__device__ void prefetch_mask(Attention const& a, SplitWalk<S, false> walk) {
+    HopperTile tile;
+    if (!walk.next(tile)) return;
+    constexpr int kEach = S::kMasks * S::kKeys / 32;
+    int const key = (tile.end - S::kMasks) * S::kKeys + threadIdx.x % 32 * kEach;
+    int64_t const at =
+        mask_start(a, tile.batch, tile.head, 0) + min(max(key, 0), a.keys - 1) * a.mask.key;
+    device::prefetch(static_cast<char const*>(a.mask.data) +
+                     at * (a.mask.is_float ? sizeof(float) : sizeof(T)));
+}
+
+// The warp that brings a mask: from the last block of keys to the first, like the copy engine.
+template <class T, class S>
+__device__ void load_key_masks(Attention const& a, HopperBarriers<S>& barriers,
+                               unsigned char* masks, SplitWalk<S, false> walk) {
+    constexpr int kOwn = S::kKeys / 32;
+    int const lane = threadIdx.x % 32;
+    uint32_t step = 0;
+    HopperTile tile;
+    while (walk.next(tile)) {
+        int64_t const start = mask_start(a, tile.batch, tile.head, 0);
+        for (int last = tile.end - 1; last >= tile.begin; last -= S::kMasks) {
+            float own[S::kMasks][kOwn];  // on their way together
+#pragma unroll
+            for (int i = 0; i < S::kMasks; ++i)
+#pragma unroll
+                for (int j = 0; j < kOwn; ++j) {
+                    int const key = max(last - i, tile.begin) * S::kKeys + 32 * j + lane;
+                    own[i][j] = mask_at<T>(a.mask, start, min(key, a.keys - 1));
+                }
+#pragma unroll
+            for (int i = 0; i < S::kMasks; ++i) {
+                if (last - i < tile.begin) break;
+                uint32_t const place = step % S::kMasks;
+                device::wait(&barriers.mask_empty[place], ~(step++ / S::kMasks) & 1);
+                auto* const to = reinterpret_cast<float*>(masks + place * S::kMaskBytes);
+#pragma unroll
+                for (int j = 0; j < kOwn; ++j) to[32 * j + lane] = own[i][j];
+                device::arrive(&barriers.mask_full[place]);
+            }
+        }
+    }
+}
+
 // Of each key/value head, the splits whose results are there; the last one begins anew.
 template <class S>
 __device__ unsigned arrivals[kArrivalSets][kArrivalHeads];
@@ -114,22 +171,28 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     unsigned char* const k = q + S::kTiles * S::kQueryBytes;
     unsigned char* const v = k + S::kStages * S::kTileBytes;
+    unsigned char* const masks = v + S::kStages * S::kTileBytes;
     auto& barriers = *reinterpret_cast<HopperBarriers<S>*>(q + S::kTilesBytes);
-    constexpr bool kCounts = counts_keys(kScores);
+    static_assert(sizeof(barriers) <= S::kBarrierBytes);
+    constexpr bool kCounts = counts_keys(kScores), kMasked = kScores == Scores::kKeyMask;
     SplitWalk<S, kCounts> const walk{a, splits, tiles};
     if (threadIdx.x == 0) barriers.init();
     if (threadIdx.x == 128) {
         prefetch_maps(maps);
         if constexpr (!kCounts) prefetch_keys<S>(maps, walk);
     }
+    if constexpr (kMasked)
+        if (threadIdx.x >= 160) prefetch_mask<T, S>(a, walk);
     __syncthreads();
     device::wait_in_turn();
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
     if (group == 1) {
         if (threadIdx.x == 128) HopperLoader<S>{a, maps, barriers, q, k, v, nullptr}.run(walk);
+        if constexpr (kMasked)
+            if (threadIdx.x >= 160) load_key_masks<T, S>(a, barriers, masks, walk);
     } else if constexpr (kSplit) {
-        HopperConsumer<T, S, kScores, SplitResults<S>> consumer(a, barriers, q, k, v, nullptr,
-                                                                group, SplitResults<S>{splits});
+        HopperConsumer<T, S, kScores, SplitResults<S>> consumer(a, barriers, q, k, v, masks, group,
+                                                                SplitResults<S>{splits});
         if constexpr (kCounts) consumer.store_empty(walk);
         consumer.run();
         int const kv_index = blockIdx.x / splits.count;
@@ -137,10 +200,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         constexpr int kLanes = kCombineLanes<S::kSize>;
         int const own = threadIdx.x / kLanes;
         for (int row = 0; row < a.queries; row += 128 / kLanes)
-            combine_row<T, S::kSize, true>(a, splits, kv_index, min(row + own, a.queries - 1),
-                                           threadIdx.x % kLanes);
+            combine_row<T, S::kSize, !kMasked>(a, splits, kv_index, min(row + own, a.queries - 1),
+                                               threadIdx.x % kLanes);
     } else {
-        HopperConsumer<T, S, kScores> consumer(a, barriers, q, k, v, nullptr, group);
+        HopperConsumer<T, S, kScores> consumer(a, barriers, q, k, v, masks, group);
         if constexpr (kCounts) consumer.store_empty(walk);
         consumer.run();
     }
@@ -161,38 +224,65 @@ Attention rows_of_groups(Attention const& given, int first_key) {
     a.k.data = static_cast<T*>(a.k.data) + first_key * a.k.row;
     a.v.data = static_cast<T*>(a.v.data) + first_key * a.v.row;
     a.keys -= first_key;
+    int64_t const hidden = first_key * a.mask.key * (a.mask.is_float ? sizeof(float) : sizeof(T));
+    if (a.mask.data) a.mask.data = static_cast<char const*>(a.mask.data) + hidden;
     return a;
 }
 
-template <class T, class S, Scores kScores>
-cudaError_t launch_hopper_decode(Attention const& given, void* workspace, cudaStream_t stream) {
+template <class T, class S, Scores kScores, bool kSplit>
+cudaError_t launch_hopper_decode(Attention const& given, KeySplits const& splits,
+                                 device::Machine const& machine, cudaStream_t stream) {
     AttentionMaps maps;
-    device::Machine machine;
-    if (cudaError_t const status = device::current_machine(machine)) return status;
-    int64_t const heads = given.batch * given.kv_heads;
-    KeySplits splits =
-        split_keys(given, S::kSize, heads, machine.multiprocessors, S::kKeys, workspace);
-    if (splits.count > 1 && heads <= kArrivalHeads) splits.arrivals = arrivals_of(workspace);
     Attention const a = rows_of_groups<T>(given, splits.begin);
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
-    int64_t const tiles = heads * splits.count;
+    int64_t const tiles = a.batch * a.heads * splits.count;
     if (tiles > INT32_MAX / 2) return cudaErrorNotSupported;
     device::Grid const grid{std::min<int64_t>(machine.multiprocessors, tiles), dim3(S::kThreads), 1,
                             S::kSharedBytes};
-    auto const kernel = splits.count > 1 ? hopper_decode_kernel<T, S, true, kScores>
-                                         : hopper_decode_kernel<T, S, false, kScores>;
+    auto const kernel = hopper_decode_kernel<T, S, kSplit, kScores>;
     cudaError_t const status =
         device::launch(kernel, machine, grid, stream, a, splits, static_cast<int>(tiles), maps);
     if (status || splits.arrivals >= 0) return status;
-    return launch_combine<T, S::kSize, true>(given, splits, machine, stream);
+    constexpr bool kPlain = kScores != Scores::kKeyMask;
+    return launch_combine<T, S::kSize, kPlain>(given, splits, machine, stream);
+}
+
+// Parts: the shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits
+// of 64 keys each, and 8.7 in four of 256.
+template <class T, class S, class Parts, Scores kScores>
+cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    constexpr int kManySplits = 4, kMostAdded = 256;  // rows of results, by one block
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
+    int64_t const heads = a.batch * a.kv_heads;
+    int const blocks = machine.multiprocessors, rows = a.heads / a.kv_heads * a.queries;
+    auto const split = [&](SplitUnits const& units) {
+        KeySplits splits = split_keys(a, S::kSize, heads, blocks, units, workspace);
+        bool const few = heads <= kArrivalHeads && rows * splits.count <= kMostAdded;
+        if (splits.count > 1 && few) splits.arrivals = arrivals_of(workspace);
+        return splits;
+    };
+    if (heads * kManySplits <= blocks && a.keys >= kMinManySplits) {
+        KeySplits const splits = split({1, Parts::kKeys, Parts::kKeys});
+        if (splits.count > 1)
+            return launch_hopper_decode<T, Parts, kScores, true>(a, splits, machine, stream);
+    }
+    KeySplits const splits = split({1, S::kKeys});
+    return splits.count > 1
+               ? launch_hopper_decode<T, S, kScores, true>(a, splits, machine, stream)
+               : launch_hopper_decode<T, S, kScores, false>(a, splits, machine, stream);
 }
 
 // Code for numbers of keys that are not given costs 0.8 us of 9 (one batch of 2048 keys).
-template <class T, class S>
+template <class T, class S, class Parts = S>
 cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    return a.lengths.data ? launch_hopper_decode<T, S, Scores::kCounted>(a, workspace, stream)
-                          : launch_hopper_decode<T, S, Scores::kScaled>(a, workspace, stream);
+    if (a.mask.data)
+        return launch_hopper_decode<T, MaskedShape<S>, MaskedShape<Parts>, Scores::kKeyMask>(
+            a, workspace, stream);
+    return a.lengths.data
+               ? launch_hopper_decode<T, S, Parts, Scores::kCounted>(a, workspace, stream)
+               : launch_hopper_decode<T, S, Parts, Scores::kScaled>(a, workspace, stream);
 }
 
 }  // namespace opfuse

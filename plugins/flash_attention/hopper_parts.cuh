@@ -41,7 +41,7 @@ __device__ inline void prefetch_maps(AttentionMaps const& maps) {
 }
 
 // Programmatic launch where it pays: of several waves of blocks, the launches of a BERT or a ViT
-// take longer with it than without (benchmarks/results/kernels_h100.txt).
+// take longer with it than without (benchmarks/results/attention_h100_variants.txt).
 inline device::Machine early_if(device::Machine const& machine, bool pays) {
     return pays ? machine : device::kInOrder;
 }
@@ -214,6 +214,20 @@ __device__ void add_tile(float (&s)[kBlocks][4], unsigned char const* tile, int 
             to[j % 2 * 2] = fmaf(to[j % 2 * 2], scale, own.x);
             to[j % 2 * 2 + 1] = fmaf(to[j % 2 * 2 + 1], scale, own.y);
         }
+    }
+}
+
+// The same of a mask that all rows share: floats, one a key.
+template <int kBlocks>
+__device__ void add_keys(float (&s)[kBlocks][4], unsigned char const* keys, float scale) {
+    auto const* const pairs = reinterpret_cast<float2 const*>(keys) + threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+        float2 const own = pairs[4 * i];
+        s[i][0] = fmaf(s[i][0], scale, own.x);
+        s[i][1] = fmaf(s[i][1], scale, own.y);
+        s[i][2] = fmaf(s[i][2], scale, own.x);
+        s[i][3] = fmaf(s[i][3], scale, own.y);
     }
 }
 

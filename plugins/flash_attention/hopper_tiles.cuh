@@ -14,6 +14,8 @@ template <int kSize_, int kGroups_, int kKeys_, int kStages_, int kTiles_, int k
 struct HopperShape {
     static constexpr int kSize = kSize_, kGroups = kGroups_, kKeys = kKeys_;
     static constexpr int kStages = kStages_, kTiles = kTiles_, kMasks = kMasks_;
+    static constexpr bool kMaskTiles = kMasks > 0;  // which the copy engine brings
+    static constexpr int kMaskWriters = 1, kMaskReaders = 4 * kGroups;  // that arrive
     // One more group, of which one warp loads, gives registers to the others; a single group takes
     // none, and has that warp alone beside it.
     static constexpr int kThreads = 128 * kGroups + (kGroups == 1 ? 32 : 128);
@@ -67,8 +69,8 @@ struct HopperBarriers {
             device::init_barrier(&value_empty[i], kReaders);
         }
         for (int i = 0; i < S::kMasks; ++i) {
-            device::init_barrier(&mask_full[i], 1);
-            device::init_barrier(&mask_empty[i], kReaders);
+            device::init_barrier(&mask_full[i], S::kMaskWriters);
+            device::init_barrier(&mask_empty[i], S::kMaskReaders);
         }
         device::publish_barriers();
     }
@@ -178,7 +180,7 @@ struct HopperLoader {
         device::wait(&barriers.key_empty[stage], parity);
         load_rows<S>(k + stage * S::kTileBytes, maps.k, &barriers.key_full[stage], S::kKeys, first,
                      tile.kv_head, tile.batch);
-        if constexpr (S::kMasks > 0) load_mask(tile, first);
+        if constexpr (S::kMaskTiles) load_mask(tile, first);
         ++steps;
         before_values();
         device::wait(&barriers.value_empty[stage], parity);

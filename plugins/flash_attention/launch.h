@@ -81,11 +81,19 @@ inline bool has_tile_mask(Attention const& a) {
            !a.lengths.data && !a.slopes.data && !(a.softcap > 0.f);
 }
 
+// The same of one for all rows that one key/value head has, and of any number of keys.
+inline bool has_row_mask(Attention const& a) {
+    bool const of_all =
+        (a.queries == 1 || a.mask.query == 0) && (a.heads == a.kv_heads || a.mask.head == 0);
+    return a.mask.data && of_all && !a.lengths.data && !a.slopes.data && !(a.softcap > 0.f);
+}
+
 inline constexpr int kUnlimited = INT32_MAX;  // of behind and ahead
 
 inline constexpr int kDecodeQueries = 16;    // at most, for the kernel that splits the keys
 inline constexpr int kMaxParts = 1024;       // partial results that split keys give, at most
 inline constexpr int kMinSplitKeys = 256;    // fewer keys are not worth a second kernel
+inline constexpr int kMinManySplits = 384;   // keys that are worth four splits of a step or two
 inline constexpr int kTensorCoreSize = 256;  // head sizes beyond run without tensor cores
 
 // Scores of so many keys and queries, with a mask that is the same for all queries of a batch, that
@@ -118,7 +126,8 @@ template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mas
 cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
-template <int kSize>  // the same, for up to kDecodeQueries queries of scores that are only scaled
+template <int kSize>  // the same, for up to kDecodeQueries queries of scores that are only scaled,
+                      // or of has_row_mask()
 cudaError_t hopper_decode(Attention const& attention, __half, void* workspace, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_decode(Attention const& attention, __nv_bfloat16, void* workspace,

@@ -140,9 +140,20 @@ def test_many_heads_on_few_processors(runner: Runner, generator: torch.Generator
         check(runner, generator, case, torch.float16, "many")
 
 
+def test_every_kernel_of_short_sequences(runner: Runner, generator: torch.Generator) -> None:
+    """Few and many tiles, of which a host function chooses the size."""
+    variants = ({}, {"causal": True}, {"window": 90, "nan_guard": 1})
+    lengths = ((77, 200), (257, 257), (400, 400), (130, 1000))
+    for size, (queries, keys), batch in itertools.product((64, 72, 96, 128), lengths, (1, 7, 32)):
+        for variant in variants:
+            case = Case(queries, keys, size, batch=batch, heads=12, kv_heads=4, **variant)
+            check(runner, generator, case, torch.float16, "many")
+
+
 def test_heads_that_share_keys(runner: Runner, generator: torch.Generator) -> None:
     """As many as a product has rows, and more (Falcon has 71)."""
-    for size, (heads, kv_heads) in itertools.product((64, 128), ((64, 1), (71, 1), (142, 2))):
+    shapes = ((64, 1), (71, 1), (142, 2))
+    for size, (heads, kv_heads) in itertools.product((64, 128, 256), shapes):
         for keys in (70, 1000):
             case = Case(1, keys, size, heads=heads, kv_heads=kv_heads)
             check(runner, generator, case, torch.float16, "decode")
@@ -154,11 +165,33 @@ def test_short_heads_in_parts(
 ) -> None:
     """Few keys, and queries of one to nine tiles, the last of which has few or many."""
     variants = ({}, {"causal": True, "nan_guard": 1}, {"window": 30}, {"kv_heads": 1})
-    for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (129, 208)):
+    for queries, keys in itertools.product((66, 80, 81, 144, 197, 208, 257, 272, 520), (193, 208)):
         for size, variant in itertools.product((40, 64), variants):
             for batch in (1, 40):
                 case = Case(queries, keys, size, batch=batch, **variant)
                 check(runner, generator, case, dtype, "short")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_few_queries_with_a_mask(
+    runner: Runner, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """Masks that all rows of a key/value head share, whether keys are split or not."""
+    masks = (
+        {"mask": "bk", "padding": -torch.inf, "nan_guard": 1},
+        {"mask": "bk", "padding": FLOAT32_LOWEST, "float_mask": True},
+        {"mask": "k", "scale": -0.3},
+        {"mask": "b"},
+        {"mask": "bhk", "float_mask": True},
+        {"mask": "bk", "window": 300},
+        {"mask": "hk", "window": 99, "float_mask": True, "nan_guard": 1},
+        {"mask": "bqk", "causal": True},
+    )
+    shapes = ((1, 1, 4), (1, 9, 8), (1, 2, 64), (3, 8, 1), (16, 40, 1))  # queries, batch, group
+    for size, mask in itertools.product((40, 64, 96, 128, 160, 256), masks):
+        for (queries, batch, group), keys in itertools.product(shapes, (77, 1030, 2501)):
+            case = Case(queries, keys, size, batch=batch, heads=2 * group, kv_heads=2, **mask)
+            check(runner, generator, case, dtype, "decode")
 
 
 def test_splits_add_up_in_every_workspace(runner: Runner, generator: torch.Generator) -> None:
@@ -306,6 +339,9 @@ def test_counted_keys_are_exact(runner: Runner, generator: torch.Generator) -> N
     """A mask so large that its keys are counted first, for compute-sanitizer."""
     case = Case(1100, 1030, 80, heads=16, kv_heads=1, mask="bk", padding=-torch.inf)
     check(runner, generator, case, torch.float16, "exact")
+    for size, length in ((80, 257), (96, 257), (96, 197), (128, 257), (128, 197)):
+        case = Case(length, length, size, batch=12, heads=8)  # tiles of 192 queries, of 64
+        check(runner, generator, case, torch.float16, "exact")
 
 
 def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -> None:
@@ -316,9 +352,12 @@ def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -
         for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": 1, "slopes": True}):
             case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
             check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
-    for size, (queries, keys) in itertools.product((64, 128), ((1, 700), (80, 150))):
+    for size, (queries, keys) in itertools.product((64, 128, 256), ((1, 700), (80, 150))):
         case = Case(queries, keys, size, batch=1, heads=4, kv_heads=2)
         check(runner, generator, case, torch.float16, "exact")
+        for length in (keys // 2, keys):  # decode does not split fewer than 384 keys
+            masked = dataclasses.replace(case, keys=length, mask="bk")
+            check(runner, generator, masked, torch.float16, "exact")
         case = dataclasses.replace(case, batch=3, lengths=1, nan_guard=1, causal=queries > 1)
         check(runner, generator, case, torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")

@@ -1,0 +1,60 @@
+// Which of several Hopper kernels takes the least time, for host code.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "../device/launch.cuh"
+#include "launch.h"
+
+namespace opfuse {
+
+// What a launch takes in microseconds, fitted to an H100's times of 12 to 384 heads and 77 to 4096
+// keys (benchmarks/results/attention_h100_variants.txt).
+struct TileCost {
+    int rows, keys;  // of a tile, and of one step of it
+    int resident;    // blocks that share a multiprocessor
+    float start;
+    float tile, step;  // of one multiprocessor
+    float alone;       // a step of a block that has nobody beside it
+    float late = 0.f;  // where not all blocks are there from the start
+};
+
+inline bool sees_all(Attention const& a) { return a.behind == kUnlimited && a.ahead == kUnlimited; }
+
+// Multiprocessors that take whole tiles wait for the one that has the most; causal tiles differ,
+// and are dealt out so that all have as much.
+inline float launch_time(Attention const& a, int multiprocessors, TileCost const& cost) {
+    auto const blocks = [](float count, int size) { return std::ceil(count / size); };
+    float const keys = a.keys, queries = a.queries, each = multiprocessors;
+    float const tiles = a.batch * a.heads * blocks(queries, cost.rows);
+    float const late = tiles > cost.resident * each ? cost.late : 0.f;
+    if (sees_all(a)) {
+        float const rounds = std::ceil(tiles / each), steps = blocks(keys, cost.keys);
+        float const busy = rounds * cost.step, idle = blocks(rounds, cost.resident) * cost.alone;
+        return cost.start + rounds * cost.tile + steps * std::max(busy, idle) + late;
+    }
+    float const ends = a.ahead == kUnlimited ? 0.f : std::max(queries - cost.rows, 0.f);
+    float const window = std::min(static_cast<float>(a.behind), keys) +
+                         std::min(static_cast<float>(a.ahead), keys) + cost.rows;
+    float const most = blocks(std::min(keys, window), cost.keys);
+    float const seen = std::max(std::min(keys - ends / 2, window), 1.f);
+    float const busy = tiles / each * std::min(seen / cost.keys + .5f, most) * cost.step;
+    return cost.start + std::max(1.f, tiles / each) * cost.tile +
+           std::max(busy, most * cost.alone) + late;
+}
+
+// The index of the least; the first one where there is no device.
+template <size_t kCount>
+size_t fastest(Attention const& a, TileCost const (&costs)[kCount]) {
+    device::Machine machine;
+    if (device::current_machine(machine) != cudaSuccess) return 0;
+    size_t best = 0;
+    float least = launch_time(a, machine.multiprocessors, costs[0]);
+    for (size_t i = 1; i < kCount; ++i) {
+        float const time = launch_time(a, machine.multiprocessors, costs[i]);
+        if (time < least) least = time, best = i;
+    }
+    return best;
+}
+
+}  // namespace opfuse
