@@ -58,7 +58,8 @@ extern "C" int opfuse_product(int kind, void* y, void const* x, void const* weig
     opfuse::Gemm g{};
     g.y = y, g.x = x, g.weight = weight, g.rows = rows, g.cols = cols, g.depth = depth;
     auto const run = [&]<class S>() {
-        return opfuse::launch_hopper_gemm<__half, S, true, false>(g, 11, stream);
+        using Kernel = opfuse::WithStores<S>;
+        return opfuse::launch_hopper_kernel<__half, Kernel, true, false>(g, 11, stream, 1);
     };
     if (kind == 0) return run.template operator()<opfuse::Asking<0>>();
     if (kind == 1) return run.template operator()<opfuse::Asking<1>>();

@@ -34,7 +34,7 @@ def build() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "floors.so"
         target = "-gencode=arch=compute_90a,code=sm_90a"
-        options = ["-std=c++20", "-O3", target, "-shared", "-Xcompiler=-fPIC"]
+        options = ["-std=c++20", "-O3", "--split-compile=0", target, "-shared", "-Xcompiler=-fPIC"]
         subprocess.run(["nvcc", *options, "-o", built, SOURCE, *maps], check=True)
         found = ctypes.CDLL(str(built))
     found.opfuse_ask.argtypes = [INT, POINTER, LONG, INT, INT]
