@@ -4,7 +4,8 @@
 figure is the median of several replays of a CUDA graph of at least 20 launches, divided by their
 number. Launches take turns with sets of tensors that together are larger than the L2 cache, or
 have a set each, and L2 holds other data when a replay begins. Few rows are timed once more where
-all launches have the same tensors, which L2 holds then: as behind the layer that wrote them.
+all launches have the same tensors, which L2 holds then: as behind the layer that wrote them. Rows
+of which L2 holds a part are timed once more behind a kernel that has just written the first input.
 
 torch.compile takes seconds for each case, so that several processes share the cases. They compile
 at the same time; once all have, they tune and measure one after the other.
@@ -80,13 +81,14 @@ class Timer:
 class Bench:
     """One case with its tensors: ``sets`` of them, so that no launch finds its own in L2.
 
-    ``warm``: one set.
+    ``warm``: one set. ``behind``: a kernel ahead of each launch writes its first input.
     """
 
     case: Case
     handle: object
     timer: Timer
     warm: bool = False
+    behind: bool = False
 
     def __post_init__(self) -> None:
         self.bytes = self.case.bytes(DTYPE.itemsize)
@@ -97,6 +99,7 @@ class Bench:
         self.inputs = [
             [*map(_random, self.case.inputs[:split]), *self.weights] for _ in range(self.sets)
         ]
+        self.sources = [_random(self.case.inputs[0]) for _ in range(self.sets * self.behind)]
 
     def opfuse(self) -> float:
         """Our kernel, over the C ABI; its outputs are allocated in the graph, as torch's are."""
@@ -108,6 +111,7 @@ class Bench:
             workspace = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
 
             def launch(index: int) -> None:
+                self.write_ahead(index)
                 stream = torch.cuda.current_stream().cuda_stream
                 made = [torch.empty(s, dtype=DTYPE, device="cuda") for s in case.outputs]
                 outputs[index % self.sets] = made
@@ -122,9 +126,16 @@ class Bench:
         outputs: dict[int, object] = {}
 
         def launch(index: int) -> None:
+            self.write_ahead(index)
             outputs[index % self.sets] = function(*self.inputs[index % self.sets])
 
         return self.timer.microseconds(launch, self.launches)
+
+    def write_ahead(self, index: int) -> None:
+        """The kernel ahead, where there is one."""
+        if self.behind:
+            at = index % self.sets
+            torch.add(self.sources[at], 1, out=self.inputs[at][0])
 
 
 def _sets(launches: int, size: int) -> int:
@@ -197,6 +208,17 @@ def measure_warm(bench: Bench, peer: Callable[..., object] | None) -> dict[str, 
     return row | {"compile_warm_us": warm.torch(peer)} if peer else row
 
 
+def measure_behind(bench: Bench, peer: Callable[..., object] | None) -> dict[str, float]:
+    """What a case adds to the time of a kernel that writes its first input."""
+    case = bench.case
+    is_small = bench.bytes <= 2 * _cache_bytes()
+    if not (peer and is_small and case.op in (*NORMS, "GatedAct")) or case.matrix[0] <= FEW_ROWS:
+        return {}
+    both = Bench(case, bench.handle, bench.timer, behind=True)
+    ahead = both.timer.microseconds(both.write_ahead, both.launches)
+    return {"behind_us": both.opfuse() - ahead, "compile_behind_us": both.torch(peer) - ahead}
+
+
 def _is_few(op: str, rows: int) -> bool:
     return op in (*NORMS, "GatedAct") and rows <= FEW_ROWS
 
@@ -233,6 +255,7 @@ def measure_part(part: int, parts: int, options: argparse.Namespace) -> None:
     for (place, case), function in zip(chosen, functions, strict=True):
         bench = Bench(case, handle, timer)
         row = measure_case(bench, function) | measure_warm(bench, function)
+        row |= measure_behind(bench, function)
         print(json.dumps({"place": place, **row}), flush=True)
 
 
@@ -298,11 +321,24 @@ def show(figures: dict) -> None:
         "compile/us", "at copy", "/empty",
     ]  # fmt: skip
     measure.print_table(header, map(_known, map(cells, figures["rows"])))
+    behind = [row for row in figures["rows"] if "behind_us" in row]
+    if behind:
+        show_behind(behind)
     few = [row for row in figures["rows"] if "move_us" in row]
     if few:
         print(f"\nempty launch of a CUDA kernel {figures['empty_cuda_us']:.2f} us")
         show_few("from memory, as above", few, "")
         show_few("all launches with the same tensors, in L2", few, "warm_")
+
+
+def show_behind(rows: Sequence[dict]) -> None:
+    """Prints what rows add to a kernel that writes their first input."""
+    print("\nbehind a kernel that has just written the first input, beyond its time")
+    lines = []
+    for row in rows:
+        ours, peer = row["behind_us"], row["compile_behind_us"]
+        lines.append([row["case"], f"{ours:.2f}", f"{peer:.2f}", f"{peer / ours:.2f}"])
+    measure.print_table(["case", "us", "compile us", "compile/us"], lines)
 
 
 def show_few(title: str, rows: Sequence[dict], warm: str) -> None:
