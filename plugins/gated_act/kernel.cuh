@@ -19,8 +19,9 @@ inline constexpr int kFewThreads = 128;
 inline constexpr unsigned kBlocksEarly = 400;
 // So many blocks, the first, fetch their tile ahead of the wait: 2048 rows (4096) take 14.05 where
 // L2 has the packed tensor and 16.8 from memory, 15.0 and 16.9 where all blocks do, 14.0 and 18.0
-// where none does (us; the first with a kernel ahead that writes it).
-inline constexpr unsigned kBlocksFetched = 264;
+// where none does (us; the first with a kernel ahead that writes it).  Of more than the second
+// number, of whose tensors L2 has nothing by then, all do: 8192 rows (14336) take 228.3, not 229.8.
+inline constexpr unsigned kBlocksFetched = 264, kBlocksOfL2 = 8192;
 inline constexpr int kSector = 32;  // bytes that L2 fetches
 // Up to so many vectors a multiprocessor, each thread has one: all of them are in flight at once.
 inline constexpr int kFewVectors = 1024;
@@ -66,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) gated_act_kernel(T* y,  // `count` v
     int64_t at[kItems];
     for_each(blockIdx.x, [&](int k, int64_t vector) {
         at[k] = places.of(vector);
-        if (!device::tuning::kPrefetch || blockIdx.x >= kBlocksFetched) return;
+        bool const fetched = blockIdx.x < kBlocksFetched || gridDim.x > kBlocksOfL2;
+        if (!device::tuning::kPrefetch || !fetched) return;
         if (threadIdx.x * device::kVecBytes % kSector != 0) return;
         device::prefetch(gate + at[k] * kVec);
         device::prefetch(up + at[k] * kVec);
