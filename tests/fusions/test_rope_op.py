@@ -34,6 +34,15 @@ def test_angles_of_one_batch_are_proven(tmp_path):
     assert report.counts["Rope"] == 1
 
 
+def test_positions_of_one_batch_are_proven(tmp_path):
+    """Nor does it take these."""
+    inputs = f"{X}, T[7, 3] cos, T[7, 3] sin, int64[1, S] positions"
+    made = model("y = RotaryEmbedding(x, cos, sin, positions)", inputs, opset=23)
+    onnx.save(made, tmp_path / "model.onnx")
+    report = opfuse.fuse(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+    assert report.counts["Rope"] == 1
+
+
 def test_fp16():
     outcome = rope(dtype="float16")
     assert outcome.counts == {"Rope": 1}

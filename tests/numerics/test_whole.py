@@ -144,10 +144,17 @@ def test_outputs_that_are_inputs_or_weights_are_compared(tmp_path):
     assert np.isfinite(result.max_rel_err)
 
 
-def test_a_row_that_an_additive_mask_hides_is_no_difference(tmp_path):
+ATTENTION = "y = Attention(q, q, q, mask) }"
+IN_FUNCTION = """y = outer.call(q, mask) }
+<domain: "outer", opset_import: ["" : 23, "inner" : 1]> call (a, b) => (c) { c = inner.call(a, b) }
+<domain: "inner", opset_import: ["" : 23]> call (q, mask) => (y) { y = Attention(q, q, q, mask) }"""
+
+
+@pytest.mark.parametrize("attention", [ATTENTION, IN_FUNCTION], ids=["here", "in a function"])
+def test_a_row_that_an_additive_mask_hides_is_no_difference(tmp_path, attention):
     """onnxruntime's own kernel gives 0 for it, ONNX and every fused form the mean."""
     head = "g (float[b, 2, s, 8] q, float[b, 1, s, s] mask) => (float[b, 2, s, 8] y) { "
-    model = parsed(head + "y = Attention(q, q, q, mask) }", opset=23)
+    model = parsed(head + attention, opset='23, "outer" : 1, "inner" : 1')
     spelt = parsed(
         head.replace("{ ", "<float scale = {0.3535533845424652}> { ")
         + """keys = Transpose<perm = [0, 1, 3, 2]>(q) scores = MatMul(q, keys)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_selected_functions
 
 from opfuse.graph.protos import all_nodes
 from opfuse.numerics.compare import Array
 
-# Numbers of inputs: an Attention with a mask, angles that come without positions.
-_DOUBTFUL = {"Attention": range(4, 9), "RotaryEmbedding": range(3, 4)}
+# Numbers of inputs: an Attention with a mask, all angles.
+_DOUBTFUL = {"Attention": range(4, 9), "RotaryEmbedding": range(3, 5)}
 _NO_KERNEL = "NOT_IMPLEMENTED"
 # onnxruntime 1.23, the last for Python 3.10: with its optimizer off it mistypes a Cast from float16
 # to float16 behind a MatMul, which it would have removed.
@@ -119,20 +119,42 @@ def as_defined(model: ModelProto) -> ModelProto:
 
     That for Attention of opset 23 and 24 gives 0 where a row of an additive mask is the lowest
     number throughout, not the mean of the values, and takes no mask of one row for all; that for
-    RotaryEmbedding takes no angles of one batch for all.
+    RotaryEmbedding takes neither angles nor positions of one batch for all.
     """
-    nodes = [node for node in all_nodes(model.graph.node) if not node.domain]
-    found = [
-        ("", op)
-        for op, doubtful in _DOUBTFUL.items()
-        if any(node.op_type == op and len(node.input) in doubtful for node in nodes)
-    ]
+    found = {("", op) for nodes in _bodies(model) for op in _doubtful(nodes)}
     if not found:
         return model
+    found |= _callers(model, found)
     try:
-        return inline_selected_functions(model, found, inline_schema_functions=True)
+        return inline_selected_functions(model, sorted(found), inline_schema_functions=True)
     except RuntimeError:  # a type is not known to it, as behind an operator of another domain
         return model
+
+
+def _bodies(model: ModelProto) -> Iterator[Iterable[NodeProto]]:
+    yield model.graph.node
+    for function in model.functions:
+        yield function.node
+
+
+def _doubtful(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    for node in all_nodes(nodes):
+        if not node.domain and len(node.input) in _DOUBTFUL.get(node.op_type, ()):
+            yield node.op_type
+
+
+def _callers(model: ModelProto, called: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the local functions from which one of ``called`` is reached."""
+    found = set(called)
+    while True:
+        callers = {
+            (function.domain, function.name)
+            for function in model.functions
+            if any((node.domain, node.op_type) in found for node in all_nodes(function.node))
+        }
+        if callers <= found:
+            return callers
+        found |= callers
 
 
 def uses_bfloat16(model: ModelProto) -> bool:
