@@ -31,6 +31,11 @@ def calling(functions):
     return model
 
 
+def parsed(imports, inputs, text, functions=""):
+    head = f"<ir_version: 10, opset_import: [{imports}]> g ({inputs}) => (float[2] y)"
+    return onnx.parser.parse_model(f"{head} {{ {text} }} {functions}")
+
+
 def called(*, inputs="x", outputs="y", body=("a", "b")):
     """A call of a local function of one input and one output."""
     model = graph_model(
@@ -169,6 +174,13 @@ CASES = {
         calling([*(function(f"f{i}", *[f"f{i + 1}"] * 2) for i in range(40)),
                  function("f40", "Relu")]),
         "inlined",
+    ),
+    "function of another opset": (parsed(
+        '"" : 18, "local" : 1', "float[2] x", "y = local.f(x)",
+        '<domain: "local", opset_import: ["" : 17]> f (a) => (b) { b = Relu(a) }',
+    ), "opset"),
+    "optional input": (
+        parsed('"" : 18', "optional(float[2]) x", "y = OptionalGetElement(x)"), "'x' is optional",
     ),
     "deep subgraphs": (nested(30), "nested"),
     "DepthToSpace of 2^32": (

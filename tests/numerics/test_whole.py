@@ -144,6 +144,11 @@ def test_outputs_that_are_inputs_or_weights_are_compared(tmp_path):
     assert np.isfinite(result.max_rel_err)
 
 
+def test_a_sequence_is_not_compared(tmp_path):
+    model = parsed("g (float[2] x) => (seq(float[2]) y) { y = SequenceConstruct(x, x) }")
+    assert "output y is not a tensor" in compare(tmp_path, model, model).not_run
+
+
 ATTENTION = "y = Attention(q, q, q, mask) }"
 IN_FUNCTION = """y = outer.call(q, mask) }
 <domain: "outer", opset_import: ["" : 23, "inner" : 1]> call (a, b) => (c) { c = inner.call(a, b) }

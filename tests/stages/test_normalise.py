@@ -296,6 +296,18 @@ def test_a_model_with_nothing_to_fuse_stays_equal():
     outcome.same({"S": 3})
 
 
+@pytest.mark.parametrize("element", ["INT4", "UINT4", "FLOAT4E2M1"])
+def test_four_bits_stay_packed(element):
+    kind = getattr(onnx.TensorProto, element)
+    made = model("w = DequantizeLinear(q, 0.5)\ny = Add(x, w)", "T[3] x, T[1] q", opset=23)
+    del made.graph.input[1]
+    made.graph.initializer.append(onnx.helper.make_tensor("q", kind, [3], [1, 2, 3]))
+    outcome = fuse_model(made)
+    (kept,) = [t for t in outcome.after.graph.initializer if t.name == "q"]
+    assert kept.data_type == kind
+    assert onnx.numpy_helper.to_array(kept).astype(float).tolist() == [1, 2, 3]
+
+
 def test_bfloat16_passes():
     text = norm().replace("square = Mul(x, x)", "w = Cast<to=1>(x)\nsquare = Mul(w, w)")
     text = text.replace("1.0e-5", "eps").replace("Div(x, root)", "Div(w, root)")

@@ -25,8 +25,9 @@ def check_signatures(model: ModelProto) -> list[str]:
         Notes on what was put right.
 
     Raises:
-        InputError: Another negative dimension, an unknown type, an input without a shape, two
-            outputs of one name, or a call of a function with more than that has.
+        InputError: Another negative dimension, an unknown type, an input without a shape, one or
+            an output that is optional, two outputs of one name, or a call of a function with more
+            than that has.
     """
     graphs = [model.graph]
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
@@ -38,6 +39,12 @@ def check_signatures(model: ModelProto) -> list[str]:
             raise InputError(
                 f"two outputs have the name {name!r}",
                 "remove one, or write it by an Identity of its own",
+            )
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.HasField("optional_type"):
+            raise InputError(
+                f"{value.name!r} is optional, and TensorRT takes and gives tensors alone",
+                "export a model of each case",
             )
     for value in model.graph.input:
         tensor = value.type.HasField("tensor_type")

@@ -86,7 +86,10 @@ class Chunked:
         return {name: self._output(name, live) for name in self.outputs}
 
     def _output(self, name: str, live: Mapping[str, Array]) -> Array:
-        return live[name] if name in live else self._weights[name].array()
+        found = live[name] if name in live else self._weights[name].array()
+        if not hasattr(found, "dtype"):
+            raise CannotRun(f"output {name} is not a tensor")
+        return found
 
     def _run_piece(
         self, piece: Piece, live: Mapping[str, Array], wanted: list[str]

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx.inliner import inline_selected_functions
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from opfuse.errors import InputError
 from opfuse.fusions import DEFINITIONS
 from opfuse.graph import (
     attention_op,
@@ -57,7 +58,7 @@ class Normal:
 
 def normalise(source: Source) -> Normal:
     """Return the model in normal form; large weights stay where they are."""
-    graph = surgeon.read(_inlined(source.proto))
+    graph = surgeon.read(_inlined(source))
     graph.producer_name = "opfuse"
     # Its own entries: gs shares them with the source, which the proof runs as it is.
     graph.import_domains = [
@@ -98,12 +99,19 @@ def clean(graph: gs.Graph, facts: Facts) -> None:
     edit.sort(graph)
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def _inlined(source: Source) -> onnx.ModelProto:
     """Return the model with its local functions written out; fused ops of our own stay."""
+    model = source.proto
     foreign = [(f.domain, f.name) for f in model.functions if not _is_ours(f, model)]
     if not foreign:
         return model
-    inlined: onnx.ModelProto = inline_selected_functions(model, foreign)
+    try:
+        inlined: onnx.ModelProto = inline_selected_functions(model, foreign)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source.path}: its local functions cannot be written out: {error}",
+            "export the model and its functions for one opset",
+        ) from None
     return inlined
 
 
