@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from benchmarks.nvcc import compiled
 
 SOURCE = Path(__file__).with_suffix(".cu")
 WARPS = (4, 8, 16)  # of a block; the fastest counts
@@ -36,17 +36,11 @@ class Floors:
     @classmethod
     def build(cls) -> Floors | None:
         """None where there is no nvcc, or it fails."""
-        nvcc = shutil.which("nvcc")
-        if not nvcc:
-            return None
         major, minor = torch.cuda.get_device_capability()
-        with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder) / "floors.so"
-            options = ["-std=c++20", "-O3", f"-arch=sm_{major}{minor}", "-shared"]
-            command = [nvcc, *options, "-Xcompiler=-fPIC", "-o", built, SOURCE]
-            if subprocess.run(command, check=False).returncode:
-                return None
-            return cls(ctypes.CDLL(str(built)))
+        try:
+            return cls(compiled([SOURCE], f"-arch=sm_{major}{minor}"))
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return None
 
     def nothing(self) -> Launch:
         """An empty kernel."""

@@ -10,14 +10,13 @@ from memory does without. Times are as those of ``benchmarks.products``, with th
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
 from benchmarks import measure
 from benchmarks.graphs import Captured
+from benchmarks.nvcc import compiled
 from benchmarks.products import Launch, Product, Tensors, ours, times
 from opfuse.runtime import abi, library
 
@@ -31,12 +30,8 @@ INT, LONG, POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 def build() -> ctypes.CDLL:
     """The kernels; CalledProcessError where nvcc fails."""
     maps = [PLUGINS / "gemm_act" / "tensor_map.cpp", PLUGINS / "device" / "tensor_map.cpp"]
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "floors.so"
-        target = "-gencode=arch=compute_90a,code=sm_90a"
-        options = ["-std=c++20", "-O3", "--split-compile=0", target, "-shared", "-Xcompiler=-fPIC"]
-        subprocess.run(["nvcc", *options, "-o", built, SOURCE, *maps], check=True)
-        found = ctypes.CDLL(str(built))
+    target = "-gencode=arch=compute_90a,code=sm_90a"
+    found = compiled([SOURCE, *maps], "--split-compile=0", target)
     found.opfuse_ask.argtypes = [INT, POINTER, LONG, INT, INT]
     found.opfuse_product.argtypes = [INT, *[POINTER] * 3, LONG, INT, INT, POINTER]
     return found

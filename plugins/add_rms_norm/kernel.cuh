@@ -59,12 +59,8 @@ __global__ void __launch_bounds__(device::kLanesOfFull, device::kBlocksOfFull)
                              void const* gamma,              // [cols] of T
                              float share, float epsilon, bool sum_is_read) {
     device::FullRow<T, kStreams> const row;
-    row.fetch(x);
-    row.fetch(residual);
-    device::wait_in_turn();
     typename device::FullRow<T, kStreams>::Items items;
-    row.load_sums(items, x, residual);
-    if (sum_is_read) row.store(sum, items);
+    row.begin_with_sums(items, sum, x, residual, sum_is_read);
     float const squares = row.squares(items);
     row.store_rms(y, items, rsqrtf(squares * share + epsilon), gamma);
 }

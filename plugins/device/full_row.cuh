@@ -87,18 +87,21 @@ class FullRow {
         for (int i = 0; i < kItems; ++i)
             items[i] = kStreams ? __ldcs(place(tensor, i)) : *place(tensor, i);
     }
-    // x + residual, rounded.
-    __device__ void load_sums(Items& items, T const* x, T const* residual) const {
+    // x + residual, rounded, behind the kernel ahead; and stores it where it is read.
+    __device__ void begin_with_sums(Items& items, T* sum, T const* x, T const* residual,
+                                    bool sum_is_read) const {
+        fetch(x);
+        fetch(residual);
+        wait_in_turn();
         Items others;
         load(items, x);
         load(others, residual);
 #pragma unroll
         for (int i = 0; i < kItems; ++i)
             items[i] = words(device::add<T>(elements(items[i]), elements(others[i])));
-    }
-    __device__ void store(T* tensor, Items const& items) const {
+        if (!sum_is_read) return;
 #pragma unroll
-        for (int i = 0; i < kItems; ++i) store(tensor, i, items[i]);
+        for (int i = 0; i < kItems; ++i) store(sum, i, items[i]);
     }
 
     // The sum of x^2 over the row.

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 
 _BITS = {
     **dict.fromkeys(("INT2", "UINT2"), 2),
@@ -59,6 +67,23 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
         yield node
         for graph in subgraphs(node):
             yield from all_nodes(graph.node)
+
+
+def every_node(model: ModelProto) -> Iterator[NodeProto]:
+    """The nodes of the graph and then of the local functions, those of subgraphs included."""
+    yield from all_nodes(model.graph.node)
+    for function in model.functions:
+        yield from all_nodes(function.node)
+
+
+def unsized(name: str, element: int, shape: Sequence[object] | None) -> ValueInfoProto:
+    """An input of this type, of the rank of ``shape``, and of any sizes.
+
+    Without the rank operators are not written out, and onnxruntime infers some sizes wrongly.
+    """
+    return helper.make_tensor_value_info(
+        name, element, None if shape is None else [None] * len(shape)
+    )
 
 
 def reads(nodes: Iterable[NodeProto]) -> set[str]:

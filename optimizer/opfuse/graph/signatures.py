@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from opfuse.errors import InputError
-from opfuse.graph.protos import BITS, all_nodes, label, subgraphs
+from opfuse.graph.protos import BITS, every_node, label, subgraphs
+from opfuse.graph.wellformed import called_by, imports_of, key_of
 
 _REEXPORT = "export the model again"
 _TYPES = frozenset({*BITS, TensorProto.STRING, TensorProto.UNDEFINED})  # of the last: the checker
@@ -29,9 +30,7 @@ def check_signatures(model: ModelProto) -> list[str]:
             an output that is optional, two outputs of one name, or a call of a function with more
             than that has.
     """
-    graphs = [model.graph]
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        graphs += [graph for node in all_nodes(nodes) for graph in subgraphs(node)]
+    graphs = [model.graph, *(graph for node in every_node(model) for graph in subgraphs(node))]
     opened = sum(_check_values(graph) for graph in graphs)
     outputs = [value.name for value in model.graph.output]
     for name in outputs:
@@ -58,10 +57,7 @@ def check_signatures(model: ModelProto) -> list[str]:
 
 def check_versions(model: ModelProto) -> None:
     """Refuses a domain of which two versions are imported: tools differ in which they take."""
-    for owner, imports in (
-        ("the model", model.opset_import),
-        *((f"local function {f.name!r}", f.opset_import) for f in model.functions),
-    ):
+    for owner, imports in imports_of(model):
         known: dict[str, int] = {}
         for entry in imports:
             first = known.setdefault(entry.domain, entry.version)
@@ -107,7 +103,7 @@ def _check_value(value: ValueInfoProto, role: str) -> int:
 
 def _check_functions(model: ModelProto) -> None:
     """Refuses functions with outputs that nothing writes, and calls with too much."""
-    known = {(f.domain, f.name, f.overload): f for f in model.functions}
+    known = {key_of(function): function for function in model.functions}
     for function in model.functions:
         made = {*function.input, *(name for node in function.node for name in node.output)}
         lost = [name for name in function.output if name not in made]
@@ -116,11 +112,10 @@ def _check_functions(model: ModelProto) -> None:
                 f"output {lost[0]!r} of local function {function.name!r} is produced by no node",
                 "export the model again: a node was lost",
             )
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in all_nodes(nodes):
-            called = known.get((node.domain, node.op_type, node.overload))
-            if called is not None:
-                _check_call(label(node), called, node.input, node.output)
+    for node in every_node(model):
+        called = known.get(called_by(node))
+        if called is not None:
+            _check_call(label(node), called, node.input, node.output)
 
 
 def _check_call(

@@ -14,7 +14,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from opfuse.errors import InputError
 from opfuse.graph import collectives, microsoft
-from opfuse.graph.protos import all_nodes, all_tensors, label, subgraphs
+from opfuse.graph.protos import all_nodes, all_tensors, every_node, label, subgraphs
 
 OPSETS = range(13, 26)
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
@@ -51,8 +51,8 @@ def use_default_domain(model: ModelProto) -> None:
 
 def check_opsets(model: ModelProto) -> None:
     """Refuses operator set versions of ai.onnx outside ``OPSETS``, and a missing import."""
-    for owner, imports in _imports(model):
-        version = imports.get("")
+    for owner, imports in imports_of(model):
+        version = _versions(imports).get("")
         if version is None and owner == "the model":
             raise InputError("the model imports no version of ai.onnx", _reexport_opset())
         if version is not None and version not in OPSETS:
@@ -64,7 +64,7 @@ def check_opsets(model: ModelProto) -> None:
 
 def check_operators(model: ModelProto) -> list[str]:
     """Refuses operators that a standard domain does not have; notes those of other domains."""
-    functions = {_key(function) for function in model.functions}
+    functions = {key_of(function) for function in model.functions}
     foreign: dict[tuple[str, str], int] = {}
     bodies = [(_versions(model.opset_import), model.graph.node)]
     bodies += [(_versions(body.opset_import), body.node) for body in model.functions]
@@ -72,7 +72,7 @@ def check_operators(model: ModelProto) -> list[str]:
         known: set[tuple[str, str]] = set()
         for node in all_nodes(nodes):
             op = (node.domain, node.op_type)
-            if op in known or _called(node) in functions or op in _WRITTEN_BY_ONNXRUNTIME:
+            if op in known or called_by(node) in functions or op in _WRITTEN_BY_ONNXRUNTIME:
                 continue
             if node.domain in STANDARD_DOMAINS:
                 _check_operator(node, versions)
@@ -102,7 +102,7 @@ def check_functions(model: ModelProto) -> None:
 
     onnxruntime and TensorRT-RTX die on the first two.
     """
-    bodies = {_key(function): function for function in model.functions}
+    bodies = {key_of(function): function for function in model.functions}
     if len(bodies) < len(model.functions):
         raise InputError("a local function is defined twice", "export the model again")
     sizes: dict[FunctionKey, tuple[int, int]] = {}
@@ -114,7 +114,7 @@ def check_functions(model: ModelProto) -> None:
             f"local functions call each other {depth} deep, want at most {MAX_FUNCTION_DEPTH}",
             "inline them (onnx.inliner.inline_local_functions)",
         )
-    total = sum(sizes.get(_called(n), (0, 1))[1] for n in all_nodes(model.graph.node))
+    total = sum(sizes.get(called_by(n), (0, 1))[1] for n in all_nodes(model.graph.node))
     if total > MAX_INLINED_NODES:
         raise InputError(
             f"the model has {total} nodes with its local functions inlined, want at most "
@@ -146,13 +146,12 @@ def repair_graph(graph: GraphProto) -> list[str]:
 def _names(model: ModelProto) -> Iterator[object]:
     for entry in model.opset_import:
         yield entry.domain
-    for graph_nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in all_nodes(graph_nodes):
-            yield from (node.name, node.op_type, node.domain, node.overload)
-            yield from node.input
-            yield from node.output
-            for attribute in node.attribute:
-                yield attribute.name
+    for node in every_node(model):
+        yield from (node.name, node.op_type, node.domain, node.overload)
+        yield from node.input
+        yield from node.output
+        for attribute in node.attribute:
+            yield attribute.name
     for function in model.functions:
         yield from (function.name, function.domain, function.overload)
         yield from (*function.input, *function.output, *function.attribute)
@@ -165,10 +164,11 @@ def _names(model: ModelProto) -> Iterator[object]:
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
-def _imports(model: ModelProto) -> Iterator[tuple[str, dict[str, int]]]:
-    yield "the model", _versions(model.opset_import)
+def imports_of(model: ModelProto) -> Iterator[tuple[str, Sequence[onnx.OperatorSetIdProto]]]:
+    """The imports of the model and of each local function, with the words that name it."""
+    yield "the model", model.opset_import
     for function in model.functions:
-        yield f"local function {function.name!r}", _versions(function.opset_import)
+        yield f"local function {function.name!r}", function.opset_import
 
 
 def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -203,11 +203,13 @@ def _operator_fix(node: NodeProto) -> str:
     return "give the node the domain of the custom operators that it belongs to"
 
 
-def _key(function: FunctionProto) -> FunctionKey:
+def key_of(function: FunctionProto) -> FunctionKey:
+    """By which nodes call a local function."""
     return (function.domain, function.name, function.overload)
 
 
-def _called(node: NodeProto) -> FunctionKey:
+def called_by(node: NodeProto) -> FunctionKey:
+    """The key of the local function that a node calls, where it calls one."""
     return (node.domain, node.op_type, node.overload)
 
 
@@ -225,7 +227,7 @@ def _measure(
             continue
         path.add(key)
         nodes = list(all_nodes(bodies[key].node))
-        calls = [_called(node) for node in nodes if _called(node) in bodies]
+        calls = [called_by(node) for node in nodes if called_by(node) in bodies]
         if any(call in path and call not in sizes for call in calls):
             raise InputError(
                 f"local function {key[1]!r} calls itself, by way of other functions or directly",
@@ -236,7 +238,7 @@ def _measure(
             stack.append(missing[0])
             continue
         depth = 1 + max((sizes[call][0] for call in calls), default=0)
-        sizes[key] = (depth, sum(sizes.get(_called(node), (0, 1))[1] for node in nodes))
+        sizes[key] = (depth, sum(sizes.get(called_by(node), (0, 1))[1] for node in nodes))
 
 
 def _repair_scope(graph: GraphProto, outer: frozenset[str], depth: int) -> bool:

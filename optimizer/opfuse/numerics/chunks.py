@@ -14,11 +14,10 @@ from onnx.helper import (
     make_empty_tensor_value_info,
     make_graph,
     make_model,
-    make_tensor_value_info,
     np_dtype_to_tensor_dtype,
 )
 
-from opfuse.graph.protos import reads
+from opfuse.graph.protos import reads, unsized
 from opfuse.numerics import stored
 from opfuse.numerics.compare import HALVES, Array
 from opfuse.numerics.product import matmul
@@ -119,7 +118,7 @@ class Chunked:
         graph = make_graph(
             piece.nodes,
             "piece",
-            [_unsized(name, array) for name, array in feeds.items()],
+            [_input(name, array) for name, array in feeds.items()],
             [make_empty_tensor_value_info(name) for name in wanted],
             [stored.to_proto(name, self._weights[name]) for name in small],
         )
@@ -202,9 +201,7 @@ def _attribute(node: NodeProto, name: str, default: float) -> float:
     return default if found is None else helper.get_attribute_value(found)
 
 
-def _unsized(name: str, values: Array) -> ValueInfoProto:
-    """An input of the type and the rank of ``values``: without one, sizes are inferred wrongly."""
+def _input(name: str, values: Array) -> ValueInfoProto:
     if not hasattr(values, "dtype"):
         raise CannotRun(f"{name} is not a tensor")
-    element = int(np_dtype_to_tensor_dtype(values.dtype))
-    return make_tensor_value_info(name, element, [None] * values.ndim)
+    return unsized(name, int(np_dtype_to_tensor_dtype(values.dtype)), values.shape)

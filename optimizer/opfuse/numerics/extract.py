@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, ValueInfoProto
-from onnx.helper import make_empty_tensor_value_info, make_graph, make_model, make_tensor_value_info
+from onnx import ModelProto
+from onnx.helper import make_empty_tensor_value_info, make_graph, make_model
 
 from opfuse.graph.match import Match, Subgraph, TensorSpec
+from opfuse.graph.protos import unsized
 from opfuse.graph.weights import ConcatValues
 from opfuse.numerics import stored
 from opfuse.numerics.alone import stand_in
@@ -85,12 +86,12 @@ class _Parts:
     fed: set[str]
 
     def model(self, subgraph: Subgraph, outputs: Iterable[str]) -> bytes:
-        inputs = [_unsized(spec.name, spec.dtype, spec.shape) for spec in subgraph.inputs]
+        inputs = [unsized(spec.name, spec.dtype, spec.shape) for spec in subgraph.inputs]
         initializers = []
         for constant in subgraph.constants:
             value = stored.of_constant(constant, self.base_dir)
             if constant.name in self.fed:
-                inputs.append(_unsized(constant.name, value.element, value.shape))
+                inputs.append(unsized(constant.name, value.element, value.shape))
             else:
                 initializers.append(stored.to_proto(constant.name, value))
         graph = make_graph(
@@ -108,11 +109,6 @@ class _Parts:
         )
         stand_in(made)
         return bytes(made.SerializeToString())
-
-
-def _unsized(name: str, element: int, shape: Sequence[object] | None) -> ValueInfoProto:
-    """An input of this rank, by which operators are written out, and of any sizes."""
-    return make_tensor_value_info(name, element, None if shape is None else [None] * len(shape))
 
 
 def _check_shapes(inputs: Iterable[TensorSpec]) -> None:

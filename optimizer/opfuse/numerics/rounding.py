@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from opfuse.graph.bodies import written_out
 from opfuse.graph.inferred import value_types
 from opfuse.graph.pattern import OPFUSE
-from opfuse.graph.protos import all_nodes
+from opfuse.graph.protos import every_node
 from opfuse.numerics.compare import HALVES
 from opfuse.numerics.retype import retype
 
@@ -67,11 +67,9 @@ def _pair(source: str, result: str, element: int) -> Iterator[NodeProto]:
 
 def cast_types(model: ModelProto) -> set[int]:
     """The types that Casts in the model, or in bodies of its, give."""
-    graphs = [model.graph.node, *(function.node for function in model.functions)]
     return {
         attribute.i
-        for nodes in graphs
-        for node in all_nodes(nodes)
+        for node in every_node(model)
         for attribute in node.attribute
         if attribute.name == "to"
     }

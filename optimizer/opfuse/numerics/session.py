@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_selected_functions
 
-from opfuse.graph.protos import all_nodes
+from opfuse.graph.protos import all_nodes, every_node
 from opfuse.numerics.compare import Array
 
 # Numbers of inputs: an Attention with a mask, all angles.
@@ -121,7 +121,7 @@ def as_defined(model: ModelProto) -> ModelProto:
     number throughout, not the mean of the values, and takes no mask of one row for all; that for
     RotaryEmbedding takes neither angles nor positions of one batch for all.
     """
-    found = {("", op) for nodes in _bodies(model) for op in _doubtful(nodes)}
+    found = {("", node.op_type) for node in every_node(model) if _is_doubtful(node)}
     if not found:
         return model
     found |= _callers(model, found)
@@ -131,16 +131,8 @@ def as_defined(model: ModelProto) -> ModelProto:
         return model
 
 
-def _bodies(model: ModelProto) -> Iterator[Iterable[NodeProto]]:
-    yield model.graph.node
-    for function in model.functions:
-        yield function.node
-
-
-def _doubtful(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    for node in all_nodes(nodes):
-        if not node.domain and len(node.input) in _DOUBTFUL.get(node.op_type, ()):
-            yield node.op_type
+def _is_doubtful(node: NodeProto) -> bool:
+    return not node.domain and len(node.input) in _DOUBTFUL.get(node.op_type, ())
 
 
 def _callers(model: ModelProto, called: set[tuple[str, str]]) -> set[tuple[str, str]]:

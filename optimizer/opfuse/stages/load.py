@@ -208,14 +208,12 @@ def _check_tensors(proto: ModelProto) -> None:
 
 def _check_size(tensor: TensorProto) -> None:
     """Refuses raw data of another size than the shape's, and more single values than it has."""
-    expected, actual, unit = byte_size(tensor), len(tensor.raw_data), "bytes"
-    if not tensor.HasField("raw_data"):
-        expected, actual = value_counts(tensor)
-        unit = "values"
-    if expected is not None and (actual > expected or (unit == "bytes" and actual < expected)):
+    raw = tensor.HasField("raw_data")
+    expected, actual = (byte_size(tensor), len(tensor.raw_data)) if raw else value_counts(tensor)
+    if expected is not None and (actual > expected or (raw and actual < expected)):
         raise InputError(
-            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} {unit} "
-            f"and has {actual}",
+            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} "
+            f"{'bytes' if raw else 'values'} and has {actual}",
             "export or copy the model again",
         )
 

@@ -19,7 +19,7 @@ from opfuse.graph import microsoft, surgeon
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
 from opfuse.graph.native import UNREAD_SUM, Facts, Unable, native, prepare_attention
-from opfuse.graph.protos import all_nodes, label, subgraphs, type_name
+from opfuse.graph.protos import all_nodes, every_node, label, subgraphs, type_name
 from opfuse.graph.shapes import analyse
 
 DOMAIN = "opfuse"
@@ -69,7 +69,7 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
     _mark_unread_sums(model.graph)
     rewrite_bodies(model, facts.ranks, facts.opset)
     _rename_functions(model)
-    for node in _every_node(model):
+    for node in every_node(model):
         if node.op_type == "Attention" and not node.domain:
             prepare_attention(node)
     return tuple(choices)
@@ -81,7 +81,7 @@ def _refuse_namesakes(model: ModelProto) -> None:
     ONNX's own comes before plugins and functions there.
     """
     functions = {_key(function, function.name) for function in model.functions}
-    for node in _every_node(model):
+    for node in every_node(model):
         own = node.domain in ("", DOMAIN) or _key(node, node.op_type) in functions
         alike = node.domain == microsoft.DOMAIN and node.op_type in _ALIKE
         if not (own or alike) and onnx.defs.has(node.op_type):
@@ -204,11 +204,6 @@ def _node_lists(graph: GraphProto) -> Iterator[MutableSequence[NodeProto]]:
     yield graph.node
 
 
-def _every_node(model: ModelProto) -> list[NodeProto]:
-    bodies = (node for function in model.functions for node in all_nodes(function.node))
-    return [*all_nodes(model.graph.node), *bodies]
-
-
 def _rename_functions(model: ModelProto) -> None:
     """Give every function a name that no operator, plugin or other function has."""
     taken = {schema.name for schema in onnx.defs.get_all_schemas()}
@@ -220,7 +215,7 @@ def _rename_functions(model: ModelProto) -> None:
             name += "_"
         taken.add(name)
         names[_key(function, function.name)] = name
-    for node in _every_node(model):
+    for node in every_node(model):
         key = _key(node, node.op_type)
         if key in names and not _is_plugin(node):
             node.op_type, node.overload = names[key], ""
