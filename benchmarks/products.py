@@ -6,7 +6,7 @@ is that of one launch in a CUDA graph of some, over weights that together are la
 cache, after a pause; the median of several rounds. In each round all contenders of a shape run once
 in random order, since a GPU at its power limit slows down by a tenth within seconds.
 With ``--bursts`` it is that of launches waited for one by one, thirty after a longer pause, over
-the same tensors.
+the same tensors, without torch.compile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -233,7 +233,7 @@ def measured(
     found = (
         by_tactic(handle, product, tensors, activation)
         if activation
-        else contenders(handle, product, tensors)
+        else contenders(handle, replace(product, compiled=product.compiled and not bursts), tensors)
     )
     graphs = {name: Captured(launch, launches) for name, launch in found.items()}
     taken = in_bursts(graphs) if bursts else times(graphs)
