@@ -63,6 +63,14 @@ def test_linear_layers_with_and_without_bias():
     assert {len(node.input) for node in outcome.after.graph.node} == {3}
 
 
+def test_a_linear_layer_that_turns_its_weight():
+    outcome = fused("h = Gemm<transB=1>(x, w, b)\ny = Relu(h)", "T[S, 5] x", w=(7, 5), b=(7,))
+    assert outcome.counts == {"GemmAct": 1}
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in outcome.before.graph.initializer}
+    have = values(outcome, outcome.node("GemmAct").input[1])
+    assert (have == before["w"].astype("float32").T).all()
+
+
 def test_attention_with_and_without_a_mask():
     text = "".join(project(name, False) for name in "qkv") + ATTENTION
     text += "m = Add(raw2, mask)\nw2 = Softmax<axis=-1>(m)\nz = MatMul(w2, v)"
