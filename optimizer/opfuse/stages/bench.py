@@ -12,6 +12,7 @@ from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import file_hash, is_module
+from opfuse.graph.filekind import refuse_no_engine
 from opfuse.progress import Progress
 from opfuse.sharding.result import refuse_folders
 
@@ -48,6 +49,8 @@ def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     for path in paths:
         if not path.is_file() and (path is first or not is_module(path)):
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
+        if not is_module(path):
+            refuse_no_engine(path)
     require_gpu()
     found = [measured(first, config, progress)]
     for path in others:
