@@ -11,8 +11,11 @@ ENDS = "float[2,8,8] x, float[8,8] w, bool[2,8,8] m, float z"
 CORE = "s = MatMul(x, t)  a = Mul(s, z)  c = Where(m, a, z)  p = Softmax(c)"
 
 
-def found(body: str) -> dict[str, tuple[int, int]]:
-    return residents(parsed(f"g ({ENDS}) => (float[2,8,8] y) {{ {body} }}", ()).graph)
+def found(body: str, **sizes: int) -> dict[str, tuple[int, int]]:
+    """Tensors of other sizes, unless these are told: none takes another's place."""
+    model = parsed(f"g ({ENDS}) => (float[2,8,8] y) {{ {body} }}", ())
+    every = {name: at for at, node in enumerate(model.graph.node) for name in node.output}
+    return residents(model.graph, {**every, **sizes})
 
 
 def test_products_keep_what_they_read_and_write():
@@ -21,6 +24,22 @@ def test_products_keep_what_they_read_and_write():
         "s": (2, 3),
         "c": (3, 4),
     }
+
+
+def test_what_is_made_of_one_tensor_alone_takes_its_place():
+    body = "a = MatMul(x, w)  r = Relu(a)  s = CastLike(r, a)  c = MatMul(s, w)  y = Neg(c)"
+    assert found(body, a=64, s=64) == {"a": (0, 1), "s": (2, 3), "c": (3, 4)}
+    assert found(body, a=64, s=32)["a"] == (0, 2)
+    body = "a = MatMul(x, w)  r = Relu(a)  c = MatMul(r, w)  y = Add(c, a)"
+    assert found(body, a=64, r=64)["a"] == (0, 3)  # it is read again
+
+
+@pytest.mark.parametrize("mask", ["x", "n"])
+def test_a_large_mask_is_read_beside_what_it_masks(mask):
+    body = f"a = MatMul(x, w)  n = Log(w)  r = Add(a, {mask})  c = MatMul(r, w)  y = Neg(c)"
+    small = found(body, a=64, r=64)
+    large = found(body, a=64, r=64, **{mask: 1 << 20})
+    assert (small["a"], large["a"]) == ((0, 1), (0, 2))
 
 
 def test_what_a_later_kernel_reads_again_is_kept():

@@ -53,7 +53,11 @@ def of_tensorrt(model: ModelProto, profile: Profile) -> int:
         if is_plugin(node):
             leave(whole, node)
     whole = inliner.inline_local_functions(whole)
-    return memory.place(lives(residents(whole.graph), types_of(whole), profile)).bytes
+    types = types_of(whole)
+    sizes = {
+        str(life.name): life.bytes for life in lives(dict.fromkeys(types, (0, 0)), types, profile)
+    }
+    return memory.place(lives(residents(whole.graph, sizes), types, profile)).bytes
 
 
 def _light(model: ModelProto) -> ModelProto:
