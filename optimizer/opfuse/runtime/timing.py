@@ -13,8 +13,10 @@ import numpy as np
 from onnx import helper
 
 from opfuse import child
-from opfuse.errors import EngineError, InputError
+from opfuse.engine.profile import completed
+from opfuse.errors import EngineError
 from opfuse.graph.collectives import SPEAKING
+from opfuse.graph.dims import Dim, parse, symbol
 from opfuse.graph.protos import type_name
 from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
@@ -262,13 +264,24 @@ def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
 
 
 def inputs_of(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
-    """Floats are standard normal; integers are 0 and 1, which every table and mask takes."""
-    names = {value.name for value in engine.inputs}
-    if odd := sorted(set(shapes) - names):
-        raise InputError(f"there is no input {odd[0]!r}", f"the inputs are {', '.join(names)}")
-    chosen = {**engine.usual_shapes(), **shapes}
+    """Floats are standard normal; integers are 0 and 1, which every table and mask takes.
+
+    Raises:
+        InputError: A shape is for no input, or has another rank.
+    """
     types = {value.name: value.dtype for value in engine.inputs}
-    return draw({name: chosen[name] for name in types}, types, seed)
+    dims = {
+        value.name: tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(value.shape))
+        for value in engine.inputs
+    }
+    return draw(completed(dims, engine.usual_shapes(), shapes), types, seed)
+
+
+def _dim(name: str, axis: int, dim: int | str) -> Dim:
+    """A dimension of an input; one without a name, as TensorRT's own engines have, is its own."""
+    if isinstance(dim, int):
+        return dim
+    return symbol(f"axis {axis} of {name}") if dim == "?" else parse(dim)
 
 
 def draw(shapes: Mapping[str, Shape], types: Mapping[str, int], seed: int) -> dict[str, Any]:

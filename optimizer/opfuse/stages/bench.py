@@ -32,6 +32,11 @@ class Bench:
         first = self.engines[0].graph.median_us
         return tuple(item.graph.median_us / first for item in self.engines)
 
+    def named(self, names: Sequence[str]) -> Bench:
+        """The same under other names; an empty one keeps the path of the engine."""
+        pairs = zip(self.engines, names, strict=True)
+        return Bench(tuple(replace(item, path=name or item.path) for item, name in pairs))
+
 
 def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     """Time every engine of ``paths`` on inputs of ``config.opt_shapes``.
