@@ -62,6 +62,7 @@ def test_a_measurement(made, device):
     assert [step.plugin for step in found.steps].count(True) == 13
     assert found.eager.median_us == found.graph.p99_us == 1.0  # of the test's clock
     assert found.peak_bytes >= found.arena_bytes > 0
+    assert found.others_bytes == 0
     assert found.load_s < found.first_result_s
     assert 0 < found.largest < 1e4
     assert device.live == {}
@@ -142,6 +143,16 @@ def test_the_table_compares_with_the_first(made, device):
     assert "10 engines and 13 plugin launches a run" in text
     assert "plugin AddRmsNorm" in text
     assert "m.onnx, TensorRT alone, eager" in text
+
+
+def test_memory_that_others_take_meanwhile_is_told(made, device, monkeypatch):
+    used, taken = device.used_bytes, iter(range(100))
+    monkeypatch.setattr(device, "used_bytes", lambda: used() + (next(taken) << 24))
+    found = timing.measure(made[0], {}, 1, 1, 0)
+    assert found.others_bytes == 1 << 24
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_bench(Bench((found,))))
+    assert "other processes use this GPU" in console.export_text()
 
 
 def subject(tmp_path):

@@ -78,13 +78,15 @@ class Measurement:
         graph: One CUDA graph for all steps.
         load_s: Seconds to load it.
         first_result_s: Seconds from the start of loading to the first output on the host.
-        peak_bytes: Device memory in use afterwards that was not in use before loading.
+        peak_bytes: Device memory in use afterwards that was not in use before loading, by whoever.
         arena_bytes: Intermediates, scratch, inputs, and outputs of one context, of these.
         segments, plugins: What one run consists of.
         steps: Where the time of an eager run goes.
         largest: The largest absolute value of any output, as a sign of life.
         ranks: Of a rank's bundle all ranks of this run.
         sha256: Of the engine's file.
+        others_bytes: By how much the memory in use changed while the engine only ran: others use
+            the GPU, and ``peak_bytes`` is theirs too.
     """
 
     path: str
@@ -103,6 +105,7 @@ class Measurement:
     largest: float
     ranks: tuple[RankTime, ...] = ()
     sha256: str = ""
+    others_bytes: int = 0
 
 
 def measure(
@@ -129,8 +132,7 @@ def measure(
         OpfuseError: The engine cannot be loaded or run, or its CUDA graph computes something else
             than the steps one by one.
     """
-    began = time.perf_counter()
-    before = open_device(device).used_bytes()
+    began, before = time.perf_counter(), open_device(device).used_bytes()
     with Engine.load(path, plugins=plugins, graphs=False, device=device) as engine:
         load_s = time.perf_counter() - began
         arrays = inputs_of(engine, shapes, seed)
@@ -139,7 +141,7 @@ def measure(
         with engine.place() as place:
             layout = place.layout({n: a.shape for n, a in arrays.items()}, staged=True)
             clock = Clock(engine.device, place.stream, iterations, warm_up, path.name)
-            eager = clock.time("eager", lambda: place.enqueue(layout, {}))
+            eager, others_bytes = _watched(clock, lambda: place.enqueue(layout, {}))
             graph = clock.time("CUDA graph", lambda: place.replay(layout))
             steps = step_times(engine, place, layout, warm_up)
             _check_replay(engine, place, layout, first)
@@ -159,6 +161,7 @@ def measure(
             steps=steps,
             largest=largest(first.values()),
             ranks=ranks_of(engine.group, graph, steps),
+            others_bytes=others_bytes,
         )
 
 
@@ -168,13 +171,13 @@ class Clock:
     def __init__(
         self, device: Device, stream: int, iterations: int, warm_up: int, name: str
     ) -> None:
-        self._device, self.stream, self._name = device, stream, name
+        self.device, self.stream, self._name = device, stream, name
         self._iterations, self._warm_up = iterations, warm_up
 
     def time(self, what: str, work: Callable[[], None]) -> Latency:
         """Single runs, each waited for; then all of them without waiting."""
         child.emit({"text": f"{self._name}: {what}"})
-        device, stream = self._device, self.stream
+        device, stream = self.device, self.stream
         for _ in range(self._warm_up):
             work()
         device.synchronize(stream)
@@ -193,6 +196,14 @@ class Clock:
         device.close_event(start)
         device.close_event(end)
         return summary(singles, self._iterations / row * 1e6)
+
+
+def _watched(clock: Clock, work: Callable[[], None]) -> tuple[Latency, int]:
+    """Eager runs, and by how much the memory in use changes in what takes none."""
+    work()  # what only the first run may do
+    used = clock.device.used_bytes()
+    found = clock.time("eager", work)
+    return found, abs(clock.device.used_bytes() - used)
 
 
 def step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tuple[StepTime, ...]:
