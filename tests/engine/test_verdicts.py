@@ -111,12 +111,25 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("B",), {}).choice == LEAVE
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
     assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
+    assert by_table(table, ("B",), {}).source == "the table of a GPU of a day has no B"
     table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
     found = by_table(table, ("A", "GatedGemm"), {})
     assert found.choice == "GatedGemm"
     assert found.reason("GatedGemm") == "the table of a GPU of a day: GatedGemm"
     assert found.reason("A") == "the table of a GPU of a day: GatedGemm without it"
     assert by_table(table, ("A",), {}).reason("A") == "the table of a GPU of a day: leave"
+
+
+def test_what_reads_fp32_has_rows_of_its_own():
+    table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 0.5]]}}
+    assert by_table(table, ("A",), {}).choice == "A"
+    left = by_table(table, ("A",), {}, wide=["A"])
+    assert left.reason("A") == "the table of a GPU of a day has no A fp32: leave"
+    table["ops"]["A fp32"] = [[1000, 0.9]]
+    assert by_table(table, ("A",), {}, wide=["A"]).choice == "A"
+    made = decide({"opt": times(A=shifted(-10))}, ("A",), "", wide=["A"])
+    (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
+    assert kept.wide == made.wide == ("A",)
 
 
 def test_shipped_tables_are_well_formed():

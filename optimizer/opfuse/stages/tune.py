@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from opfuse import lockfile
 from opfuse.config import Config
@@ -128,7 +128,7 @@ class _Tuner:
                 self._failed[key] = Verdict(LEAVE, ops, source=f"could not be measured ({why})")
             else:
                 self._known[key] = verdicts.decide(
-                    times, ops, self._digest, self._work(region), apart=self._is_apart(region)
+                    times, ops, self._digest, self._work(region), **self._kind(region)
                 )
                 self._save()
             left = (time.monotonic() - began) / (count - len(todo)) * len(todo)
@@ -198,7 +198,14 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        return verdicts.by_table(table, ops, self._work(region), apart=self._is_apart(region))
+        return verdicts.by_table(table, ops, self._work(region), **self._kind(region))
+
+    def _kind(self, region: Region) -> dict[str, Any]:
+        """Whether it would be an engine of its own, and which of its ops read fp32."""
+        nodes = [self._model.graph.node[index] for index in region.group]
+        read = [(node.op_type, self._types.get(node.input[0])) for node in nodes]
+        wide = {op for op, typed in read if typed and typed.element == TensorProto.FLOAT}
+        return {"apart": self._is_apart(region), "wide": sorted(wide)}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
