@@ -59,7 +59,7 @@ def _points(verdict: Verdict) -> list[tuple[str, int, float]]:
     if LEAVE not in us or len(set(us) - {LEAVE, NATIVE}) == 0:
         return []
     return [
-        (row(op, verdict.wide), verdict.work[op], ratio(us, op))
+        (row(op, verdict.kinds), verdict.work[op], ratio(us, op))
         for op in verdict.ops
         if op in verdict.work
     ]

@@ -120,16 +120,16 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("A",), {}).reason("A") == "the table of a GPU of a day: leave"
 
 
-def test_what_reads_fp32_has_rows_of_its_own():
+def test_an_unusual_kind_has_rows_of_its_own():
     table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 0.5]]}}
     assert by_table(table, ("A",), {}).choice == "A"
-    left = by_table(table, ("A",), {}, wide=["A"])
+    left = by_table(table, ("A",), {}, kinds={"A": "fp32"})
     assert left.reason("A") == "the table of a GPU of a day has no A fp32: leave"
     table["ops"]["A fp32"] = [[1000, 0.9]]
-    assert by_table(table, ("A",), {}, wide=["A"]).choice == "A"
-    made = decide({"opt": times(A=shifted(-10))}, ("A",), "", wide=["A"])
+    assert by_table(table, ("A",), {}, kinds={"A": "fp32"}).choice == "A"
+    made = decide({"opt": times(A=shifted(-10))}, ("A",), "", kinds={"A": "fp32"})
     (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
-    assert kept.wide == made.wide == ("A",)
+    assert kept.kinds == made.kinds == {"A": "fp32"}
 
 
 def test_shipped_tables_are_well_formed():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -33,10 +33,10 @@ class Verdict:
     """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
-    ``ops`` the plugins of the region, ``wide`` those of them that read fp32, ``work`` the elements
-    that each of them writes, and ``source`` says where the verdict is from. ``sparing`` is what
-    would be taken instead if memory were short, for TensorRT would have an engine of its own there;
-    ``spares`` says that it was.
+    ``ops`` the plugins of the region, ``kinds`` those that are unusual (engine/kinds), ``work`` the
+    elements that each of them writes, and ``source`` says where the verdict is from. ``sparing`` is
+    what would be taken instead if memory were short, for TensorRT would have an engine of its own
+    there; ``spares`` says that it was.
     """
 
     choice: str
@@ -47,7 +47,7 @@ class Verdict:
     work: Mapping[str, int] = field(default_factory=dict)
     sparing: str = ""
     spares: bool = False
-    wide: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def spared(self) -> Verdict:
         """The verdict where memory is short."""
@@ -78,7 +78,7 @@ class Verdict:
         """The verdict as the lock has it."""
         facts = asdict(self)
         del facts["source"], facts["spares"]
-        return {**facts, "ops": list(self.ops), "wide": list(self.wide)}
+        return {**facts, "ops": list(self.ops)}
 
     @staticmethod
     def from_dict(facts: Mapping[str, Any], source: str) -> Verdict:
@@ -93,8 +93,8 @@ class Verdict:
         library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
         sparing = str(facts.get("sparing", ""))
         plugins_of(sparing or LEAVE)
-        wide = tuple(facts.get("wide", ()))
-        return Verdict(str(facts["choice"]), ops, us, library, source, work, sparing, wide=wide)
+        kinds = dict(facts.get("kinds", {}))
+        return Verdict(str(facts["choice"]), ops, us, library, source, work, sparing, kinds=kinds)
 
 
 def plugins_of(choice: str) -> dict[str, int]:
@@ -116,7 +116,7 @@ def decide(
     work: Mapping[str, int] | None = None,
     *,
     apart: bool = False,
-    wide: Sequence[str] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
@@ -134,7 +134,7 @@ def decide(
     }
     instead = "" if sparing == fast else sparing
     facts = (fast, tuple(ops), us, library, "measured here", work or {}, instead)
-    return Verdict(*facts, wide=tuple(wide))
+    return Verdict(*facts, kinds=kinds or {})
 
 
 def _best(times: Times, every: frozenset[str], saved: float) -> str:
@@ -199,9 +199,9 @@ def table(capability: str) -> dict[str, Any]:
     return facts
 
 
-def row(op: str, wide: Collection[str]) -> str:
-    """What a table calls an op, ``wide`` being those that read fp32."""
-    return f"{op} fp32" if op in wide else op
+def row(op: str, kinds: Mapping[str, str]) -> str:
+    """What a table calls an op, such as ``"RmsNorm"`` or ``"RmsNorm fp32"``."""
+    return f"{op} {kinds[op]}" if op in kinds else op
 
 
 def by_table(
@@ -210,15 +210,15 @@ def by_table(
     work: Mapping[str, int],
     *,
     apart: bool = False,
-    wide: Sequence[str] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> Verdict:
     """What a shipped table says of plugins that nobody measured here.
 
     Each op has measured points, the elements that it wrote and the time of the plugin's region over
-    TensorRT's; that of the nearest size decides. What reads fp32 has rows of its own: the plugins
-    have no tensor cores for it. Ops that are not in the table are left.
+    TensorRT's; that of the nearest size decides. Ops that are not in the table are left, as are
+    those of a kind (engine/kinds) that has no row there.
     """
-    rows = {op: row(op, wide) for op in ops}
+    rows = {op: row(op, kinds or {}) for op in ops}
     taken, sparing = [], []
     for op in ops:
         measured = facts.get("ops", {}).get(rows[op], [])

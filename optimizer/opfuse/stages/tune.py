@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from opfuse import lockfile
 from opfuse.config import Config
@@ -18,6 +18,7 @@ from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
+from opfuse.engine.kinds import kinds
 from opfuse.engine.natives import substitute
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
@@ -201,11 +202,9 @@ class _Tuner:
         return verdicts.by_table(table, ops, self._work(region), **self._kind(region))
 
     def _kind(self, region: Region) -> dict[str, Any]:
-        """Whether it would be an engine of its own, and which of its ops read fp32."""
+        """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
         nodes = [self._model.graph.node[index] for index in region.group]
-        read = [(node.op_type, self._types.get(node.input[0])) for node in nodes]
-        wide = {op for op, typed in read if typed and typed.element == TensorProto.FLOAT}
-        return {"apart": self._is_apart(region), "wide": sorted(wide)}
+        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types)}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
