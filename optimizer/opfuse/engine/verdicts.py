@@ -229,8 +229,10 @@ def by_table(
             wins = nearest[1] <= 1 + (_WORTH if op in EXACT else margin)
             taken += [op] * wins
             sparing += [op] * (wins or (apart and nearest[1] <= 1 + _APART))
-    source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
-    if facts.get("ops", {}).keys().isdisjoint(rows.values()):
+    source = f"the table of {facts.get('gpu', '?')} of {facts.get('date', '?')}"
+    if not facts:
+        source = "opfuse ships no table of this GPU, --tune measures"
+    elif facts.get("ops", {}).keys().isdisjoint(rows.values()):
         source += f" has no {' and no '.join(rows.values())}"
     instead = "" if sparing == taken else "+".join(sparing)
     return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)
