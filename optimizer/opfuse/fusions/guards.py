@@ -13,7 +13,8 @@ from opfuse.graph.fusion import Decline, Found, Miss, Work
 from opfuse.graph.pattern import Op
 from opfuse.graph.weights import load
 
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+FLOATS = (onnx.TensorProto.FLOAT, *HALVES)
 
 
 def floating(found: Found, *names: str) -> int:
