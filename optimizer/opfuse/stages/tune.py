@@ -18,6 +18,7 @@ from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
+from opfuse.engine.kinds import kinds
 from opfuse.engine.natives import substitute
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
@@ -128,7 +129,7 @@ class _Tuner:
                 self._failed[key] = Verdict(LEAVE, ops, source=f"could not be measured ({why})")
             else:
                 self._known[key] = verdicts.decide(
-                    times, ops, self._digest, self._work(region), apart=self._is_apart(region)
+                    times, ops, self._digest, self._work(region), **self._kind(region)
                 )
                 self._save()
             left = (time.monotonic() - began) / (count - len(todo)) * len(todo)
@@ -198,7 +199,12 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        return verdicts.by_table(table, ops, self._work(region), apart=self._is_apart(region))
+        return verdicts.by_table(table, ops, self._work(region), **self._kind(region))
+
+    def _kind(self, region: Region) -> dict[str, Any]:
+        """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
+        nodes = [self._model.graph.node[index] for index in region.group]
+        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types)}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
