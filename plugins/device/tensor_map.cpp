@@ -29,14 +29,15 @@ bool is_hopper() {
 }
 
 bool encode_map(CUtensorMap& out, void const* data, bool is_half, int rank, cuuint64_t const* sizes,
-                cuuint64_t const* strides, cuuint32_t const* box) {
+                cuuint64_t const* strides, cuuint32_t const* box, int fetched_bytes) {
     auto const encode = encoder();
     if (!encode) return false;
     auto const type = is_half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    auto const fetched = fetched_bytes == 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                              : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
     return encode(&out, type, static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,
                   strides, box, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                  fetched, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace opfuse::device

@@ -11,21 +11,9 @@ struct HopperLauncher {
     cudaStream_t stream;
 
     template <Sharing kSharing, int kGroups, int kHeights, int kRows, int kStages, int kCluster = 1>
-    cudaError_t as(int band, int parts = 1) const {
+    cudaError_t as(int band) const {
         using S = GemmShape<kSharing, kGroups, kHeights, kRows, kStages, kCluster>;
-        return launch_hopper_gemm<T, S, kByRows, kGated>(g, band, stream, parts);
-    }
-
-    cudaError_t in_parts(int parts) const {
-        using enum Sharing;
-        switch (rows_in_parts(g)) {
-        case 8: return as<kParts, 2, 1, 8, 6>(1, parts);
-        case 16: return as<kParts, 2, 1, 16, 5>(1, parts);
-        case 32: return as<kParts, 2, 1, 32, 4>(1, parts);
-        case 64: return as<kParts, 2, 1, 64, 7>(1, parts);
-        case 128: return as<kParts, 2, 1, 128, 4>(1, parts);
-        }
-        return cudaErrorNotSupported;
+        return launch_hopper_gemm<T, S, kByRows, kGated>(g, band, stream);
     }
 
     cudaError_t operator()(Tactic tactic) const {
@@ -35,11 +23,8 @@ struct HopperLauncher {
             if (tactic == kColumns128) return as<kColumns, 2, 2, 128, 4>(16);
             if (tactic == kColumns64) return as<kColumns, 2, 2, 64, 5>(16);
             if (tactic == kNarrow128) return as<kColumns, 1, 2, 128, 6>(16);
-            if (tactic == kNarrow16) return as<kColumns, 1, 2, 16, 10>(16);
             if (tactic == kTurns192) return as<kTurns, 2, 2, 192, 4>(11);
         } else {
-            if (tactic == kNarrowParts2) return as<kParts, 1, 1, 16, 16>(1, 2);
-            if (int const parts = parts_of(tactic)) return in_parts(parts);
             if (tactic == kColumns256) return as<kColumns, 2, 1, 256, 4>(8);
             if (tactic == kColumns192) return as<kColumns, 2, 1, 192, 4>(11);
             if (tactic == kColumns144) return as<kColumns, 2, 1, 144, 5>(16);
@@ -61,6 +46,7 @@ cudaError_t choose_hopper_gemm(Gemm const& g, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     Tactic const tactic = choose_tactic(g, machine.multiprocessors);
+    if (tactic == Tactic::kStream) return stream_gemm(g, T{}, stream);
     if (g.gated) return HopperLauncher<T, true, true>{g, stream}(tactic);
     return g.transposed ? HopperLauncher<T, false, false>{g, stream}(tactic)
                         : HopperLauncher<T, true, false>{g, stream}(tactic);

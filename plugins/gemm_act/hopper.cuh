@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "../device/launch.cuh"
-#include "exchange.cuh"
+#include "cluster.cuh"
 #include "finish.cuh"
 #include "launch.h"
 #include "load.cuh"
@@ -170,15 +170,6 @@ struct GemmConsumer {
                                  });
         if (finish.leader) device::wait_for_stores<0>();
     }
-
-    // The one tile of blocks that share it.
-    __device__ void run_part(GemmExchange<T, S> const& exchange, int steps) {
-        Sums sums;
-        accumulate(sums, steps);
-        device::wait_for_cluster();  // the others expect what is given
-        exchange.give(sums[0]);
-        exchange.finish();
-    }
 };
 
 template <class S>
@@ -187,7 +178,6 @@ __device__ void init_barriers(GemmBarriers<S>& barriers, GemmMaps const& maps) {
         device::init_barrier(&barriers.full[i], 1);
         device::init_barrier(&barriers.empty[i], 4 * S::kReaders * S::kCluster);
     }
-    device::init_barrier(&barriers.exchange, 1);
     if constexpr (S::kResidualSlots) init_slot_barriers<S>(barriers.slots);
     if constexpr (S::kStoringWarps) init_chunk_barriers<S>(barriers.slots);
     device::publish_barriers();
@@ -196,60 +186,38 @@ __device__ void init_barriers(GemmBarriers<S>& barriers, GemmMaps const& maps) {
 }
 
 template <class T, class S, bool kByRows, bool kGated>
-__global__ void __launch_bounds__(S::kThreads, S::kResident)
+__global__ void __launch_bounds__(S::kThreads, 1)
     hopper_gemm_kernel(Gemm const g, GemmOrder const order, __grid_constant__ GemmMaps const maps) {
     extern __shared__ __align__(16) unsigned char shared[];
     unsigned char* const stages = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     auto& barriers = *reinterpret_cast<GemmBarriers<S>*>(stages + S::kBarriers);
-    int const rank = S::kCluster > 1 || S::kParts ? device::cluster_rank() : 0;
-    GemmSteps const steps = gemm_steps<S>(g.depth, rank, order.parts);
+    int const rank = S::kCluster > 1 ? device::cluster_rank() : 0;
+    int const steps = gemm_steps<S>(g.depth);
     // Shuffled, so that the compiler knows that a warp's threads agree on it.
     int const group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0) - 1;
-    // Of parts, which have one tile.
-    GemmExchange<T, S> const exchange{g,
-                                      gemm_tile<S, kGated>(order, blockIdx.x / order.parts, 0),
-                                      reinterpret_cast<float4*>(stages + S::kExchange),
-                                      &barriers.exchange,
-                                      order.parts,
-                                      rank,
-                                      static_cast<int>(threadIdx.x / 32) - 4,
-                                      static_cast<int>(threadIdx.x % 32)};
-    if (threadIdx.x == 0) {
-        init_barriers<S>(barriers, maps);
-        if constexpr (S::kParts) exchange.expect();
-    }
+    if (threadIdx.x == 0) init_barriers<S>(barriers, maps);
     __syncthreads();
-    if (S::kCluster > 1 || S::kParts) device::arrive_at_cluster();
-    if (S::kCluster > 1) device::wait_for_cluster();
-    if (S::kParts) device::let_next_start();
-    // With a tile for each, blocks of the next kernel are there early anyway: 64x4096x14336 takes
-    // 43.1 us with it, 43.7 without, but 128x2048x2048 6.0 and 5.7.  Behind a norm, gates of one
-    // row are worth it: four layers of Llama take 226 us with it, 229 without.
-    bool const asks = S::kParts || kGated || order.rows * order.cols > static_cast<int>(gridDim.x);
-    if constexpr (S::kAsksEarly)
-        if (group >= 0 && asks) prefetch_weight<S, kByRows, kGated>(g, exchange.tile, steps);
+    if constexpr (S::kCluster > 1) {
+        device::arrive_at_cluster();
+        device::wait_for_cluster();
+    }
     device::wait_for_previous();
     if (group < 0) {
-        if constexpr (S::kResident == 1) device::leave_registers<40>();
+        device::leave_registers<40>();
         if (threadIdx.x == 0) {
             load_tiles<S, kByRows, kGated>(maps, order, barriers, stages, steps, rank,
                                            g.residual != nullptr);
             // Not before: the next kernel's blocks would wait on multiprocessors that have no tile,
-            // and 128x2048x3072 takes 10.3 us instead of 9.0.  Those that ask for their weight
-            // while they wait are worth it.
-            if (!S::kParts) device::let_next_start();
+            // and 128x2048x3072 takes 10.3 us instead of 9.0.
+            device::let_next_start();
         }
         if constexpr (S::kResidualSlots)
-            copy_chunks<S>(maps, g, order, barriers, stages, steps.count(), rank);
+            copy_chunks<S>(maps, g, order, barriers, stages, steps, rank);
         if constexpr (S::kStoringWarps) store_chunks<S>(maps, order, barriers.slots, stages, rank);
-        if (S::kParts) device::wait_for_cluster();
     } else {
-        if constexpr (S::kResident == 1) device::take_registers<S::kGroups == 1 ? 240 : 232>();
+        device::take_registers<S::kGroups == 1 ? 240 : 232>();
         GemmConsumer<T, S, kByRows, kGated> consumer(maps, g, barriers, stages, group);
-        if constexpr (S::kParts)
-            consumer.run_part(exchange, steps.count());
-        else
-            consumer.run(order, steps.count(), rank);
+        consumer.run(order, steps, rank);
     }
     if constexpr (S::kCluster > 1) {  // no block ends while others tell it
         device::arrive_at_cluster();
@@ -260,7 +228,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
 // ---- launchers
 
 template <class T, class S, bool kByRows, bool kGated>
-cudaError_t launch_hopper_kernel(Gemm const& g, int band, cudaStream_t stream, int parts) {
+cudaError_t launch_hopper_kernel(Gemm const& g, int band, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     GemmMaps maps;
@@ -268,13 +236,11 @@ cudaError_t launch_hopper_kernel(Gemm const& g, int band, cudaStream_t stream, i
         return cudaErrorNotSupported;
     int constexpr kClusterCols = S::template kCols<kGated> * S::kCluster;
     GemmOrder const order{static_cast<int>((g.rows + S::kRows - 1) / S::kRows),
-                          (g.cols + kClusterCols - 1) / kClusterCols, band, parts};
+                          (g.cols + kClusterCols - 1) / kClusterCols, band};
     int64_t const tiles = int64_t{order.rows} * order.cols;
     device::Grid grid;
-    grid.cluster = S::kParts ? parts : S::kCluster;
-    // Parts of a tile exchange sums once: they have no tile after it.
-    int64_t const most = S::kParts ? tiles : machine.multiprocessors / S::kCluster;
-    grid.blocks = std::min(most, tiles) * grid.cluster;
+    grid.cluster = S::kCluster;
+    grid.blocks = std::min<int64_t>(machine.multiprocessors / S::kCluster, tiles) * S::kCluster;
     grid.threads = dim3(S::kThreads);
     grid.shared_bytes = S::kSharedBytes;
     // An early start costs more than it saves where rows are many: all products and norms of BERT
@@ -286,16 +252,16 @@ cudaError_t launch_hopper_kernel(Gemm const& g, int band, cudaStream_t stream, i
 }
 
 template <class T, class S, bool kByRows, bool kGated>
-cudaError_t launch_hopper_gemm(Gemm const& g, int band, cudaStream_t stream, int parts = 1) {
+cudaError_t launch_hopper_gemm(Gemm const& g, int band, cudaStream_t stream) {
     if constexpr (S::kTurns && !kGated) {
         if (g.residual)
-            return launch_hopper_kernel<T, WithResidual<S>, kByRows, false>(g, band, stream, 1);
+            return launch_hopper_kernel<T, WithResidual<S>, kByRows, false>(g, band, stream);
         // By chunks of 48 rows it is slower: 3072x768x3072 with GELU takes 28.2 us so, 27.1
         // without.
         if constexpr (S::kChunkRows == 64)
-            return launch_hopper_kernel<T, WithStores<S>, kByRows, false>(g, band, stream, 1);
+            return launch_hopper_kernel<T, WithStores<S>, kByRows, false>(g, band, stream);
     }
-    return launch_hopper_kernel<T, S, kByRows, kGated>(g, band, stream, parts);
+    return launch_hopper_kernel<T, S, kByRows, kGated>(g, band, stream);
 }
 
 }  // namespace opfuse

@@ -38,8 +38,8 @@ cudaError_t tiled_gemm(Gemm const& gemm, __nv_bfloat16, cudaStream_t stream);
 // Compute capability 9.0, in vectors and boxes.
 cudaError_t hopper_gemm(Gemm const& gemm, __half, cudaStream_t stream);
 cudaError_t hopper_gemm(Gemm const& gemm, __nv_bfloat16, cudaStream_t stream);
-// The same, of up to 4 rows with a weight by rows; cudaErrorNotSupported where it is another.
-cudaError_t few_rows_gemm(Gemm const& gemm, __half, cudaStream_t stream);
-cudaError_t few_rows_gemm(Gemm const& gemm, __nv_bfloat16, cudaStream_t stream);
+// The same, of up to 64 rows.
+cudaError_t stream_gemm(Gemm const& gemm, __half, cudaStream_t stream);
+cudaError_t stream_gemm(Gemm const& gemm, __nv_bfloat16, cudaStream_t stream);
 
 }  // namespace opfuse

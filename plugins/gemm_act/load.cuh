@@ -31,25 +31,6 @@ __device__ void load_weight(unsigned char* to, GemmMaps const& maps, uint64_t* b
     }
 }
 
-// Asks for the first stages of the weight to be in L2, which is allowed ahead of wait_for_previous,
-// by the consumers, who wait for it: the copy engine would be late for the stages themselves.
-template <class S, bool kByRows, bool kGated>
-__device__ void prefetch_weight(Gemm const& g, GemmTile const& tile, GemmSteps steps) {
-    constexpr int kMost = 12;
-    constexpr int kLines = S::kBoxes * 64;  // of 128 bytes, of a stage
-    int const lines = min(steps.count(), kMost) * kLines;
-    for (int i = threadIdx.x - 128; i < lines; i += 128 * S::kGroups) {
-        int const box = i % S::kBoxes, inside = i / S::kBoxes % 64;
-        int const k = (steps.begin + i / kLines) * S::kDepth + (kByRows ? inside : 0);
-        bool const up = kGated && box >= S::kBoxes / 2;
-        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * 64 + (kByRows ? 0 : inside);
-        if (k >= g.depth || col >= g.cols) continue;
-        int64_t const stride = kByRows ? int64_t{g.cols} * (kGated ? 2 : 1) : g.depth;
-        int64_t const at = kByRows ? k * stride + col + (up ? g.cols : 0) : col * stride + k;
-        device::prefetch(static_cast<uint16_t const*>(g.weight) + at);
-    }
-}
-
 // A stage with the residual of one group: chunks of rows.
 template <class S>
 __device__ void load_residual(unsigned char* to, GemmMaps const& maps, uint64_t* full,
@@ -64,7 +45,7 @@ __device__ void load_residual(unsigned char* to, GemmMaps const& maps, uint64_t*
 
 template <class S, bool kByRows, bool kGated>
 __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBarriers<S>& barriers,
-                           unsigned char* stages, GemmSteps steps, int rank, bool has_residual) {
+                           unsigned char* stages, int steps, int rank, bool has_residual) {
     // The first residual is asked for behind so many stages: ahead of them, it is what they wait
     // for.
     constexpr int kBegun = 4;
@@ -72,7 +53,7 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
     uint32_t parity = 1;
     GemmTile last{};
     for_each_tile<S, kGated>(order, rank, 0, 1, [&](GemmTile const& tile) {
-        for (int step = steps.begin; step < steps.end; ++step) {
+        for (int step = 0; step < steps; ++step) {
             device::wait(&barriers.empty[stage], parity);
             uint64_t* const full = &barriers.full[stage];
             unsigned char* const x = stages + stage * S::kStageBytes;
@@ -81,7 +62,7 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
             load_weight<S, kByRows, kGated>(x + S::kXBytes, maps, full, tile, step * S::kDepth);
             if (++stage == S::kStages) stage = 0, parity ^= 1;
             if constexpr (S::kResidualSlots)
-                if (number < S::kGroups && step + 1 == min(kBegun, steps.end))
+                if (number < S::kGroups && step + 1 == min(kBegun, steps))
                     device::arrive(&barriers.slots.begun[number]);
         }
         if constexpr (S::kResidualSlots) last = tile, ++number;

@@ -14,9 +14,7 @@ bool suits_hopper(Gemm const& g) {
 
 template <class T>
 cudaError_t hopper(Gemm const& g, cudaStream_t stream) {
-    cudaError_t const status =
-        g.tactic == 0 ? few_rows_gemm(g, T{}, stream) : cudaErrorNotSupported;
-    return status == cudaErrorNotSupported ? hopper_gemm(g, T{}, stream) : status;
+    return hopper_gemm(g, T{}, stream);
 }
 #else
 bool suits_hopper(Gemm const&) { return false; }

@@ -8,9 +8,8 @@
 namespace opfuse {
 
 // How a block's warp groups of consumers share the work.  kColumns: each has a part of each tile's
-// columns.  kTurns: each has every other tile, and finishes it while the other multiplies.  kParts:
-// as kColumns, and blocks of a cluster share a tile, each with a part of the depth.
-enum class Sharing { kColumns, kTurns, kParts };
+// columns.  kTurns: each has every other tile, and finishes it while the other multiplies.
+enum class Sharing { kColumns, kTurns };
 
 // A group multiplies 64 columns of the weight at a time with kRows rows of x, kHeights times: that
 // of neighbouring columns, or gated that of the gate and of what it lets through.  kCluster blocks
@@ -19,10 +18,8 @@ template <Sharing kSharing, int kGroups_, int kHeights_, int kRows_, int kStages
           int kCluster_ = 1>
 struct GemmShape {
     static constexpr bool kTurns = kSharing == Sharing::kTurns;
-    static constexpr bool kParts = kSharing == Sharing::kParts;
     static constexpr int kGroups = kGroups_, kHeights = kHeights_, kRows = kRows_;
     static constexpr int kStages = kStages_, kCluster = kCluster_;
-    static_assert(kCluster == 1 || !kParts);
     static constexpr int kThreads = 128 * (kGroups + 1);
     static constexpr int kDepth = 64;  // of a stage: a row of a box
     static constexpr int kBoxes =
@@ -34,10 +31,8 @@ struct GemmShape {
     static constexpr int kOfBox = 64 * device::kBoxBytes;
     static constexpr int kStageBytes = kXBytes + kBoxes * kOfBox;
     static constexpr int kReaders = kTurns ? 1 : kGroups;  // groups that read a stage
-    // Blocks ask for their first tile's weight to be in L2 while they wait for the kernel before.
-    static constexpr bool kAsksEarly = kParts || (kGroups == 1 && (kHeights == 1 || kRows <= 16));
     // Groups that share a tile find its residual in a stage each, behind those of the depth.
-    static constexpr bool kResidualStages = !kTurns && !kParts && kHeights == 1;
+    static constexpr bool kResidualStages = !kTurns && kHeights == 1;
     // y leaves in chunks of 64 columns, as many at once as a group has slots for.
     static constexpr int kChunkRows = kRows % 64 == 0 ? 64 : kRows % 48 == 0 ? 48 : kRows;
     static constexpr int kChunkBytes = kChunkRows * device::kBoxBytes;
@@ -45,17 +40,10 @@ struct GemmShape {
     static constexpr bool kResidualSlots = false, kStoringWarps = false;
     static constexpr int kChunksOfTile = kHeights * (kRows / kChunkRows);  // without a gate
     static constexpr int kChunks = kStages * kStageBytes;  // where they begin in shared memory
-    static constexpr int kChunksBytes = kParts ? 0 : kGroups * kSlots * kChunkBytes;
-    static constexpr int kExchange = kChunks + kChunksBytes;  // where parts' sums do
-    // Five parts, or three, have 8 slices by rounding up: room for 10, or 9.  One group has 4
-    // slices, of two parts.
-    static constexpr int kExchangeBytes = kParts ? kRows * kWeightCols * 5 : 0;
-    static constexpr int kBarriers = kExchange + kExchangeBytes;
+    static constexpr int kChunksBytes = kGroups * kSlots * kChunkBytes;
+    static constexpr int kBarriers = kChunks + kChunksBytes;
     static constexpr int kSharedBytes = kBarriers + 1024 + 256;
-    // Blocks on a multiprocessor: with few sums, the next kernel's may come before this one's end.
-    static constexpr int kMostShared = 228 * 1024, kTaken = kSharedBytes + 1024;
-    static constexpr int kResident = kParts && kRows <= 32 && 2 * kTaken <= kMostShared ? 2 : 1;
-    static_assert(kTaken * kResident <= kMostShared);
+    static_assert(kSharedBytes + 1024 <= 228 * 1024);
 
     // Columns of y.
     template <bool kGated>
@@ -97,7 +85,6 @@ struct NoBarriers {};
 template <class S>
 struct GemmBarriers {
     uint64_t full[S::kStages], empty[S::kStages];
-    uint64_t exchange;
     std::conditional_t<S::kResidualSlots, SlotBarriers<S>,
                        std::conditional_t<S::kStoringWarps, ChunkBarriers<S>, NoBarriers>>
         slots;
@@ -107,7 +94,6 @@ struct GemmBarriers {
 struct GemmOrder {
     int rows, cols;  // of tiles of a cluster
     int band;        // rows of tiles
-    int parts;       // blocks that share a tile
 };
 
 struct GemmTile {
@@ -127,31 +113,21 @@ __device__ GemmTile gemm_tile(GemmOrder const& order, int index, int rank) {
 // Calls `work` with this block's tiles, from `first` on each `stride`th.
 template <class S, bool kGated, class Work>
 __device__ void for_each_tile(GemmOrder const& order, int rank, int first, int stride, Work work) {
-    int const sharing = S::kParts ? order.parts : S::kCluster;
-    int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
+    int const clusters = gridDim.x / S::kCluster, own = blockIdx.x / S::kCluster;
     for (int i = own + first * clusters; i < order.rows * order.cols; i += stride * clusters)
         work(gemm_tile<S, kGated>(order, i, rank));
 }
 
 template <class S>
 __device__ int count_tiles(GemmOrder const& order) {
-    int const sharing = S::kParts ? order.parts : S::kCluster;
-    int const clusters = gridDim.x / sharing, own = blockIdx.x / sharing;
+    int const clusters = gridDim.x / S::kCluster, own = blockIdx.x / S::kCluster;
     return (order.rows * order.cols - own + clusters - 1) / clusters;
 }
 
-// The stages of the depth that this block multiplies.
-struct GemmSteps {
-    int begin, end;
-
-    __device__ int count() const { return end - begin; }
-};
-
+// The stages of the depth.
 template <class S>
-__device__ GemmSteps gemm_steps(int depth, int rank, int parts) {
-    int const all = (depth + S::kDepth - 1) / S::kDepth;
-    if (!S::kParts) return {0, all};
-    return {all * rank / parts, all * (rank + 1) / parts};
+__device__ int gemm_steps(int depth) {
+    return (depth + S::kDepth - 1) / S::kDepth;
 }
 
 }  // namespace opfuse

@@ -21,105 +21,84 @@ using enum Tactic;
 // clusters start 1 to 3 us later: six layers of BERT with their norms take 533 us with it, 517 with
 // kTurns144.
 constexpr Way kPlainWays[] = {
-    {kColumns256, 256, 128, 700, 2400, 3500},
-    {kColumns192, 192, 128, 570, 1400, 1300},
-    {kColumns144, 144, 128, 450, 1400, 1300},
-    {kColumns128, 128, 128, 365, 1300, 1200},
-    {kColumns64, 64, 128, 200, 0, 500},
-    {kTurns144, 144, 128, 445, 100, 700},
-    {kTurns128, 128, 128, 375, 700, 550, 2},
-    {kTurns192, 192, 128, 530, 500, 1600, 2},
-    {kNarrow64, 64, 64, 96, 0, 0},
+    {kColumns256, 256, 128, 700, 2400, 3500}, {kColumns192, 192, 128, 570, 1400, 1300},
+    {kColumns144, 144, 128, 450, 1400, 1300}, {kColumns128, 128, 128, 365, 1300, 1200},
+    {kColumns64, 64, 128, 225, 300, 500},     {kTurns144, 144, 128, 445, 100, 700},
+    {kTurns128, 128, 128, 375, 700, 550, 2},  {kTurns192, 192, 128, 530, 500, 1600, 2},
+    {kNarrow64, 64, 64, 120, 0, 0},
 };
 // kNarrow128's tile is longer than alone: four layers of Llama with their norms take 251 us with it
 // (128 rows), 247 with kColumns64.
 constexpr Way kGatedWays[] = {
-    {kColumns128, 128, 128, 760, 1400, 0}, {kColumns64, 64, 128, 520, 1400, 0},
-    {kNarrow128, 128, 64, 370, 6500, 0},   {kTurns192, 192, 64, 530, 500, 0},
-    {kNarrow16, 16, 64, 300, 1400, 0},
+    {kColumns128, 128, 128, 760, 1400, 0},
+    {kColumns64, 64, 128, 520, 1400, 0},
+    {kNarrow128, 128, 64, 370, 6500, 0},
+    {kTurns192, 192, 64, 530, 500, 0},
 };
 constexpr int64_t kStart =
     2500;  // from the launch to the first stage, and from the last to the end
+constexpr int64_t kStreamStart = 1500;
 constexpr int64_t kBytes = 2700;  // of a weight that memory gives in a nanosecond
 
 constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tiles of few rows are for few rows, but those of 64 by 64 not for the fewest: 16x14336x4096 takes
-// 50 us with them, 44 in parts.
-bool suits(Way const& way, Gemm const& g) {
-    if (way.tactic == kNarrow64 && g.rows <= 32) return false;
-    if (!g.gated) return way.rows > 64 || g.rows <= 128;
+int64_t clusters_of(Way const& way, Gemm const& g) {
+    return over(g.rows, way.rows) * over(over(g.cols, way.cols), way.cluster);
+}
+
+// Tiles of 64 by 64 read x and the weight so often that L2 is what several rounds of them wait for:
+// 192x4096x4096 takes 21.6 us with them, 16.5 with kColumns64.
+bool suits(Way const& way, Gemm const& g, int multiprocessors) {
+    if (way.tactic == kNarrow64) return g.rows > 32 && clusters_of(way, g) <= multiprocessors;
+    if (!g.gated) return true;
     if (way.rows > 64) return g.rows > (way.rows > 128 ? 128 : 64);
-    return way.rows > 16 || g.rows <= 16;
+    return g.rows <= 128;
 }
 
 int64_t of_memory(Gemm const& g) { return int64_t{g.depth} * g.cols * (g.gated ? 4 : 2) / kBytes; }
 
 int64_t of_way(Way const& way, Gemm const& g, int multiprocessors) {
-    int64_t const clusters = over(g.rows, way.rows) * over(over(g.cols, way.cols), way.cluster);
+    int64_t const clusters = clusters_of(way, g);
     int64_t const rounds = over(clusters, std::max(1, multiprocessors / way.cluster));
     bool const plain = g.activation == device::Activation::kNone && !g.residual;
-    int64_t const tile = over(g.depth, 64) * way.stage + way.tile + (plain ? 0 : way.finished);
-    int64_t const computed = kStart + rounds * tile;
+    // A multiprocessor whose neighbour has nothing to do takes in more.
+    bool const half = 2 * clusters * way.cluster <= multiprocessors;
+    int64_t const stage = half ? way.stage * 4 / 5 : way.stage;
+    int64_t tile = way.tile + (plain ? 0 : way.finished);
+    // Of one tile a block there is no other to wait for, nor to finish it beside.
+    if (rounds == 1 && way.tactic == kColumns128) tile /= 2;
+    if (rounds == 1 && way.tactic == kTurns128) tile += 1000;
+    int64_t const computed = kStart + rounds * (over(g.depth, 64) * stage + tile);
     // Of ways that wait for memory, that with less to do besides.
     return std::max(computed, kStart + 500 + of_memory(g)) + computed / 32;
 }
 
-// Memory is what few rows wait for.  More parts ask it for more at once, but what they ask for is
-// in more places: for a short depth eight of them are fastest, else two, and five where rows are
-// many.
-int64_t of_parts(int parts, Gemm const& g) {
-    bool const few = rows_in_parts(g) <= 32;
-    int const best = !few ? 5 : g.depth <= 2560 ? 8 : 2;
-    int64_t const start = few ? (best == 8 ? kStart : kStart + 1000) : 6000;
-    return start + of_memory(g) + (parts == best ? 0 : 1000);
+// Up to 64 rows, or 128 where most multiprocessors have two tiles of 64 columns, and none has more:
+// 128x4096x14336 takes 44 us so and 48 by tiles of 64 by 64, but 100x4096x11008, with 172 of them,
+// takes 49, cuBLAS 35.
+bool suits_stream(Gemm const& g, int multiprocessors) {
+    int64_t const tiles = over(g.cols, 64);
+    bool const even = 2 * tiles > 3 * multiprocessors && tiles <= 2 * multiprocessors;
+    return g.rows <= 64 || (g.rows <= 128 && !g.gated && even);
 }
 
 void add(Ranking& ranking, Tactic tactic, int64_t nanoseconds) {
     ranking.ways[ranking.count++] = {tactic, nanoseconds};
 }
 
-void add_parts(Ranking& ranking, Gemm const& g, int multiprocessors) {
-    if (rows_in_parts(g) == 0) return;
-    // First of equals: 16x14336x4096 takes 41.4 us, in wider parts 44; but 1x4096x14336 48 and 43.
-    bool const narrow = g.rows <= 16 && over(g.cols, 64) <= multiprocessors / 2;
-    if (narrow && over(g.depth, 64) >= 2) add(ranking, kNarrowParts2, kStart + of_memory(g));
-    for (Tactic const tactic : {kParts2, kParts3, kParts4, kParts5, kParts8}) {
-        int const parts = parts_of(tactic);
-        // All have room at once, and something to multiply.
-        bool const fits = over(g.cols, 128) * parts <= 2 * multiprocessors;
-        if (fits && over(g.depth, 64) >= parts) add(ranking, tactic, of_parts(parts, g));
-    }
-}
-
 }  // namespace
-
-int parts_of(Tactic tactic) {
-    switch (tactic) {
-    case kParts2: return 2;
-    case kParts3: return 3;
-    case kParts4: return 4;
-    case kParts5: return 5;
-    case kParts8: return 8;
-    default: return 0;
-    }
-}
-
-int rows_in_parts(Gemm const& g) {
-    for (int const rows : {8, 16, 32, 64, 128})
-        if (g.rows <= rows) return rows;
-    return 0;
-}
 
 Ranking rank_tactics(Gemm const& g, int multiprocessors) {
     Ranking ranking;
+    if (suits_stream(g, multiprocessors)) add(ranking, kStream, kStreamStart + of_memory(g));
     if (g.gated) {
         for (Way const& way : kGatedWays)
-            if (suits(way, g)) add(ranking, way.tactic, of_way(way, g, multiprocessors));
+            if (suits(way, g, multiprocessors))
+                add(ranking, way.tactic, of_way(way, g, multiprocessors));
     } else {
         for (Way const& way : kPlainWays)
-            if (suits(way, g)) add(ranking, way.tactic, of_way(way, g, multiprocessors));
-        add_parts(ranking, g, multiprocessors);
+            if (suits(way, g, multiprocessors))
+                add(ranking, way.tactic, of_way(way, g, multiprocessors));
     }
     std::stable_sort(
         ranking.ways.begin(), ranking.ways.begin() + ranking.count,

@@ -18,24 +18,12 @@ enum class Tactic : int32_t {
     kTurns144 = 6,  // a warp group finishes its tile while the other multiplies
     kTurns128 = 7,
     kNarrow128 = 8,  // gated: 64 columns of y, one warp group
-    kParts2 = 9,     // blocks that share a tile's depth; it has 8 to 128 rows, as there are
-    kParts3 = 10,
-    kParts4 = 11,
-    kParts5 = 12,
-    kParts8 = 13,
-    kBlas = 14,  // by cuBLASLt, where that is and has the epilogue; never chosen unasked
+    kBlas = 14,      // by cuBLASLt, where that is and has the epilogue; never chosen unasked
     kTurns192 = 15,
-    kNarrow64 = 16,      // 64 rows by 64 columns, one warp group
-    kNarrow16 = 17,      // gated: 16 rows
-    kNarrowParts2 = 18,  // as kParts2, 16 rows by 64 columns, one warp group
+    kNarrow64 = 16,  // 64 rows by 64 columns, one warp group
+    kStream = 19,    // few rows, the weight in the order in which memory is read fastest
 };
-inline constexpr int kTactics = 19;
-
-// Blocks that share a tile's depth, of a way for few rows; else 0.
-int parts_of(Tactic tactic);
-
-// The fewest rows of their tile that hold all, or 0 where there are too many.
-int rows_in_parts(Gemm const& gemm);
+inline constexpr int kTactics = 20;
 
 struct Estimate {
     Tactic tactic = Tactic::kChoose;

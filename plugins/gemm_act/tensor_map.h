@@ -10,7 +10,9 @@ struct GemmMaps {
 };
 
 // x comes in boxes of `x_rows` rows by 64, the weight of 64 columns by 64 of depth, y and residual
-// of `y_rows` by 64.  False where the driver has no such maps.
-bool map_gemm(GemmMaps& maps, Gemm const& gemm, bool is_half, int x_rows, int y_rows);
+// of `y_rows` by 64.  L2 fetches `weight_bytes` of the weight's memory at a time, 128 or 256. False
+// where the driver has no such maps.
+bool map_gemm(GemmMaps& maps, Gemm const& gemm, bool is_half, int x_rows, int y_rows,
+              int weight_bytes = 256);
 
 }  // namespace opfuse

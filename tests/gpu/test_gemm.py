@@ -89,7 +89,7 @@ def test_gated_gemm(
 
 
 # Every way to compute, also those that these sizes would not take; one that cannot is another one.
-WAYS = range(1, 19)
+WAYS = range(1, 20)
 WAY_SHAPES = [
     (1, 512, 264), (7, 320, 520), (17, 4104, 520), (40, 712, 136), (65, 1024, 384),
     (128, 520, 1112), (300, 2048, 1024),
@@ -137,6 +137,36 @@ def test_each_tactic_of_gates(
         runner("GatedGemm", {"activation": "silu", "tactic": way}, [x, weight, bias], [y])
         expected = activate(gate, "silu") * up
         runner.compare("GatedGemm by tactic", y, expected, noise_of_gates(gate, up))
+        buffers.check_guards()
+
+
+# Tiles of 64 columns: shared by blocks, one a block, one a block of which a multiprocessor has two,
+# and several a block.
+@pytest.mark.parametrize("cols", [264, 2056, 8328, 8968, 14344, 17416])
+@pytest.mark.parametrize("rows", [5, 12, 30, 60, 100])
+def test_few_rows_of_each_width(
+    runner: Runner, generator: torch.Generator, rows: int, cols: int
+) -> None:
+    for depth, transposed, activation in ((520, 0, "none"), (72, 1, "silu"), (1032, 0, "gelu")):
+        buffers = Buffers()
+        x = buffers.place(random(generator, (rows, depth), torch.float16))
+        weight = random(generator, (depth, 2 * cols), torch.float16, depth**-0.5)
+        plain = weight[:, :cols]
+        placed = buffers.place(plain.T.contiguous() if transposed else plain.contiguous())
+        bias = buffers.place(random(generator, (2 * cols,), torch.float16))
+        residual = buffers.place(random(generator, (rows, cols), torch.float16))
+        y = buffers.empty((rows, cols), torch.float16)
+        sums = x.double() @ weight.double() + bias.double()
+        attributes: dict[str, str | int] = {"activation": activation, "residual": 1}
+        attributes["transposed"] = transposed
+        runner("GemmAct", attributes, [x, placed, bias[:cols], residual], [y])
+        expected = activate(sums[:, :cols], activation) + residual.double()
+        runner.compare("GemmAct of few rows", y, expected, NOISE)
+        gate, up = sums.chunk(2, -1)
+        gated = buffers.empty((rows, cols), torch.float16)
+        runner("GatedGemm", {"activation": "silu"}, [x, buffers.place(weight), bias], [gated])
+        expected = activate(gate, "silu") * up
+        runner.compare("GatedGemm of few rows", gated, expected, noise_of_gates(gate, up))
         buffers.check_guards()
 
 
@@ -278,8 +308,8 @@ def test_blas_chooses_outside_of_captures(runner: Runner, generator: torch.Gener
 MEMORY = [
     ((5, 7, 9), 0), ((3, 72, 136), 0), ((200, 72, 264), 4), ((200, 136, 264), 6),
     ((3, 264, 136), 11), ((200, 136, 264), 7), ((200, 136, 264), 15), ((100, 136, 136), 16),
-    ((12, 136, 136), 17), ((12, 136, 136), 18), ((400, 392, 264), 6), ((400, 392, 264), 7),
-    ((400, 392, 264), 15),
+    ((12, 136, 136), 17), ((12, 136, 136), 18), ((3, 264, 136), 19), ((60, 136, 264), 19),
+    ((12, 392, 520), 19), ((400, 392, 264), 6), ((400, 392, 264), 7), ((400, 392, 264), 15),
 ]  # fmt: skip
 
 
