@@ -104,17 +104,3 @@ def test_the_rest_of_each_head_in_the_same_concat(order):
     outcome = fuse_model(model(SPLIT + text, inputs, "T y", {}, "float", 17))
     assert outcome.counts == {"Rope": 1}
     outcome.same(*SIZES)
-
-
-def test_what_turns_nothing_is_no_candidate():
-    """Sums of products that no parts are joined in, as Longformer has, turn nothing."""
-    text = """
-        back = Transpose<perm=[1, 0]>(x)
-        flat = Reshape(back, [4, 6])
-        straight = Mul(x, cos)
-        across = Mul(flat, sin)
-        y = Add(straight, across)
-    """
-    outcome = fuse_model(model(text, "T[4, 6] x, T[4, 6] cos, T[4, 6] sin"))
-    assert outcome.counts == {}
-    assert outcome.fused.misses == ()
