@@ -155,3 +155,13 @@ def test_scores_that_are_clamped_to_the_lowest_number():
     outcome = fuse_model(model(text, inputs, "T y", {"lowest": lowest}, "bfloat16"))
     assert outcome.counts == {"FlashAttention": 1}
     assert outcome.ops == ["Max", "FlashAttention"]
+
+
+def test_a_packed_bias_that_is_split():
+    """WavLM's attention has one of q, k, and v."""
+    text = "b1, b2, b3 = Split<axis=0>(bias, [7, 7, 7])\nh0 = MatMul(x, w)\nh = Add(h0, b2)\n"
+    outcome = fused(f"{text}y = Relu(h)", "T[S, 5] x", w=(5, 7), bias=(21,))
+    assert outcome.counts == {"GemmAct": 1}
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in outcome.before.graph.initializer}
+    have = values(outcome, outcome.node("GemmAct").input[2])
+    assert (have == before["bias"].astype("float32")[7:14]).all()

@@ -111,10 +111,12 @@ def _definition(node: NodeProto, types: Types, opset: int) -> FunctionProto | No
     kinds = [kind.SerializeToString() for kind in given]
     try:
         schema: Any = onnx.defs.get_schema(node.op_type, opset)
-        if schema.has_function:
-            return FunctionProto.FromString(schema.function_body.SerializeToString())
         since, wanted = schema.since_version, node.SerializeToString()
-        written = schema.get_context_dependent_function_with_opset_version(since, wanted, kinds)
+        written = (
+            schema.function_body.SerializeToString()
+            if schema.has_function
+            else schema.get_context_dependent_function_with_opset_version(since, wanted, kinds)
+        )
     except (onnx.defs.SchemaError, RuntimeError):
         return None
     function = FunctionProto.FromString(written)
