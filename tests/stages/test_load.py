@@ -242,6 +242,14 @@ def test_bfloat16_excuses_no_other_mistake(tmp_path):
         loaded(tmp_path, onnx.parser.parse_model(text))
 
 
+@pytest.mark.parametrize("element", [0, 99])
+def test_a_cast_to_no_type_is_refused(tmp_path, element):
+    """onnx.checker throws a plain ValueError then."""
+    text = CONV.format(opset=22, last=f"Cast<to: int = {element}>(c)")
+    with pytest.raises(InputError, match="not valid ONNX"):
+        loaded(tmp_path, onnx.parser.parse_model(text))
+
+
 def test_bfloat16_that_a_model_has_no_trouble_with_stays_as_it_is(tmp_path):
     text = CONV.format(opset=18, last="Relu(c)").replace("Conv(x, w)", "Add(x, x)")
     text = text.replace("[1, 3, 7, 7]", "[1, 2, 8, 8]")
