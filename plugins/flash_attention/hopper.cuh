@@ -23,6 +23,10 @@ struct HopperRows {
 // Results of whole tiles.
 template <class T, class S>
 struct WholeResults {
+    static constexpr int kParts = 1;  // of weights, that are multiplied
+    static constexpr bool kHasParts = false;
+    __device__ static int query_of(int row) { return row; }
+
     __device__ void store(Attention const& a, HopperTile const& tile, int row,
                           float const (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
@@ -34,9 +38,7 @@ struct WholeResults {
 template <class T, class S, Scores kScores, class Results = WholeResults<T, S>>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
-    // Results that are added up are those of few queries, which wait for memory anyway: what
-    // packing loses of their weights is multiplied too, for a quarter less error.
-    static constexpr int kParts = std::is_same_v<Results, WholeResults<T, S>> ? 1 : 2;
+    static constexpr int kParts = Results::kParts;
     using Weights = uint32_t[kParts][kBlocks / 2][4];
 
     Attention const& a;
@@ -72,13 +74,13 @@ struct HopperConsumer {
     __device__ HopperTile const& tile(uint32_t number) const {
         return barriers.tiles[number % kKeptTiles];
     }
-    __device__ void store(HopperTile const& tile, float const (&out)[S::kSize / 8][4],
+    __device__ void store(HopperTile const& tile, float (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
         results.store(a, tile, tile.first_row + warp_row + lane / 4, out, softmax);
     }
     template <class Walk>
     __device__ void store_empty(Walk walk) const {
-        float const none[S::kSize / 8][4] = {};
+        float none[S::kSize / 8][4] = {};
         HopperTile tile;
         while (walk.next(tile))
             if (tile.begin == tile.end) store(tile, none, RunningSoftmax{});
@@ -91,7 +93,7 @@ struct HopperConsumer {
         if (now.batch < 0) return false;
         int const row = now.first_row + warp_row;
         rows = {row + lane / 4, now.end - 1, now.begin,
-                keys_of_all(a, keys_of(now), row, row + 15)};
+                keys_of_all(a, keys_of(now), results.query_of(row), results.query_of(row + 15))};
         return true;
     }
     // Goes on to the next block of keys: of the same tile, or of the next where there is a second
@@ -102,8 +104,18 @@ struct HopperConsumer {
             return true;
         }
         if constexpr (S::kTiles == 1) return false;
+        // What adds up parts would take the registers that hold the next tile's scores.
+        if constexpr (Results::kHasParts)
+            if (tile(tiles).split != kWholeTile) return false;
         ++tiles;
         return begin(rows);
+    }
+    // Stores a tile's results, unless others of its parts are missing; true where no tile is left.
+    __device__ bool finish(float (&out)[S::kSize / 8][4], RunningSoftmax softmax) const {
+        bool const was_last = S::kTiles > 1 && tile(tiles).batch < 0;
+        HopperTile const& ended = tile(was_last ? tiles - 1 : tiles);
+        if (results.add_up(a, ended, out, softmax)) store(ended, out, softmax);
+        return was_last;
     }
 
     __device__ void issue_scores_of(float (&s)[kBlocks][4]) const {
@@ -162,8 +174,8 @@ struct HopperConsumer {
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
             auto const count = keys_of(tile(tiles));
-            KeyRange const seen[2] = {keys_of_row(a, count, rows.row),
-                                      keys_of_row(a, count, rows.row + 8)};
+            KeyRange const seen[2] = {keys_of_row(a, count, results.query_of(rows.row)),
+                                      keys_of_row(a, count, results.query_of(rows.row + 8))};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
         constexpr bool kScaled = kScores == Scores::kScaled || kScores == Scores::kCounted;
@@ -223,6 +235,10 @@ struct HopperConsumer {
             device::pin(out);
             release(&barriers.value_empty[stage(steps)]);
             ++steps;
+            if constexpr (Results::kHasParts) {
+                if (finish(out, softmax)) return;
+                continue;
+            }
             if constexpr (S::kTiles > 1) {
                 store(tile(tiles - 1), out, softmax);
                 return;
@@ -232,10 +248,10 @@ struct HopperConsumer {
     }
 };
 
-template <class T, class S, Scores kScores>
-__global__ void __launch_bounds__(S::kThreads, 1)
-    hopper_kernel(Attention const a, TileOrder const order,
-                  __grid_constant__ AttentionMaps const maps) {
+// The tiles of a block.  Its walk is made where it is needed: earlier, it takes registers.
+template <class T, class S, Scores kScores, class Walk, class Results, class... Orders>
+__device__ void run_block(Attention const& a, AttentionMaps const& maps, Results const& results,
+                          Orders const&... orders) {
     extern __shared__ __align__(16) unsigned char shared[];
     unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     unsigned char* const k = q + S::kTiles * S::kQueryBytes;
@@ -249,17 +265,26 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     device::wait_in_turn();
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-    TileWalk<S, counts_keys(kScores)> const walk(a, order);
+    Walk const walk(a, orders...);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
         if (threadIdx.x == 128 * S::kGroups)
             HopperLoader<S>{a, maps, barriers, q, k, v, masks}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S, kScores> consumer(a, barriers, q, k, v, masks, group);
+        HopperConsumer<T, S, kScores, Results> consumer(a, barriers, q, k, v, masks, group,
+                                                        results);
         if (walk.has_empty()) consumer.store_empty(walk);
         consumer.run();
     }
+}
+
+template <class T, class S, Scores kScores>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    hopper_kernel(Attention const a, TileOrder const order,
+                  __grid_constant__ AttentionMaps const maps) {
+    using Walk = TileWalk<S, counts_keys(kScores)>;
+    run_block<T, S, kScores, Walk>(a, maps, WholeResults<T, S>{}, order);
 }
 
 // ---- launchers

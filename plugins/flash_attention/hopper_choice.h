@@ -43,17 +43,39 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
            std::max(busy, most * cost.alone) + late;
 }
 
-// The index of the least; the first one where there is no device.
+// Whether the queries see about as many keys each as the last of them.
+inline bool sees_alike(Attention const& a) {
+    bool const few = int64_t{4} * a.queries <= a.keys;
+    return a.behind == kUnlimited && (a.ahead == kUnlimited || few);
+}
+
+// The same of tiles that see keys alike, those of the last round shared out (hopper_rest.cuh).
+inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost) {
+    constexpr float kSharing = 4.f;
+    auto const blocks = [](float count, int size) { return std::ceil(count / size); };
+    float const rounds = a.batch * a.heads * blocks(a.queries, cost.rows) / multiprocessors;
+    float const steps = blocks(a.keys, cost.keys);
+    return cost.start + std::ceil(rounds) * cost.tile + rounds * steps * cost.step + kSharing;
+}
+
+// The one of the least time: the first where there is no device.  Whether it shares out the last
+// round, which is asked of the costs at `sharing` alone.
+struct Choice {
+    size_t index = 0;
+    bool shares = false;
+};
+
 template <size_t kCount>
-size_t fastest(Attention const& a, TileCost const (&costs)[kCount]) {
+Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t sharing) {
     device::Machine machine;
-    if (device::current_machine(machine) != cudaSuccess) return 0;
-    size_t best = 0;
+    Choice best;
+    if (device::current_machine(machine) != cudaSuccess) return best;
     float least = launch_time(a, machine.multiprocessors, costs[0]);
     for (size_t i = 1; i < kCount; ++i) {
         float const time = launch_time(a, machine.multiprocessors, costs[i]);
-        if (time < least) least = time, best = i;
+        if (time < least) least = time, best.index = i;
     }
+    best.shares = sees_alike(a) && shared_time(a, machine.multiprocessors, costs[sharing]) < least;
     return best;
 }
 
