@@ -5,6 +5,8 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    if (has_tile_mask(a))
+        return launch_hopper<T, HopperShape<256, 2, 64, 2, 1, 2>, Scores::kTileMask>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, Scores::kAny>(a, stream);
     using Shape = HopperShape<256, 2, 80, 2, 1>;

@@ -49,13 +49,16 @@ inline bool sees_alike(Attention const& a) {
     return a.behind == kUnlimited && (a.ahead == kUnlimited || few);
 }
 
+// Steps that are worth what a block's share of them costs.
+inline constexpr int kLeastShare = 4;
+
 // The same of tiles that see keys alike, those of the last round shared out (hopper_rest.cuh).
 inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost) {
     constexpr float kSharing = 4.f;
     auto const blocks = [](float count, int size) { return std::ceil(count / size); };
     float const rounds = a.batch * a.heads * blocks(a.queries, cost.rows) / multiprocessors;
-    float const steps = blocks(a.keys, cost.keys);
-    return cost.start + std::ceil(rounds) * cost.tile + rounds * steps * cost.step + kSharing;
+    float const steps = std::max(rounds * blocks(a.keys, cost.keys), 1.f * kLeastShare);
+    return cost.start + std::ceil(rounds) * cost.tile + steps * cost.step + kSharing;
 }
 
 // The one of the least time: the first where there is no device.  Whether it shares out the last

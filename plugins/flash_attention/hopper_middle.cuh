@@ -45,10 +45,8 @@ cudaError_t launch_middle(Attention const& a, MiddleCosts const& costs, void* wo
     if (a.keys < kManyKeys)
         return only_scales(a) ? launch_short<T, Short, Scores::kCounted>(a, stream)
                               : launch_any<T, Short>(a, stream);
-    if constexpr (kSize == 128)
-        if (has_tile_mask(a))
-            return launch_hopper<T, HopperShape<kSize, 2, 128, 2, 1, 2>, Scores::kTileMask>(a,
-                                                                                            stream);
+    if (has_tile_mask(a))
+        return launch_hopper<T, HopperShape<kSize, 2, 128, 2, 1, 2>, Scores::kTileMask>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<kSize, 2, 128, 2, 1>, Scores::kAny>(a, stream);
     return launch_hopper<T, HopperShape<kSize, 2, 128, 2, 2>, Scores::kCounted>(a, stream);

@@ -180,21 +180,22 @@ cudaError_t launch_rest(Attention const& a, void* workspace, cudaStream_t stream
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int64_t const tiles = a.batch * a.heads * ((a.queries + S::kRows - 1) / S::kRows);
-    int const blocks = machine.multiprocessors;
-    int64_t const steps = (a.keys + S::kKeys - 1) / S::kKeys;
-    if (!workspace || !sees_alike(a) || tiles > INT32_MAX / 4 || blocks > kMostRest)
+    int64_t const steps = (a.keys + S::kKeys - 1) / S::kKeys, most = machine.multiprocessors;
+    int64_t const blocks = std::min(tiles * steps / kLeastShare, most);
+    int64_t const alone = tiles < most ? tiles : tiles % most;
+    bool const pays = alone > 0 && alone < blocks && alone * steps >= blocks;  // no empty share
+    bool const fits = tiles <= INT32_MAX / 4 && alone * steps <= INT32_MAX / (most + 1);
+    if (!workspace || !sees_alike(a) || !pays || !fits || most > kMostRest)
         return cudaErrorNotSupported;
-    SharedRest rest{static_cast<int>(tiles % blocks), static_cast<int>(steps),
-                    static_cast<float4*>(workspace), arrivals_of(workspace)};
-    if (rest.tiles == 0 || rest.tiles * steps < blocks || rest.arrivals < 0 ||
-        rest.tiles * steps > INT32_MAX / (blocks + 1))
-        return cudaErrorNotSupported;
+    SharedRest const rest{static_cast<int>(alone), static_cast<int>(steps),
+                          static_cast<float4*>(workspace), arrivals_of(workspace)};
+    if (rest.arrivals < 0) return cudaErrorNotSupported;
     AttentionMaps maps;
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
     return device::launch(rest_kernel<T, S>, early_if(machine, false), grid, stream, a,
-                          order_tiles<S>(a, blocks), rest, maps);
+                          order_tiles<S>(a, static_cast<int>(blocks)), rest, maps);
 }
 
 }  // namespace opfuse

@@ -207,7 +207,8 @@ def test_lengths(runner: Runner, generator: torch.Generator, dtype: torch.dtype)
 def test_masks_of_many_keys(runner: Runner, generator: torch.Generator, dtype: torch.dtype) -> None:
     """Masks of every broadcast that the copy engine reads, tile by tile."""
     variants = ({}, {"causal": True}, {"window": 300, "nan_guard": 1}, {"scale": -0.3})
-    for size, (queries, keys) in itertools.product((64, 128, 40), ((700, 1000), (1000, 520))):
+    sizes, lengths = (64, 128, 40, 72, 96, 256), ((700, 1000), (1000, 520))
+    for size, (queries, keys) in itertools.product(sizes, lengths):
         for mask, variant in itertools.product(("qk", "bqk", "hqk", "bhqk"), variants):
             case = Case(queries, keys, size, batch=3, heads=6, kv_heads=2, mask=mask, **variant)
             check(runner, generator, case, dtype, "tile mask")
@@ -298,5 +299,11 @@ def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -
             check(runner, generator, masked, torch.float16, "exact")
         case = dataclasses.replace(case, batch=3, lengths=1, nan_guard=1, causal=queries > 1)
         check(runner, generator, case, torch.float16, "exact")
+        shared = Case(7, 600, size, batch=1, heads=6, kv_heads=2, causal=True)  # keys
+        check(runner, generator, shared, torch.float16, "exact")
+        part = Case(300, 1200, size, batch=1, heads=3, kv_heads=3)  # of a round
+        for causal in (False, True):
+            part = dataclasses.replace(part, causal=causal)
+            check(runner, generator, part, torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")
