@@ -24,8 +24,9 @@ struct HopperRows {
 template <class T, class S>
 struct WholeResults {
     static constexpr int kParts = 1;  // of weights, that are multiplied
-    static constexpr bool kHasParts = false;
     __device__ static int query_of(int row) { return row; }
+    template <class Walk>
+    __device__ static void finish(Attention const&, Walk const&) {}
 
     __device__ void store(Attention const& a, HopperTile const& tile, int row,
                           float const (&out)[S::kSize / 8][4],
@@ -74,13 +75,13 @@ struct HopperConsumer {
     __device__ HopperTile const& tile(uint32_t number) const {
         return barriers.tiles[number % kKeptTiles];
     }
-    __device__ void store(HopperTile const& tile, float (&out)[S::kSize / 8][4],
+    __device__ void store(HopperTile const& tile, float const (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
         results.store(a, tile, tile.first_row + warp_row + lane / 4, out, softmax);
     }
     template <class Walk>
     __device__ void store_empty(Walk walk) const {
-        float none[S::kSize / 8][4] = {};
+        float const none[S::kSize / 8][4] = {};
         HopperTile tile;
         while (walk.next(tile))
             if (tile.begin == tile.end) store(tile, none, RunningSoftmax{});
@@ -104,18 +105,8 @@ struct HopperConsumer {
             return true;
         }
         if constexpr (S::kTiles == 1) return false;
-        // What adds up parts would take the registers that hold the next tile's scores.
-        if constexpr (Results::kHasParts)
-            if (tile(tiles).split != kWholeTile) return false;
         ++tiles;
         return begin(rows);
-    }
-    // Stores a tile's results, unless others of its parts are missing; true where no tile is left.
-    __device__ bool finish(float (&out)[S::kSize / 8][4], RunningSoftmax softmax) const {
-        bool const was_last = S::kTiles > 1 && tile(tiles).batch < 0;
-        HopperTile const& ended = tile(was_last ? tiles - 1 : tiles);
-        if (results.add_up(a, ended, out, softmax)) store(ended, out, softmax);
-        return was_last;
     }
 
     __device__ void issue_scores_of(float (&s)[kBlocks][4]) const {
@@ -235,10 +226,6 @@ struct HopperConsumer {
             device::pin(out);
             release(&barriers.value_empty[stage(steps)]);
             ++steps;
-            if constexpr (Results::kHasParts) {
-                if (finish(out, softmax)) return;
-                continue;
-            }
             if constexpr (S::kTiles > 1) {
                 store(tile(tiles - 1), out, softmax);
                 return;
@@ -276,6 +263,7 @@ __device__ void run_block(Attention const& a, AttentionMaps const& maps, Results
                                                         results);
         if (walk.has_empty()) consumer.store_empty(walk);
         consumer.run();
+        results.finish(a, walk);
     }
 }
 
@@ -297,8 +285,8 @@ cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStr
     if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
     int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S, kScores>, early_if(machine, tiles <= blocks), grid,
-                          stream, a, order_tiles<S>(a, blocks), maps);
+    return device::launch(hopper_kernel<T, S, kScores>, machine, grid, stream, a,
+                          order_tiles<S>(a, blocks), maps);
 }
 
 template <class T, class S, Scores kScores>

@@ -21,6 +21,12 @@ struct TileCost {
 
 inline bool sees_all(Attention const& a) { return a.behind == kUnlimited && a.ahead == kUnlimited; }
 
+// Whether the queries see about as many keys each as the last of them.
+inline bool sees_alike(Attention const& a) {
+    bool const few = int64_t{4} * a.queries <= a.keys;
+    return a.behind == kUnlimited && (a.ahead == kUnlimited || few);
+}
+
 // Multiprocessors that take whole tiles wait for the one that has the most; causal tiles differ,
 // and are dealt out so that all have as much.
 inline float launch_time(Attention const& a, int multiprocessors, TileCost const& cost) {
@@ -28,7 +34,7 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
     float const keys = a.keys, queries = a.queries, each = multiprocessors;
     float const tiles = a.batch * a.heads * blocks(queries, cost.rows);
     float const late = tiles > cost.resident * each ? cost.late : 0.f;
-    if (sees_all(a)) {
+    if (sees_alike(a)) {
         float const rounds = std::ceil(tiles / each), steps = blocks(keys, cost.keys);
         float const busy = rounds * cost.step, idle = blocks(rounds, cost.resident) * cost.alone;
         return cost.start + rounds * cost.tile + steps * std::max(busy, idle) + late;
@@ -43,18 +49,12 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
            std::max(busy, most * cost.alone) + late;
 }
 
-// Whether the queries see about as many keys each as the last of them.
-inline bool sees_alike(Attention const& a) {
-    bool const few = int64_t{4} * a.queries <= a.keys;
-    return a.behind == kUnlimited && (a.ahead == kUnlimited || few);
-}
-
 // Steps that are worth what a block's share of them costs.
 inline constexpr int kLeastShare = 4;
 
 // The same of tiles that see keys alike, those of the last round shared out (hopper_rest.cuh).
 inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost) {
-    constexpr float kSharing = 4.f;
+    constexpr float kSharing = 7.f;
     auto const blocks = [](float count, int size) { return std::ceil(count / size); };
     float const rounds = a.batch * a.heads * blocks(a.queries, cost.rows) / multiprocessors;
     float const steps = std::max(rounds * blocks(a.keys, cost.keys), 1.f * kLeastShare);

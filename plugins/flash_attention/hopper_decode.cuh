@@ -75,7 +75,6 @@ struct SplitResults {
     // Few queries wait for memory anyway: what packing loses of their weights is multiplied too,
     // for a quarter less error.
     static constexpr int kParts = 2;
-    static constexpr bool kHasParts = false;  // each block has one
     __device__ static int query_of(int row) { return row; }
 
     KeySplits const& splits;

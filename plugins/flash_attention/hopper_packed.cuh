@@ -84,7 +84,6 @@ struct PackedRows {
 template <class T, class S, bool kSplit>
 struct PackedResults {
     static constexpr int kParts = 2;  // of weights, as of SplitResults
-    static constexpr bool kHasParts = false;
 
     KeySplits const& splits;
     Packing const& packing;
@@ -196,14 +195,15 @@ cudaError_t launch_packed(Attention const& given, KeySplits const& splits, Packi
 // Parts: as for launch_hopper_decode.
 template <class T, class S, class Parts, Scores kScores>
 cudaError_t launch_packed(Attention const& a, void* workspace, cudaStream_t stream) {
-    constexpr int kMostAdded = 256;  // rows of results, by one block
+    constexpr int kMostAdded = 128;  // rows of results, by one block
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int const heads = a.heads / a.kv_heads, most = S::kRows / heads;
     Packing packing{heads, std::min(most, a.queries), (a.queries + most - 1) / most};
     int64_t const tiles = a.batch * a.kv_heads * packing.tiles;
     int const blocks = machine.multiprocessors, rows = packing.heads * packing.queries;
-    if (a.queries > kDecodeQueries && 2 * tiles > blocks) return cudaErrorNotSupported;
+    // Where keys are split in fewer, tiles of more queries are faster.
+    if (a.queries > kDecodeQueries && 6 * tiles > blocks) return cudaErrorNotSupported;
     auto const split = [&](SplitUnits const& units) {
         KeySplits splits = split_keys(a, S::kSize, tiles, blocks, units, workspace);
         bool const few = tiles <= kArrivalHeads && rows * splits.count <= kMostAdded;

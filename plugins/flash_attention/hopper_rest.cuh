@@ -1,7 +1,6 @@
 // The same where the last round of tiles would leave multiprocessors idle: the tiles that fill no
 // round are shared out among all blocks by their keys (after "Stream-K", Osama et al. 2023).  Each
-// block begins with its share, so that what it leaves for others has long been written when the
-// last of a tile's blocks adds it up, and other warp groups multiply meanwhile.
+// block begins with its share, so that its results have long been written when they are added up.
 #pragma once
 #include "arrivals.h"
 #include "hopper.cuh"
@@ -76,92 +75,97 @@ class RestWalk {
 template <class S>
 __device__ unsigned rest_arrivals[kArrivalSets][kMostRest * S::kGroups];
 
-// Results of whole tiles, and of parts, which the last warp group to have its own adds up, always
-// in the same order.  A part is [kSize / 8 + 1, 128 lanes] of four: results as a lane holds them,
-// then the maxima and sums of its rows.
+// Results of whole tiles, and of parts.  A part is [kSize / 8 + 1, 128 lanes] of four: results as a
+// lane holds them, then the maxima and sums of its rows.
 template <class T, class S>
 struct RestResults {
     static constexpr int kParts = 1;  // of weights
-    static constexpr bool kHasParts = true;
-    __device__ static int query_of(int row) { return row; }
-
-    static constexpr int kVectors = S::kSize / 8 + 1;
+    static constexpr int kVectors = S::kSize / 8;
     static_assert(S::kRows <= kRestRows && S::kSize <= kRestSize);
+    __device__ static int query_of(int row) { return row; }
 
     SharedRest const& rest;
 
     __device__ void store(Attention const& a, HopperTile const& tile, int row,
                           float const (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
-        store_results<T, S::kSize>(a, head_of<T>(a.y, tile.batch, tile.head), row, out, softmax);
-    }
-
-    // Adds up a tile, if it is in parts, and all others of this warp group's rows are there; false
-    // where they are not.
-    __device__ bool add_up(Attention const& a, HopperTile const& whole,
-                           float (&out)[S::kSize / 8][4], RunningSoftmax& softmax) const {
-        int const tile = whole.split;
-        if (tile == kWholeTile) return true;
-        int const group = threadIdx.x / 128;
-        int const first = rest.block_of(tile * rest.steps);
-        int const last = rest.block_of((tile + 1) * rest.steps - 1);
-        float4* const own = part(blockIdx.x, tile, group);
+        if (tile.split == kWholeTile) return store_whole(a, tile, row, out, softmax);
+        float4* const own = part(blockIdx.x, tile.split);
 #pragma unroll
-        for (int i = 0; i < kVectors - 1; ++i)
+        for (int i = 0; i < kVectors; ++i)
             own[128 * i] = {out[i][0], out[i][1], out[i][2], out[i][3]};
-        own[128 * (kVectors - 1)] = {softmax.max[0], softmax.max[1], softmax.sum[0],
-                                     softmax.sum[1]};
-        if (!is_last(tile * S::kGroups + group, last - first)) return false;
-        softmax = RunningSoftmax{};
-        for (int block = first; block <= last; ++block) {
-            float4 const other = __ldcg(part(block, tile, group) + 128 * (kVectors - 1));
-            softmax.max[0] = fmaxf(softmax.max[0], other.x);
-            softmax.max[1] = fmaxf(softmax.max[1], other.y);
+        own[128 * kVectors] = {softmax.max[0], softmax.max[1], softmax.sum[0], softmax.sum[1]};
+    }
+    // The last warp group to ask that has a part of a tile's rows adds them up.  All ask when they
+    // have nothing else to do: what others wrote is there by then.
+    __device__ void finish(Attention const& a, RestWalk<S> walk) const {
+        int const row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+        HopperTile tile;
+        while (walk.next(tile) && tile.split != kWholeTile) {
+            int const first = rest.block_of(tile.split * rest.steps);
+            int const last = rest.block_of((tile.split + 1) * rest.steps - 1);
+            if (!is_last(tile.split, last - first)) continue;
+            float out[S::kSize / 8][4];
+            RunningSoftmax softmax;
+            add_up(a, tile.split, first, last, out, softmax);
+            store_whole(a, tile, tile.first_row + row, out, softmax);
         }
-        clear(out);
-        for (int block = first; block <= last; ++block)
-            add_part(part(block, tile, group), a, out, softmax);
-        return true;
     }
 
   private:
+    __device__ static void store_whole(Attention const& a, HopperTile const& tile, int row,
+                                       float const (&out)[S::kSize / 8][4],
+                                       RunningSoftmax const& softmax) {
+        store_results<T, S::kSize>(a, head_of<T>(a.y, tile.batch, tile.head), row, out, softmax);
+    }
     // A block has no more than one part of a tile, and blocks that follow each other share one at
     // most: their numbers and those of tiles, added, tell parts apart.
-    __device__ float4* part(int block, int tile, int group) const {
-        return rest.parts + ((block + tile) * S::kGroups + group) * (kVectors * 128) +
-               threadIdx.x % 128;
+    __device__ float4* part(int block, int tile) const {
+        int const index = (block + tile) * S::kGroups + static_cast<int>(threadIdx.x) / 128;
+        return rest.parts + index * ((kVectors + 1) * 128) + threadIdx.x % 128;
     }
-    __device__ static void add_part(float4 const* part, Attention const& a,
-                                    float (&out)[S::kSize / 8][4], RunningSoftmax& softmax) {
+    // In the order of the blocks, so that results are the same each time.
+    __device__ void add_up(Attention const& a, int tile, int first, int last,
+                           float (&out)[S::kSize / 8][4], RunningSoftmax& softmax) const {
         float const log2_scale = a.scale * kLog2E;
-        float4 const other = __ldcg(part + 128 * (kVectors - 1));
-        float const upper = share(other.x, softmax.max[0], log2_scale);
-        float const lower = share(other.y, softmax.max[1], log2_scale);
-        softmax.sum[0] = fmaf(other.z, upper, softmax.sum[0]);
-        softmax.sum[1] = fmaf(other.w, lower, softmax.sum[1]);
+        clear(out);
+        for (int block = first; block <= last; ++block) {
+            float4 const* const own = part(block, tile);
+            float4 const rows = __ldcg(own + 128 * kVectors);
+            float4 results[kVectors];  // on their way together
 #pragma unroll
-        for (int i = 0; i < kVectors - 1; ++i) {
-            float4 const own = __ldcg(part + 128 * i);
-            out[i][0] = fmaf(own.x, upper, out[i][0]);
-            out[i][1] = fmaf(own.y, upper, out[i][1]);
-            out[i][2] = fmaf(own.z, lower, out[i][2]);
-            out[i][3] = fmaf(own.w, lower, out[i][3]);
+            for (int i = 0; i < kVectors; ++i) results[i] = __ldcg(own + 128 * i);
+            float const given[2][2] = {{rows.x, rows.z}, {rows.y, rows.w}};
+            float before[2], now[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float const top = fmaxf(softmax.max[r], given[r][0]);
+                before[r] = share(softmax.max[r], top, log2_scale);
+                now[r] = share(given[r][0], top, log2_scale);
+                softmax.max[r] = top;
+                softmax.sum[r] = fmaf(given[r][1], now[r], softmax.sum[r] * before[r]);
+            }
+#pragma unroll
+            for (int i = 0; i < kVectors; ++i) {
+                out[i][0] = fmaf(results[i].x, now[0], out[i][0] * before[0]);
+                out[i][1] = fmaf(results[i].y, now[0], out[i][1] * before[0]);
+                out[i][2] = fmaf(results[i].z, now[1], out[i][2] * before[1]);
+                out[i][3] = fmaf(results[i].w, now[1], out[i][3] * before[1]);
+            }
         }
     }
-    // Whether this warp group's part is the last of `others` + 1.
-    __device__ bool is_last(int counter, int others) const {
-        int const barrier = 1 + threadIdx.x / 128;
+    // Whether this warp group is the last of `others` + 1.
+    __device__ bool is_last(int tile, int others) const {
+        int const group = threadIdx.x / 128, barrier = 1 + group;
         bool last = false;
         device::meet(barrier, 128);
         if (threadIdx.x % 128 == 0) {
             __threadfence();  // also for what the others wrote ahead of the barrier
-            unsigned* const arrived = &rest_arrivals<S>[rest.arrivals][counter];
+            unsigned* const arrived = &rest_arrivals<S>[rest.arrivals][tile * S::kGroups + group];
             last = atomicInc(arrived, others) == static_cast<unsigned>(others);
             __threadfence();
         }
-        // Through a shuffle: else ptxas takes it that threads part here, and has the descriptors of
-        // all products in registers.
-        return __shfl_sync(0xffffffffu, device::meet_and_ask(barrier, 128, last), 0);
+        return device::meet_and_ask(barrier, 128, last);
     }
 };
 
@@ -194,7 +198,7 @@ cudaError_t launch_rest(Attention const& a, void* workspace, cudaStream_t stream
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(rest_kernel<T, S>, early_if(machine, false), grid, stream, a,
+    return device::launch(rest_kernel<T, S>, machine, grid, stream, a,
                           order_tiles<S>(a, static_cast<int>(blocks)), rest, maps);
 }
 

@@ -251,8 +251,9 @@ TileOrder order_tiles(Attention const& a, int blocks) {
         all_stay ? order.heads
                  : std::max(kSetBytes / head_bytes, (fewest_heads + group - 1) / group) * group,
         group, order.heads));
-    order.set_heads = most;
-    order.set_slots = most * order.tiles;
+    // Where all keys are seen, those of a head are read by all of its tiles at a time.
+    order.set_heads = group;
+    order.set_slots = group * order.tiles;
     if (a.ahead != kUnlimited) {
         auto const slots = [&](int64_t heads) {
             return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
@@ -260,7 +261,7 @@ TileOrder order_tiles(Attention const& a, int blocks) {
         int64_t fewest = std::numeric_limits<int64_t>::max();
         for (int heads = group; heads <= most; heads += group) {
             int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
-            if (all <= fewest) fewest = all, order.set_heads = heads;
+            if (all < fewest) fewest = all, order.set_heads = heads;
         }
         order.set_slots = static_cast<int>(slots(order.set_heads));
     }
