@@ -6,8 +6,9 @@
   implementations (benchmarks.engine_export), built in every variant (benchmarks.engine_build), and
   loaded; torch compiles them (benchmarks.engine_torch);
 - alone on the GPU: for one network after the other both exports in all variants, and torch, take
-  turns, each run one replay of a CUDA graph; then the profile of the first export's variants; with
-  ``--memory`` the device memory that some take, each in a process of its own.
+  turns, each time another one first, each run one replay of a CUDA graph; then the profile of the
+  first export's variants; with ``--memory`` the device memory that some take, each in a process of
+  its own.
 
 Between the steps it waits for the file of ``--hold``, which it makes, to go away.
 
@@ -42,7 +43,7 @@ PACKAGES = (
     *("tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-cu13", "cuda-bindings"),
     *("onnx", "torch", "transformers", "opfuse"),
 )
-ROUNDS = 5
+ROUNDS = 6
 _BUILDS = threading.Semaphore(12)  # at once: each holds the weights in memory a few times
 _MEASURED_ALONE = ("alone", "auto")  # of whose memory the closing line speaks
 
@@ -106,8 +107,9 @@ def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list
     peers = [export.peer for export in exports if export.peer and export.peer.facts]
     peers += [torch] if torch is not None and torch.facts is not None else []
     times: dict[Peer, dict[str, list[float]]] = {peer: {} for peer in peers}
-    for _ in range(rounds):
-        for peer in peers:
+    for number in range(rounds):
+        first = number % max(len(peers), 1)
+        for peer in (*peers[first:], *peers[:first]):
             for variant, found in peer.ask("turn").items():
                 times[peer].setdefault(variant, []).extend(found)
     profiles = {peer: peer.ask("profile") for peer in peers[:1]}

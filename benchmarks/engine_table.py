@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from opfuse.engine.verdicts import LEAVE, NATIVE, SECTION, Verdict, plugins_of, read
+from opfuse.engine.verdicts import LEAVE, NATIVE, SECTION, Verdict, plugins_of, read, row
 
 _SOURCE = "benchmarks.engine_table: elements that the op writes, and the time of its region with"
 _SOURCE += " the plugin over that without"
@@ -58,7 +58,11 @@ def _points(verdict: Verdict) -> list[tuple[str, int, float]]:
     us = next(iter(verdict.us.values()), {})
     if LEAVE not in us or len(set(us) - {LEAVE, NATIVE}) == 0:
         return []
-    return [(op, verdict.work[op], ratio(us, op)) for op in verdict.ops if op in verdict.work]
+    return [
+        (row(op, verdict.kinds), verdict.work[op], ratio(us, op))
+        for op in verdict.ops
+        if op in verdict.work
+    ]
 
 
 def written(facts: Mapping[str, Any]) -> str:

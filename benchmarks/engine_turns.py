@@ -144,7 +144,9 @@ def _kind(name: str) -> str:
 def serve(load: Callable[[], tuple[Mapping[str, Runner], Any]]) -> None:
     """Load, say so with some facts, and answer the lines that come; the first answer is the facts.
 
-    What libraries print goes to the standard error, so that nothing mixes with the answers.
+    What libraries print goes to the standard error, so that nothing mixes with the answers. Every
+    turn begins with the next variant: at the power limit the first of a turn is up to 4 % faster
+    than the same steps further behind (H100).
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -154,9 +156,11 @@ def serve(load: Callable[[], tuple[Mapping[str, Runner], Any]]) -> None:
 
     runners, facts = load()
     answer(facts)
+    order = list(runners.items())
     for line in sys.stdin:
         if line.strip() == "turn":
-            answer({name: runner.turn()[DISCARDED:] for name, runner in runners.items()})
+            answer({name: runner.turn()[DISCARDED:] for name, runner in order})
+            order = [*order[1:], *order[:1]]
         else:
             answer({name: profile(runner) for name, runner in runners.items()})
     os._exit(0)  # without the destructors of native libraries, which may crash

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import torch
+
+BURST, WARM_UPS, ROUNDS, PAUSE_S = 30, 3, 5, 0.1
 
 
 class Captured:
@@ -49,3 +54,19 @@ class Captured:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1000 / self._launches
+
+
+def in_bursts(graphs: Mapping[str, Captured]) -> dict[str, float]:
+    """Microseconds of a replay of each graph where the GPU is not held at its power limit.
+
+    30 replays, each waited for, after three more and a pause; the median of them, and of five such
+    rounds, in each of which the graphs take turns in random order. As torch's, cuDNN's, and
+    cuBLAS's kernels are usually timed; a short kernel's time holds some of its launch.
+    """
+    found: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(ROUNDS):
+        for name in random.sample(sorted(graphs), len(graphs)):
+            time.sleep(PAUSE_S)
+            replays = [graphs[name].microseconds() for _ in range(WARM_UPS + BURST)]
+            found[name].append(median(replays[WARM_UPS:]))
+    return {name: median(medians) for name, medians in found.items()}

@@ -5,6 +5,8 @@
 is that of one launch in a CUDA graph of some, over weights that together are larger than the L2
 cache, after a pause; the median of several rounds. In each round all contenders of a shape run once
 in random order, since a GPU at its power limit slows down by a tenth within seconds.
+With ``--bursts`` it is that of launches waited for one by one, thirty after a longer pause, over
+the same tensors, without torch.compile.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 from torch.nn import functional
 
 from benchmarks import measure
-from benchmarks.graphs import Captured
+from benchmarks.graphs import Captured, in_bursts
 from benchmarks.kernels import environment
 from opfuse.runtime import abi, library
 
@@ -220,19 +222,21 @@ def by_tactic(handle: object, product: Product, t: Tensors, activation: str) -> 
     return found
 
 
-def measured(handle: object, product: Product, activation: str = "") -> list[dict[str, object]]:
+def measured(
+    handle: object, product: Product, activation: str = "", *, bursts: bool = False
+) -> list[dict[str, object]]:
     """A row for each contender; with an activation, each tactic is one."""
     tensors = Tensors(product)
     # At a fifth of an H100's rate, or of its bandwidth.
     roughly = max(product.operations / 2e8, product.depth * product.width * 2 / 1e6, 5.0)
-    launches = int(min(40, max(2, LONGEST_US / roughly)))
+    launches = 1 if bursts else int(min(40, max(2, LONGEST_US / roughly)))
     found = (
         by_tactic(handle, product, tensors, activation)
         if activation
-        else contenders(handle, product, tensors)
+        else contenders(handle, replace(product, compiled=product.compiled and not bursts), tensors)
     )
     graphs = {name: Captured(launch, launches) for name, launch in found.items()}
-    taken = times(graphs)
+    taken = in_bursts(graphs) if bursts else times(graphs)
     return [
         {
             "product": product.name,
@@ -279,6 +283,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--networks", action="store_true", help="products of networks, by tactic")
+    parser.add_argument("--bursts", action="store_true", help="time thirty launches after a pause")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of such products as 1x4096x4096")
     args = parser.parse_args()
     if args.compile_only:
         for product in PRODUCTS:
@@ -290,7 +296,8 @@ def main() -> None:
     if args.networks:
         rows = whole_networks(handle)
     else:
-        rows = [row for product in PRODUCTS for row in measured(handle, product)]
+        products = [p for p in PRODUCTS if args.only is None or p.name in args.only]
+        rows = [row for p in products for row in measured(handle, p, bursts=args.bursts)]
     keys = ("product", "contender", "us", "tflops", "weight_tb_s")
     over = tuple(f"percent_over_{plain}" for plain in PLAIN if not args.networks)
     measure.print_table(
@@ -300,6 +307,7 @@ def main() -> None:
         [tuple(_cell(row.get(key)) for key in keys + over) for row in rows],
     )
     name = "network_products" if args.networks else "products"
+    name += "_bursts" if args.bursts else ""
     print(measure.write(name, {"environment": environment(), "rows": rows}))
 
 

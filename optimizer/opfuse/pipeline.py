@@ -120,13 +120,14 @@ def bench(
     if any(path.suffix == ".onnx" for path in (engine, *others)):
         require_gpu()
     progress = progress or Progress()
+    titles = [f"{p}, TensorRT alone" if p.suffix == ".onnx" else "" for p in (engine, *others)]
     with scratch() as folder:
         paths = [
             unfused(path, folder, number, config, progress) if path.suffix == ".onnx" else path
             for number, path in enumerate((engine, *others))
         ]
         with progress.stage("bench"):
-            result = measure(paths, config, progress)
+            result = measure(paths, config, progress).named(titles)
     for path in config.reports:
         if path.suffix == ".svg":
             from opfuse.stages.bench_plot import write_plot

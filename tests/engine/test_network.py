@@ -53,12 +53,12 @@ class FakeRuntime:
 API = SimpleNamespace(Runtime=FakeRuntime, LayerInformationFormat=SimpleNamespace(JSON=1))
 
 
-def read_back(monkeypatch, plan=b"", absent="", **options):
+def read_back(monkeypatch, plan=b"", absent="", name="tensorrt", **options):
     monkeypatch.setattr(gpu, "absent", lambda: absent)
     request = Request(Path("m.onnx"), Path("m.engine"), {}, **options)
     libraries, notes = [], []
     log = journal((VERBOSE, LISTING), (ERROR, "compute capability 9.0"))
-    result = network._read_back(API, libraries, log, plan, request, notes)
+    result = network._read_back(API, name, libraries, log, plan, request, notes)
     return result, libraries, notes
 
 
@@ -74,6 +74,8 @@ def test_a_gpu_that_cannot_load_the_engine_is_noted(monkeypatch):
     result, _, notes = read_back(monkeypatch, b"foreign")
     assert result == ("builder", [LAYER])
     assert notes == ["this GPU cannot load the engine\n  | compute capability 9.0"]
+    _, _, (note,) = read_back(monkeypatch, b"foreign", name="tensorrt-rtx")
+    assert "pip install 'opfuse[tensorrt]'\n  | compute" in note
 
 
 @pytest.mark.parametrize(("embedded", "loaded"), [(True, []), (False, ["p.so"])])

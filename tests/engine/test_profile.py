@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.profile import Range, resolve
+from opfuse.engine.profile import Range, completed, resolve
 from opfuse.errors import InputError
+from opfuse.graph.dims import symbol
 from tests.engine_models import dynamic
 
 NOTHING = ({}, {}, {})
@@ -117,3 +118,22 @@ def test_an_input_that_is_no_tensor_is_refused():
     graph.input.append(onnx.helper.make_value_info("list", kind))
     with pytest.raises(InputError, match="'list' is not a tensor"):
         resolve(graph, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"x": (1, 8), "past": (1, 4), "mask": (1, 12)}),
+        ({"x": (2, 3)}, {"x": (2, 3), "past": (2, 4), "mask": (2, 7)}),
+        ({"mask": (1, 12), "past": (1, 0)}, {"x": (1, 12), "past": (1, 0), "mask": (1, 12)}),
+        ({"mask": (3, 9)}, {"x": (3, 8), "past": (3, 4), "mask": (3, 9)}),  # of two unknown sizes
+    ],
+)
+def test_what_the_given_shapes_say_of_others_is_completed(given, found):
+    dims = {
+        "x": (symbol("b"), symbol("s")),
+        "past": (symbol("b"), symbol("p")),
+        "mask": (symbol("b"), symbol("s") + symbol("p")),
+    }
+    usual = {"x": (1, 8), "past": (1, 4), "mask": (1, 12)}
+    assert completed(dims, usual, given) == found

@@ -110,13 +110,27 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("A", "B"), {"A": 90000}).choice == "A"
     assert by_table(table, ("B",), {}).choice == LEAVE
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
-    assert by_table({}, ("A",), {"A": 5}).choice == LEAVE
+    unknown = by_table({}, ("A",), {"A": 5})
+    assert unknown.reason("A") == "opfuse ships no table of this GPU, --tune measures: leave"
+    assert by_table(table, ("B",), {}).source == "the table of a GPU of a day has no B"
     table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
     found = by_table(table, ("A", "GatedGemm"), {})
     assert found.choice == "GatedGemm"
     assert found.reason("GatedGemm") == "the table of a GPU of a day: GatedGemm"
     assert found.reason("A") == "the table of a GPU of a day: GatedGemm without it"
     assert by_table(table, ("A",), {}).reason("A") == "the table of a GPU of a day: leave"
+
+
+def test_an_unusual_kind_has_rows_of_its_own():
+    table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 0.5]]}}
+    assert by_table(table, ("A",), {}).choice == "A"
+    left = by_table(table, ("A",), {}, kinds={"A": "fp32"})
+    assert left.reason("A") == "the table of a GPU of a day has no A fp32: leave"
+    table["ops"]["A fp32"] = [[1000, 0.9]]
+    assert by_table(table, ("A",), {}, kinds={"A": "fp32"}).choice == "A"
+    made = decide({"opt": times(A=shifted(-10))}, ("A",), "", kinds={"A": "fp32"})
+    (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
+    assert kept.kinds == made.kinds == {"A": "fp32"}
 
 
 def test_shipped_tables_are_well_formed():

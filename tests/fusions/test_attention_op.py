@@ -99,6 +99,25 @@ def test_a_mask_of_one_row_for_all_is_proven(tmp_path):
     assert report.counts["FlashAttention"] == 1
 
 
+@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["bool", "T"])
+@pytest.mark.parametrize(
+    ("text", "opset"),
+    [
+        ("y = Attention<is_causal=1>(q, k, v, mask)", 23),
+        ('y = Attention(q, k, v, mask, "", "", count)', 24),
+    ],
+    ids=["causal", "counted"],
+)
+def test_a_mask_of_one_row_beside_other_bounds_is_proven(tmp_path, text, opset, kind, dtype):
+    """Neither onnxruntime's kernel nor ONNX's evaluator computes all of these."""
+    inputs = f"{SELF}, {kind}[B, 1, 1, K] mask, int64[B] count"
+    onnx.save(model(text, inputs, dtype=dtype, opset=opset), tmp_path / "model.onnx")
+    report = opfuse.fuse(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+    assert report.counts["FlashAttention"] == 1
+    assert not report.proof.whole.not_run
+
+
 def test_what_is_neither_causal_nor_not_is_refused():
     """onnxruntime takes 1 alone for causal, ONNX's own evaluator anything but 0."""
     outcome = attention(attributes="<is_causal=-1>", qkv=SELF)

@@ -63,6 +63,14 @@ def test_linear_layers_with_and_without_bias():
     assert {len(node.input) for node in outcome.after.graph.node} == {3}
 
 
+def test_a_linear_layer_that_turns_its_weight():
+    outcome = fused("h = Gemm<transB=1>(x, w, b)\ny = Relu(h)", "T[S, 5] x", w=(7, 5), b=(7,))
+    assert outcome.counts == {"GemmAct": 1}
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in outcome.before.graph.initializer}
+    have = values(outcome, outcome.node("GemmAct").input[1])
+    assert (have == before["w"].astype("float32").T).all()
+
+
 def test_attention_with_and_without_a_mask():
     text = "".join(project(name, False) for name in "qkv") + ATTENTION
     text += "m = Add(raw2, mask)\nw2 = Softmax<axis=-1>(m)\nz = MatMul(w2, v)"
@@ -105,3 +113,27 @@ def test_scalars_are_known():
     assert outcome.attribute("FlashAttention", "scale") == pytest.approx(0.25)
     text = "a = MatMul(x, w)\n" + spell(GELU["product then half"], "a", "y")
     assert fused(text, "T[B, 5] x", w=(5, 4)).counts == {"GemmAct": 1}
+
+
+def test_what_an_attribute_holds_keeps_its_type(capfd):
+    """onnx-graphsurgeon makes float32 of it where it is asked for the values, and says so."""
+    made = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (int64[2] s, int64[a] n) => (bfloat16[a] y, bfloat16[b, c] z) {
+        w = ConstantOfShape(s)
+        y = CastLike(n, w)
+        again = ConstantOfShape(s)
+        z = Add(w, again)
+        }"""
+    )
+    third = onnx.helper.make_tensor("third", TensorProto.BFLOAT16, [1], [1 / 3])
+    for node in (made.graph.node[0], made.graph.node[2]):
+        node.attribute.append(onnx.helper.make_attribute("value", third))
+    outcome = fuse_model(made)
+    onnx.checker.check_model(outcome.after, full_check=True)
+    assert sorted(outcome.ops) == ["Add", "Cast", "ConstantOfShape"]
+    assert outcome.attribute("Cast", "to") == TensorProto.BFLOAT16
+    held = outcome.attribute("ConstantOfShape", "value")
+    assert held.data_type == TensorProto.BFLOAT16
+    assert onnx.numpy_helper.to_array(held) == onnx.numpy_helper.to_array(third)
+    assert "BFLOAT16" not in "".join(capfd.readouterr())

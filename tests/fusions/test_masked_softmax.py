@@ -62,6 +62,23 @@ def test_every_spelling_fuses(case, opset):
     outcome.same(*SIZES)
 
 
+def test_a_mask_that_is_taken_away_in_bfloat16():
+    text = f"{SCALED}far = Mul(mask, 1.0e30)\nlogits = Sub(scaled, far)\n{END}"
+    outcome = softmax(text, dtype="bfloat16")
+    assert "MaskedSoftmax" in outcome.ops
+    assert "Sub" not in outcome.ops
+
+
+@pytest.mark.parametrize("end", ["y = Relu(logits)", f"{END}z = Relu(logits)"], ids=["no", "both"])
+def test_what_is_taken_from_no_scores_stays(end):
+    """Large numbers are taken away elsewhere too, such as the middle of a range of pixels."""
+    text = f"{SCALED}far = Mul(mask, 5000.0)\nlogits = Sub(scaled, far)\n{end}"
+    outputs = "T y, T z" if "z =" in end else "T y"
+    outcome = softmax(text, outputs=outputs)
+    assert "Sub" in outcome.ops
+    outcome.same(*SIZES)
+
+
 def test_what_hides_nothing_is_not_taken_away():
     outcome = softmax(f"{SCALED}half = Mul(mask, 0.5)\nlogits = Sub(scaled, half)\n{END}")
     assert "Sub" in outcome.ops

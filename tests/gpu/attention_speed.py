@@ -7,13 +7,14 @@ hold; the median of 11 replays, in which the kernels of a row take turns.  Error
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.graphs import Captured
+from benchmarks.graphs import Captured, in_bursts
 from opfuse.runtime import abi, library
 from tests.gpu.attention_cases import Case, reference
 from tests.gpu.harness import Runner, described, torch
@@ -96,19 +97,22 @@ ROWS = [
 ]
 
 
-def captured(launch: Launch) -> Captured | None:
-    """A graph of LAUNCHES, or None where one fails."""
+def captured(launch: Launch, launches: int) -> Captured | None:
+    """A graph of them, or None where one fails."""
     try:  # on no stream more: behind eight of them every launch of a process takes longer
-        return Captured(launch, LAUNCHES, stream=torch.cuda.current_stream())
+        return Captured(launch, launches, stream=torch.cuda.current_stream())
     except (RuntimeError, abi.PluginError) as error:
         print("failed:", str(error).splitlines()[0][:150], file=sys.stderr)
         return None
 
 
-def medians(launches: dict[str, Launch]) -> dict[str, float]:
+def medians(launches: dict[str, Launch], *, bursts: bool) -> dict[str, float]:
     """The median time of each, which take turns in an order that changes; no failed ones."""
-    captures = {name: captured(launch) for name, launch in launches.items()}
+    count = 1 if bursts else LAUNCHES
+    captures = {name: captured(launch, count) for name, launch in launches.items()}
     graphs = {name: graph for name, graph in captures.items() if graph is not None}
+    if bursts:
+        return in_bursts(graphs)
     times: dict[str, list[float]] = {name: [] for name in graphs}
     order = list(graphs)
     for _ in range(WARM_UPS + REPLAYS):
@@ -197,13 +201,20 @@ def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: t
 
 
 def main() -> None:
-    """One line for each row; arguments are plugin libraries (default: the installed one)."""
-    paths = [Path(argument).resolve() for argument in sys.argv[1:]] or [library.find()]
+    """One line for each row and kernel."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", nargs="*", type=Path, help="default: the installed one")
+    parser.add_argument("--bursts", action="store_true", help="time thirty launches after a pause")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="such as full")
+    args = parser.parse_args()
+    paths = [path.resolve() for path in args.library] or [library.find()]
     runners = {path.stem: Runner(path) for path in paths}
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, ", end="")
     print(f"cuDNN {torch.backends.cudnn.version()}")
     for dtype in (torch.float16, torch.bfloat16):
         for row in ROWS if dtype == torch.float16 else ROWS[:2]:
+            if args.only is not None and row.name not in args.only:
+                continue
             case = row.case
             sets, count = tensors(case, dtype)
             lengths = lengths_of(case)
@@ -217,7 +228,7 @@ def main() -> None:
             }
             flops = 4 * case.batch * case.heads * case.queries * case.keys * case.size
             flops /= 2 if case.causal else 1
-            for name, time in medians(launches).items():
+            for name, time in medians(launches, bursts=args.bursts).items():
                 wrong = error(case, sets[0], mask, launches[name](0))
                 print(
                     f"{row.name:18}{str(dtype)[6:]:9}{name:26}{time:9.1f} us"

@@ -52,6 +52,20 @@ def test_a_part_of_nothing_is_not_joined(ops, more):
     outcome.same(*SIZES)
 
 
+@pytest.mark.parametrize(
+    ("ops", "text"),
+    [
+        (["Neg"], "a = Abs(x)\nb = CastLike(x, a)\ny = Neg(b)"),
+        (["Cast", "Neg"], "a = CastLike(n, x)\ny = Neg(a)"),
+        (["Cast", "Neg"], "w = Abs(x)\na = CastLike(n, w)\ny = Neg(a)"),
+    ],
+)
+def test_a_cast_by_example_does_not_read_the_example(ops, text):
+    outcome = simplified(text, "T[S] x, int64[S] n", "T y")
+    assert outcome.ops == ops
+    outcome.same({"S": 3})
+
+
 def test_a_cast_of_integers_that_overflows_stays():
     text = "a = Cast<to=3>(n)\nb = Cast<to=7>(a)\ny = Neg(b)"
     outcome = simplified(text, "int64[S] n", "int64 y")

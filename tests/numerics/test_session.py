@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, as_defined, open_model
+from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, open_model
 
 DOUBLE = """<ir_version: 8, opset_import: ["" : 18]>
 g (float[2] x) => (float[2] y) { y = Add(x, x) }"""
@@ -61,41 +61,3 @@ def test_a_missing_kernel_goes_to_the_reference(levels):
     runner = open_model(onnx.parser.parse_model(DOUBLE))
     assert isinstance(runner, Reference)
     assert doubled(runner) == [2, 2]
-
-
-ATTENTION = """<ir_version: 10, opset_import: ["" : 23]>
-g (float[1, 2, s, 8] q, float[1, 1, m, s] mask) => (float[1, 2, s, 8] y) {
-y = Attention(q, q, q, mask)
-}"""
-
-
-@pytest.mark.parametrize("rows", [1, 4], ids=["one row", "all rows"])
-@pytest.mark.parametrize("lowest", [np.finfo(np.float32).min, -np.inf], ids=["lowest", "-inf"])
-def test_a_hidden_row_is_what_onnx_defines(rows, lowest):
-    model = onnx.parser.parse_model(ATTENTION)
-    mask = np.zeros((1, 1, rows, 4), np.float32)
-    mask[..., 0, :] = lowest
-    feeds = {"q": np.random.default_rng(0).standard_normal((1, 2, 4, 8), np.float32), "mask": mask}
-    (defined,) = OnnxRuntime(as_defined(model)).run(feeds)
-    np.testing.assert_allclose(defined, Reference(model).run(feeds)[0], rtol=0, atol=1e-6)
-    mean = feeds["q"].mean(axis=2) if np.isfinite(lowest) else np.zeros((1, 2, 8))
-    np.testing.assert_allclose(defined[:, :, 0], mean, rtol=0, atol=1e-6)
-
-
-def test_without_a_mask_nothing_is_written_out():
-    model = onnx.parser.parse_model(ATTENTION.replace("q, mask)", "q)"))
-    assert as_defined(model) is model
-
-
-def test_angles_of_one_batch_turn_all():
-    model = onnx.parser.parse_model(
-        """<ir_version: 10, opset_import: ["" : 23]>
-        g (float[b, 2, s, 8] x, float[1, s, 4] c) => (float[b, 2, s, 8] y) {
-        y = RotaryEmbedding(x, c, c)
-        }"""
-    )
-    random = np.random.default_rng(0)
-    sizes = {"x": (3, 2, 5, 8), "c": (1, 5, 4)}
-    feeds = {n: random.standard_normal(size, np.float32) for n, size in sizes.items()}
-    (turned,) = OnnxRuntime(as_defined(model)).run(feeds)
-    np.testing.assert_allclose(turned, Reference(model).run(feeds)[0], rtol=0, atol=1e-6)

@@ -73,6 +73,15 @@ def test_another_version_is_named_where_tensorrt_refuses(plan, monkeypatch):
     assert "built by version 1.4.0.76, 1.7.1.116 is installed" in error.value.fix
 
 
+def test_what_runs_on_more_gpus_is_named_where_tensorrt_for_rtx_refuses(plan, monkeypatch):
+    plan.write_bytes(RTX_HEADER)
+    fake = host.api(host.HostDevice(), "1.4.0.76", needs_library=True)
+    monkeypatch.setattr(loading, "import_module", lambda name: fake)
+    with pytest.raises(EngineError, match="cannot load") as error:
+        loading.load(plan, None, host.HostDevice)
+    assert error.value.fix.endswith("pip install 'opfuse[tensorrt]'")
+
+
 def test_a_tensorrt_that_is_not_installed():
     with pytest.raises(MissingComponent, match="no_such_tensorrt cannot be imported"):
         tensorrt.import_module("no_such_tensorrt")

@@ -62,6 +62,7 @@ def test_a_measurement(made, device):
     assert [step.plugin for step in found.steps].count(True) == 13
     assert found.eager.median_us == found.graph.p99_us == 1.0  # of the test's clock
     assert found.peak_bytes >= found.arena_bytes > 0
+    assert found.others_bytes == 0
     assert found.load_s < found.first_result_s
     assert 0 < found.largest < 1e4
     assert device.live == {}
@@ -85,9 +86,33 @@ def test_the_shapes_that_are_not_given_are_the_usual_ones(made, device):
     assert timing.measure(made[0], {}, 1, 1, 0).shapes["input_ids"] == (1, 128)
 
 
+def test_one_shape_says_what_the_others_are(made, device):
+    """Dimensions of one name have one size: of others TensorRT gives outputs of a negative rank."""
+    found = timing.measure(made[0], {"input_ids": (2, 9)}, 1, 1, 0).shapes
+    assert found == dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (2, 9))
+
+
 def test_a_shape_for_no_input_is_refused(made, device):
-    with pytest.raises(InputError, match="there is no input 'nope'"):
+    with pytest.raises(InputError, match="'nope', which is no input") as caught:
         timing.measure(made[0], {"nope": (1,)}, 1, 1, 0)
+    assert "the inputs are input_ids [batch, seq], attention_mask" in caught.value.fix
+
+
+def test_shapes_that_contradict_are_refused(made, device, monkeypatch):
+    def shape_of(context, name):
+        sizes = {shape[1] for shape in context.shapes.values() if len(shape) == 2}
+        if len(sizes) > 1:
+            raise ValueError("__len__() should return >= 0")  # as TensorRT for RTX 1.4 does
+        return genuine(context, name)
+
+    genuine = host.Context.get_tensor_shape
+    monkeypatch.setattr(host.Context, "get_tensor_shape", shape_of)
+    with Engine.load(made[0]) as engine:
+        arrays = timing.inputs_of(engine, {"input_ids": (1, 5)}, 0)
+        arrays["input_ids"] = arrays["input_ids"][:, :3]
+        with pytest.raises(InputError, match=r"input_ids \[1, 3\].* together") as caught:
+            engine.run({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    assert "one size" in caught.value.fix
 
 
 def test_a_graph_that_computes_something_else_is_no_measurement(made, device):
@@ -112,11 +137,22 @@ def test_percentiles_of_single_runs():
 def test_the_table_compares_with_the_first(made, device):
     first = timing.measure(made[0], {}, 1, 1, 0)
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render_bench(Bench((first, first))))
+    console.print(render_bench(Bench((first, first)).named(["", "m.onnx, TensorRT alone"])))
     text = console.export_text()
     assert "1.000" in text
     assert "10 engines and 13 plugin launches a run" in text
     assert "plugin AddRmsNorm" in text
+    assert "m.onnx, TensorRT alone, eager" in text
+
+
+def test_memory_that_others_take_meanwhile_is_told(made, device, monkeypatch):
+    used, taken = device.used_bytes, iter(range(100))
+    monkeypatch.setattr(device, "used_bytes", lambda: used() + (next(taken) << 24))
+    found = timing.measure(made[0], {}, 1, 1, 0)
+    assert found.others_bytes == 1 << 24
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_bench(Bench((found,))))
+    assert "other processes use this GPU" in console.export_text()
 
 
 def subject(tmp_path):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,45 +14,16 @@ from opfuse.numerics.session import OnnxRuntime
 from opfuse.runtime import library
 from tests.engine_models import ROOT, plugins
 from tests.runtime import host
+from tests.serving.backend import imported, request, utils
 
 LLAMA = ROOT / "models" / "llama.onnx"
 
 
-class Tensor:
-    def __init__(self, name, array):
-        self._name, self._array = name, array
-
-    def name(self):
-        return self._name
-
-    def as_numpy(self):
-        return self._array
-
-
 @pytest.fixture
 def triton_utils(monkeypatch):
-    """What Triton's Python backend gives to a model.py."""
-    module = ModuleType("triton_python_backend_utils")
-    module.Tensor = Tensor
-    module.TritonError = module.TritonModelException = RuntimeError
-    module.InferenceResponse = lambda output_tensors, error=None: SimpleNamespace(
-        tensors={t.name(): t.as_numpy() for t in output_tensors}, error=error
-    )
-    module.get_input_tensor_by_name = lambda request, name: request.inputs[name]
+    module = utils()
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module
-
-
-def request(outputs=("logits",), **arrays):
-    inputs = {name: Tensor(name, array) for name, array in arrays.items()}
-    return SimpleNamespace(inputs=inputs, requested_output_names=lambda: list(outputs))
-
-
-def imported(path: Path):
-    spec = importlib.util.spec_from_file_location("model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TritonPythonModel()
 
 
 @pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
@@ -95,8 +63,8 @@ def test_a_bundle_is_served_by_the_python_backend(
              "position_ids": np.tile(np.arange(5), (2, 1))}  # fmt: skip
     right, wrong, none = served.execute(
         [
-            request(**feeds),
-            request(**{**feeds, "input_ids": ids.astype(np.int32)}),
+            request(("logits",), **feeds),
+            request(("logits",), **{**feeds, "input_ids": ids.astype(np.int32)}),
             request((), **feeds),
         ]
     )

@@ -233,7 +233,7 @@ def test_a_bundle_of_segments(build):
     assert opened.read("engines/0").startswith(b"vtrt")
     assert opened.holds("plugins/libopfuse_plugins.so")
     assert info.io[0].range == ((1, 1, 64), (1, 128, 64), (8, 512, 64))
-    assert "takes 2097152 bytes" in info.notes[-1]
+    assert "takes 2.1 MB" in info.notes[-1]
     assert files(build) == ["model.engine"]
     assert list(build.temporary.iterdir()) == []
 

@@ -190,3 +190,51 @@ def test_an_input_with_a_value_is_a_constant(version, noted, tmp_path):
     onnx.save(made, path)
     said = [note for note in load(path).notes if "has a value in the model" in note]
     assert said == (["input 'w' has a value in the model: a constant from here on"] * noted)
+
+
+CONV = """<ir_version: 8, opset_import: ["" : {opset}, "local" : 1]>
+g (bfloat16[1, 2, 8, 8] x, bfloat16[3, 2, 2, 2] w) => (bfloat16[1, 3, 7, 7] y) {{
+c = local.f(x, w)
+y = {last}
+}}
+<domain: "local", opset_import: ["" : {opset}]>
+f (x, w) => (y) {{ y = Conv(x, w) }}"""
+
+
+@pytest.mark.parametrize("opset", [18, 20, 21])
+def test_bfloat16_that_a_later_opset_knows(tmp_path, opset):
+    """As torch writes it: Conv takes it from opset 22 on."""
+    source = loaded(tmp_path, onnx.parser.parse_model(CONV.format(opset=opset, last="Relu(c)")))
+    assert [entry.version for entry in source.proto.opset_import if not entry.domain] == [22]
+    assert any(f"opset {opset}" in note and "read as 22" in note for note in source.notes)
+    onnx.checker.check_model(source.proto, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("opset", "last"),
+    [
+        (17, "Relu(c)"),
+        (18, "AveragePool<ceil_mode: int = 1, kernel_shape = [1, 1]>(c)"),
+        (22, 'Einsum<equation: string = "abcd->abcd">(c)'),
+    ],
+    ids=["reductions changed", "rounding up changed", "none knows it"],
+)
+def test_bfloat16_that_no_later_opset_knows_of_the_same_operators(tmp_path, opset, last):
+    source = loaded(tmp_path, onnx.parser.parse_model(CONV.format(opset=opset, last=last)))
+    assert [entry.version for entry in source.proto.opset_import if not entry.domain] == [opset]
+    assert any("bfloat16" in note for note in source.notes)
+    elements = {tensor.type.tensor_type.elem_type for tensor in source.proto.graph.input}
+    assert elements == {TensorProto.BFLOAT16}
+
+
+def test_bfloat16_excuses_no_other_mistake(tmp_path):
+    text = CONV.format(opset=17, last="Relu(c)").replace("bfloat16[3", "float[3")
+    with pytest.raises(InputError, match="inconsistent type"):
+        loaded(tmp_path, onnx.parser.parse_model(text))
+
+
+def test_bfloat16_that_a_model_has_no_trouble_with_stays_as_it_is(tmp_path):
+    text = CONV.format(opset=18, last="Relu(c)").replace("Conv(x, w)", "Add(x, x)")
+    text = text.replace("[1, 3, 7, 7]", "[1, 2, 8, 8]")
+    source = loaded(tmp_path, onnx.parser.parse_model(text))
+    assert [entry.version for entry in source.proto.opset_import if not entry.domain] == [18]

@@ -58,7 +58,7 @@ def timed(monkeypatch):
             names = [name for name, _ in trials.variants(self._ops(region))]
             calls.append(tuple(names))
             fast = {name: 10.0 if set(name.split("+")) <= wins else 30.0 for name in names}
-            settle(key, {"opt": {n: [20.0 if n == LEAVE else fast[n]] * 5 for n in names}})
+            settle(key, {"opt": {n: [20.0 if n == LEAVE else fast[n]] * 5 for n in names}}, "")
 
     monkeypatch.setattr(tune.Trials, "run", run)
     return calls, wins
@@ -158,7 +158,7 @@ def test_speed_is_spent_on_memory_only_where_it_is_short(tmp_path, gpu, monkeypa
     def run(self, todo, settle):
         for key, region in todo.items():
             names = [name for name, _ in trials.variants(self._ops(region))]
-            settle(key, {"opt": {n: [50.0 if n == LEAVE else 51.0] * 5 for n in names}})
+            settle(key, {"opt": {n: [50.0 if n == LEAVE else 51.0] * 5 for n in names}}, "")
 
     def exceeds(model, base_dir, library, profile, *, around_attention):
         asked.append(([node.op_type for node in model.graph.node], around_attention))
@@ -230,7 +230,9 @@ def test_a_broken_lock_is_refused(tmp_path):
 
 def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tune.gpu, "current", lambda: None)
-    table = {"gpu": "a GPU", "date": "a day", "ops": {"GatedAct": [[1000, 0.5]]}}
+    points = [[1000, 0.5]]  # the model is in fp32
+    ops = {"GatedAct fp32": points, "AddRmsNorm": points}
+    table = {"gpu": "a GPU", "date": "a day", "ops": ops}
     monkeypatch.setattr(tune.verdicts, "table", lambda capability: table)
     model, found = decided(tmp_path / "a", tune=True)
     assert not (tmp_path / "l").exists()
@@ -253,6 +255,9 @@ def test_a_variant_that_cannot_be_built_loses(tmp_path, gpu, monkeypatch):
     _, found = decided(tmp_path / "a", tune=True, progress=told)
     assert {choice for choice, _ in found.nodes.values()} == {"leave"}
     assert any("it is refused" in text for text, _, _ in told.steps)
+    assert all("could not be measured (" in reason for _, reason in found.nodes.values())
+    assert "it is refused" in found.note
+    assert not (tmp_path / "l").exists()  # the next build tries again
 
 
 def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, monkeypatch):
@@ -282,6 +287,32 @@ def test_a_variant_that_kills_its_process_takes_no_other_along(tmp_path, gpu, mo
     choices = {(name.rpartition("/")[2], choice) for name, (choice, _) in found.nodes.items()}
     assert {choice for op, choice in choices if op == "AddRmsNorm"} == {"leave"}
     assert {choice for op, choice in choices if op != "AddRmsNorm"} == {"plugin"}
+    reasons = {reason for choice, reason in found.nodes.values() if choice == "leave"}
+    assert reasons == {"could not be measured (killed by SIGFPE): leave"}
+    (section,) = json.loads((tmp_path / "l").read_text())["verdicts"].values()
+    assert all("AddRmsNorm" not in verdict["ops"] for verdict in section.values())
+
+
+@pytest.mark.parametrize("survivor", [None, LEAVE])
+def test_engines_that_do_not_load_give_no_verdict(tmp_path, gpu, monkeypatch, survivor):
+    """Such as where others have taken the GPU's memory: the lock would keep it for ever."""
+
+    def child(self, function, arguments, on_event=None):
+        if function.endswith("batch:build"):
+            return [[] for _ in arguments[1]]
+        for name, (paths, _) in arguments[0].items():
+            on_event({"at": name})
+            on_event({"text": "AddRmsNorm: CUDA: cudaMalloc gives cudaErrorMemoryAllocation"})
+            times = {v: [1.0] * 3 for v in paths if v == survivor}
+            on_event({"case": name, "times": {"opt": times}})
+        return None
+
+    monkeypatch.setattr(tune.Trials, "child", child)
+    monkeypatch.setattr(trials, "_finish", lambda item, built: None)
+    _, found = decided(tmp_path / "a", tune=True)
+    assert {choice for choice, _ in found.nodes.values()} == {"leave"}
+    assert all("cudaErrorMemoryAllocation" in reason for _, reason in found.nodes.values())
+    assert not (tmp_path / "l").exists()
 
 
 def test_every_variant_runs(tmp_path, gpu, monkeypatch):

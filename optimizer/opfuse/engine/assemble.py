@@ -192,8 +192,8 @@ def summary(parts: Draft, built: Sequence[EngineInfo], profile: Profile) -> Engi
     shared = "" if runs == len(built) else f", {len(built)} of them distinct,"
     notes = [
         f"{runs} segments{shared} and {sum(counted.values())} plugin launches",
-        f"what lies between them takes {between[0]} bytes at the largest shapes "
-        f"({between[1]} if nothing shared memory)",
+        f"what lies between them takes {between[0] / 1e6:.1f} MB at the largest shapes "
+        f"({between[1] / 1e6:.1f} MB if nothing shared memory)",
     ]
     if moved := [name for step in parts.schedule.copies() for name in step.outputs]:
         notes.append(f"copied by the bundle itself, without an engine: {', '.join(moved)}")

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from onnx import ModelProto, helper, inliner
 
-from opfuse.engine.cut import HEAVY
 from opfuse.engine.outline import outline
-from opfuse.engine.parts import reads
 from opfuse.engine.plugin_nodes import is_plugin, leave
 from opfuse.engine.profile import Profile
+from opfuse.engine.residents import residents
 from opfuse.engine.tensors import Typed, range_of, types_of
 from opfuse.graph.protos import BITS
 from opfuse.runtime import memory
@@ -48,28 +47,17 @@ def exceeds(
 
 
 def of_tensorrt(model: ModelProto, profile: Profile) -> int:
-    """Bytes between the kernels of an engine for the whole model.
-
-    TensorRT fuses what is small into the products around it. What it has to keep is taken to be
-    what these read and write.
-    """
+    """Bytes between the kernels of an engine for the whole model."""
     whole = _light(model)
     for node in whole.graph.node:
         if is_plugin(node):
             leave(whole, node)
     whole = inliner.inline_local_functions(whole)
-    ends = (*whole.graph.input, *whole.graph.output, *whole.graph.initializer)
-    fixed = {item.name for item in ends}
-    touched: dict[str, tuple[int, int]] = {}
-    kept: set[str] = set()
-    for index, node in enumerate(whole.graph.node):
-        names = [*reads(node), *filter(None, node.output)]
-        for name in names:
-            touched[name] = (touched.get(name, (index, index))[0], index)
-        if node.op_type in HEAVY:
-            kept.update(names)
-    found = {name: life for name, life in touched.items() if name in kept - fixed}
-    return memory.place(lives(found, types_of(whole), profile)).bytes
+    types = types_of(whole)
+    sizes = {
+        str(life.name): life.bytes for life in lives(dict.fromkeys(types, (0, 0)), types, profile)
+    }
+    return memory.place(lives(residents(whole.graph, sizes), types, profile)).bytes
 
 
 def _light(model: ModelProto) -> ModelProto:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "opfuse"
 _LISTING = "Layers:"
+_ELSEWHERE = {"tensorrt-rtx": "; TensorRT itself runs on more: pip install 'opfuse[tensorrt]'"}
 _SHAPES_REFUSED = "violate shape constraints"
 _MAX_SHOWN = 12
 _EVENT_INTERVAL_S = 0.05
@@ -110,7 +111,7 @@ def build(api: ModuleType, name: str, request: Request) -> EngineInfo:
             raise _build_error(title, journal, plugins)
         digest, size = _write(plan, request.engine)
         notes += cache.save()
-        read_from, found = _read_back(api, logger, journal, plan, request, notes)
+        read_from, found = _read_back(api, name, logger, journal, plan, request, notes)
     counted = layers.count_plugins(found, plugins) if request.engine else _count(plugins)
     return EngineInfo(
         backend=name,
@@ -287,7 +288,13 @@ def _write(plan: Any, path: Path) -> tuple[str, int]:
 
 
 def _read_back(
-    api: ModuleType, logger: Any, journal: Journal, plan: Any, request: Request, notes: list[str]
+    api: ModuleType,
+    name: str,
+    logger: Any,
+    journal: Journal,
+    plan: Any,
+    request: Request,
+    notes: list[str],
 ) -> tuple[str, list[layers.Layer]]:
     """The layers of the engine, by the inspector where a GPU can load it."""
     if not gpu.absent():
@@ -299,7 +306,8 @@ def _read_back(
             inspector = engine.create_engine_inspector()
             text = inspector.get_engine_information(api.LayerInformationFormat.JSON)
             return "inspector", layers.from_inspector(text)
-        notes.append(f"this GPU cannot load the engine{journal.last_errors()}")
+        fix = _ELSEWHERE.get(name, "")
+        notes.append(f"this GPU cannot load the engine{fix}{journal.last_errors()}")
     return "builder", layers.from_listing(journal.listing)
 
 

@@ -82,6 +82,31 @@ def resolve(
     return Profile(ranges, assumed, tuple(sizes))
 
 
+def completed(
+    inputs: Mapping[str, tuple[Dim, ...]], usual: Mapping[str, Shape], given: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """The shape of every input: as given, or else as usual in what the given ones do not say.
+
+    Args:
+        inputs: The dimensions of each.
+        usual: A shape for each.
+        given: Shapes for some: ``input_ids:1x64`` also says how long the mask is.
+
+    Raises:
+        InputError: A shape is for no input or has another rank; the fix lists the inputs.
+    """
+    listing = "the inputs are " + ", ".join(f"{k} {_written(v)}" for k, v in inputs.items())
+    sizes = _bind("usual", usual, inputs, listing) | _bind("opt", given, inputs, listing)
+    found = {}
+    for name, dims in inputs.items():
+        try:
+            shape = tuple(evaluate(dim, sizes) for dim in dims)
+        except (KeyError, ZeroDivisionError):
+            shape = usual[name]
+        found[name] = given.get(name, shape)
+    return found
+
+
 def dimensions(graph: GraphProto) -> dict[str, tuple[Dim, ...]]:
     """The shape of every input that a caller gives, in symbols that the profile knows.
 

@@ -8,7 +8,7 @@ loaded and compiled by a few, which then time theirs one process after the other
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -40,8 +40,11 @@ _AT_ONCE = 8  # regions whose engines lie on the disk at a time, with the weight
 _PROCESSES = 8
 _TIMERS = 4  # processes with a context on the GPU
 _TACTICS = 6  # of a plugin that are tried, each with a copy of the weights on the disk
+_UNKNOWN = "a size or a type in it is not known"
+_SILENT = "it gave no times"
 
-Settle = Callable[[str, Times], None]
+Settle = Callable[[str, Times, str], None]
+"""Takes the key of a region, its times, and in words why there are none; one of both is empty."""
 Case = tuple[Mapping[str, Path], Mapping[str, Mapping[str, tuple[int, ...]]]]
 """The files of variants, and the points to time them at, both by name."""
 
@@ -81,8 +84,8 @@ class Trials:
 
         Args:
             todo: The regions by the keys of their verdicts.
-            settle: Called with the times of each region as soon as they are there; they are empty
-                where it could not be built or run.
+            settle: Called with the times of each region as soon as they are there, or with the
+                reason where it could not be built or run.
         """
         left = iter(todo.items())
         while some := dict(islice(left, _AT_ONCE)):
@@ -97,9 +100,11 @@ class Trials:
         with ThreadPoolExecutor(_PROCESSES) as pool:  # hashing leaves the interpreter to others
             list(pool.map(_finish, drafts, answers))
         paths: dict[str, dict[str, Path]] = {}
+        refused: dict[str, str] = {}
         for item, built in zip(drafts, answers, strict=True):
             if isinstance(built, str):
                 self._progress.step(f"{item.name}: {built}")
+                refused[item.key] = f"{item.name}: {built}"
                 continue
             paths.setdefault(item.key, {})[item.name] = item.path
         cases: dict[str, Case] = {
@@ -109,7 +114,7 @@ class Trials:
         }
         for key in todo:
             if key not in cases:
-                settle(key, {})
+                settle(key, {}, refused.get(key, _UNKNOWN))
         self._time(cases, settle)
 
     def _ranges(self, region: Region) -> dict[str, Any]:
@@ -245,27 +250,30 @@ class Trials:
 
     def _time_share(self, share: Mapping[str, Case], settle: Settle) -> None:
         """Time in one process; a case at which it dies has no times, and the rest goes on."""
-        left, at = dict(share), next(iter(share), "")
+        left, at, said = dict(share), next(iter(share), ""), ""
 
         def take(event: child.Event) -> None:
-            nonlocal at
-            at = event.get("at", at)
+            nonlocal at, said
+            at, said = event.get("at", at), event.get("text", said)
             if "times" in event:
-                del left[event["case"]]
+                paths, _ = left.pop(event["case"])
+                why = "" if _are_told(event["times"], paths) else said or _SILENT
                 with self._settling:
-                    settle(event["case"], event["times"])
+                    settle(event["case"], {} if why else event["times"], why)
 
         while left:
+            why = _SILENT
             try:
                 arguments = (dict(left), _ROUNDS, self._config.seed)
                 self.child("opfuse.runtime.tuning:weigh", arguments, take)
             except EngineError as error:
-                self._progress.step(error.what.splitlines()[0])
+                why = error.what.splitlines()[0]
+                self._progress.step(why)
             if left:
                 key = at if at in left else next(iter(left))
                 del left[key]
                 with self._settling:
-                    settle(key, {})
+                    settle(key, {}, why)
 
     def child(
         self,
@@ -283,6 +291,13 @@ class Trials:
                 on_event=on_event,
                 env=self._backend.environment(folder),
             )
+
+
+def _are_told(times: Times, variants: Collection[str]) -> bool:
+    """Whether TensorRT's way and one with plugins have run, where there is one, at every point."""
+    having = {name for name in variants if plugins_of(name)}
+    found = ({name for name, values in point.items() if values} for point in times.values())
+    return all(LEAVE in names and (not having or having & names) for names in found)
 
 
 def _finish(item: _Variant, built: Any) -> None:

@@ -33,10 +33,10 @@ class Verdict:
     """Which variant of a region is built: "leave", "native", or the plugins as "A+B" or "A@2".
 
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
-    ``ops`` the plugins of the region, ``work`` the elements that each of them writes, and
-    ``source`` says where the verdict is from. ``sparing`` is what would be taken instead if
-    memory were short, for TensorRT would have an engine of its own there; ``spares`` says that it
-    was.
+    ``ops`` the plugins of the region, ``kinds`` those that are unusual (engine/kinds), ``work`` the
+    elements that each of them writes, and ``source`` says where the verdict is from. ``sparing`` is
+    what would be taken instead if memory were short, for TensorRT would have an engine of its own
+    there; ``spares`` says that it was.
     """
 
     choice: str
@@ -47,6 +47,7 @@ class Verdict:
     work: Mapping[str, int] = field(default_factory=dict)
     sparing: str = ""
     spares: bool = False
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def spared(self) -> Verdict:
         """The verdict where memory is short."""
@@ -92,7 +93,8 @@ class Verdict:
         library, work = str(facts.get("library", "")), dict(facts.get("work", {}))
         sparing = str(facts.get("sparing", ""))
         plugins_of(sparing or LEAVE)
-        return Verdict(str(facts["choice"]), ops, us, library, source, work, sparing)
+        kinds = dict(facts.get("kinds", {}))
+        return Verdict(str(facts["choice"]), ops, us, library, source, work, sparing, kinds=kinds)
 
 
 def plugins_of(choice: str) -> dict[str, int]:
@@ -114,6 +116,7 @@ def decide(
     work: Mapping[str, int] | None = None,
     *,
     apart: bool = False,
+    kinds: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The fastest variant that is nowhere slower than what TensorRT makes of the region.
 
@@ -130,7 +133,8 @@ def decide(
         for point, found in times.items()
     }
     instead = "" if sparing == fast else sparing
-    return Verdict(fast, tuple(ops), us, library, "measured here", work or {}, instead)
+    facts = (fast, tuple(ops), us, library, "measured here", work or {}, instead)
+    return Verdict(*facts, kinds=kinds or {})
 
 
 def _best(times: Times, every: frozenset[str], saved: float) -> str:
@@ -195,21 +199,29 @@ def table(capability: str) -> dict[str, Any]:
     return facts
 
 
+def row(op: str, kinds: Mapping[str, str]) -> str:
+    """What a table calls an op, such as ``"RmsNorm"`` or ``"RmsNorm fp32"``."""
+    return f"{op} {kinds[op]}" if op in kinds else op
+
+
 def by_table(
     facts: Mapping[str, Any],
     ops: Sequence[str],
     work: Mapping[str, int],
     *,
     apart: bool = False,
+    kinds: Mapping[str, str] | None = None,
 ) -> Verdict:
     """What a shipped table says of plugins that nobody measured here.
 
     Each op has measured points, the elements that it wrote and the time of the plugin's region over
-    TensorRT's; that of the nearest size decides. Ops that are not in the table are left.
+    TensorRT's; that of the nearest size decides. Ops that are not in the table are left, as are
+    those of a kind (engine/kinds) that has no row there.
     """
+    rows = {op: row(op, kinds or {}) for op in ops}
     taken, sparing = [], []
     for op in ops:
-        measured = facts.get("ops", {}).get(op, [])
+        measured = facts.get("ops", {}).get(rows[op], [])
         if measured:
             size = max(work.get(op, 1), 1)
             nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
@@ -217,6 +229,10 @@ def by_table(
             wins = nearest[1] <= 1 + (_WORTH if op in EXACT else margin)
             taken += [op] * wins
             sparing += [op] * (wins or (apart and nearest[1] <= 1 + _APART))
-    source = f"the table of {facts.get('gpu', 'no GPU')} of {facts.get('date', 'no date')}"
+    source = f"the table of {facts.get('gpu', '?')} of {facts.get('date', '?')}"
+    if not facts:
+        source = "opfuse ships no table of this GPU, --tune measures"
+    elif facts.get("ops", {}).keys().isdisjoint(rows.values()):
+        source += f" has no {' and no '.join(rows.values())}"
     instead = "" if sparing == taken else "+".join(sparing)
     return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)

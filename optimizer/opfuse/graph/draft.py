@@ -18,6 +18,7 @@ from opfuse.graph.dims import Dim, Sym
 from opfuse.graph.facts import Facts
 from opfuse.graph.match import Subgraph, TensorSpec
 from opfuse.graph.pattern import OPFUSE
+from opfuse.graph.values import content
 from opfuse.graph.weights import onnx_dtype
 
 _SPELT_OUT = 8  # elements up to which a constant is part of the computation, not a weight
@@ -167,4 +168,6 @@ def _shape_text(shape: tuple[Dim, ...] | None) -> str:
 
 
 def _attribute_text(value: object) -> str:
-    return f"{value.dtype}{value.values.tolist()}" if isinstance(value, gs.Constant) else str(value)
+    return (
+        f"{value.dtype}{content(value).tolist()}" if isinstance(value, gs.Constant) else str(value)
+    )

@@ -12,6 +12,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from opfuse.graph import edit
 from opfuse.graph.rewriter import Rewriter, numpy_dtype
+from opfuse.graph.values import content
 
 MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
 _MAX_REDUCED = 1 << 23  # of what a folded sum reads, as the norm of a convolution's weights
@@ -192,5 +193,5 @@ class Common:
 
 def _hashable(value: object) -> object:
     if isinstance(value, gs.Constant):
-        return (str(value.dtype), tuple(value.shape), value.values.tobytes())
+        return (str(value.dtype), tuple(value.shape), content(value).tobytes())
     return tuple(value) if isinstance(value, list) else value

@@ -136,6 +136,10 @@ class Rewriter:
         self._names.add(name)
         return name
 
+    def is_needed(self, tensor: gs.Tensor) -> bool:
+        """Tell whether the graph gives ``tensor``, or a body in it reads it."""
+        return id(tensor) in self._fixed or id(tensor) in self._captured
+
     def out_shape(self, node: gs.Node) -> Shape | None:
         """Return the symbolic shape of the first output of ``node``."""
         return self.facts.shape(node.outputs[0])

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from opfuse.graph.dims import Dim, Sym, at_least, maximum, product
 from opfuse.graph.facts import Fact, Op, Rule, Shape
 from opfuse.graph.shape_rules_layout import constant_shape
-from opfuse.graph.values import FLOATS, MAX_ELEMENTS, as_value, attempt, elem_type
+from opfuse.graph.values import FLOATS, MAX_ELEMENTS, as_value, attempt, content, elem_type
 
 INT64 = int(TensorProto.INT64)
 FLOAT = int(TensorProto.FLOAT)
@@ -56,13 +56,14 @@ def _size(op: Op) -> Fact:
 
 def _constant_of_shape(op: Op) -> Fact:
     filling = op.attr("value")
-    content = np.float32(0) if filling is None else np.asarray(getattr(filling, "values", filling))
+    given = np.float32(0) if filling is None else filling
+    number = content(given) if isinstance(given, gs.Constant) else np.asarray(given)
     dims = op.dims(0)
-    dtype = elem_type(content.dtype)
+    dtype = elem_type(number.dtype)
     if dims is None:
         return Fact(None, dtype)
     shape = tuple(map(op.size, dims))
-    scalar = content.reshape(-1)[0].item()
+    scalar = number.reshape(-1)[0].item()
     if not isinstance(scalar, bool | int | float):
         return Fact(shape, dtype)
     return Fact(shape, dtype, attempt(lambda: _filled(shape, scalar)))

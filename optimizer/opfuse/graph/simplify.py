@@ -5,17 +5,20 @@ A rule that needs a shape asks the symbolic analysis and does nothing where it i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit, folding, pairs, regroup
+from opfuse.graph import edit, folding, pairs, regroup, weights
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.einsum import product
 from opfuse.graph.rewriter import Rewriter, Rule
 from opfuse.graph.softmax_forms import one_choice, taken_away, without_maximum, written_out
 from opfuse.graph.unbatch import unbatch
+from opfuse.graph.values import FLOATS, INTEGERS
 
 _WIDER = {
     (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT),
@@ -57,6 +60,17 @@ def cast(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
         if first == to and (first, have) in _WIDER:
             return inner.inputs[0]
     return None
+
+
+def cast_like(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A CastLike is a Cast to a known type, and does not read what it is like for its values."""
+    source, facts = node.inputs[0], rewriter.facts
+    to = facts.dtype(node.inputs[1])
+    if to not in (*FLOATS, *INTEGERS, onnx.TensorProto.BFLOAT16):
+        return None
+    if facts.dtype(source) == to:
+        return source
+    return rewriter.emit("Cast", [source], {"to": to}, node.outputs[0])
 
 
 def _dtype_attribute(node: gs.Node) -> int:
@@ -290,9 +304,9 @@ def _transposed(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
     if not isinstance(weight, gs.Constant) or weight.data_location is not None:
         return None
     users = {id(user) for user in weight.outputs}
-    if len(users) != 1 or isinstance(weight.dtype, int):
+    if len(users) != 1:
         return None
-    return rewriter.constant(weight, np.ascontiguousarray(weight.values.T))
+    return rewriter.constant(weight, np.ascontiguousarray(weights.load(weight, Path()).T))
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -300,6 +314,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Dropout": (forward_first,),
     "Concat": (forward_first, beside_nothing, regroup.turned_pair),
     "Cast": (cast,),
+    "CastLike": (cast_like,),
     **dict.fromkeys(_NEUTRAL, (neutral,)),
     "Div": (neutral, written_out),
     "Sub": (neutral, taken_away),

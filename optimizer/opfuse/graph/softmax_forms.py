@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from opfuse.graph import edit
 from opfuse.graph.edit import producer
@@ -13,13 +14,21 @@ from opfuse.graph.rewriter import Rewriter, numpy_dtype
 from opfuse.graph.values import FLOATS
 
 _HIDES = 1e3  # what is taken from the score of a key that nobody may see, or more
+# What scores pass on their way to the softmax.
+_ON_THE_WAY = frozenset(
+    {
+        *("Add", "Sub", "Mul", "Div", "Max", "Where", "Cast"),
+        *("Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+    }
+)
 
 
 def taken_away(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Return x - hidden * 1e30, by which XLNet hides keys, as x + hidden * -1e30: bit for bit."""
     x, product = node.inputs
     scaled = producer(product)
-    if scaled is None or scaled.op != "Mul" or rewriter.facts.dtype(product) not in FLOATS:
+    known = rewriter.facts.dtype(product) in (*FLOATS, TensorProto.BFLOAT16)
+    if scaled is None or scaled.op != "Mul" or not known or not _are_scores(node):
         return None
     for hidden, by in (scaled.inputs, scaled.inputs[::-1]):
         value = rewriter.scalar(by)
@@ -29,6 +38,22 @@ def taken_away(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
             added = rewriter.emit("Mul", [hidden, less], {}, product)
             return rewriter.emit("Add", [x, added], {}, node.outputs[0])
     return None
+
+
+def _are_scores(node: gs.Node) -> bool:
+    """Tell whether every reader of what ``node`` writes makes the input of a softmax of it."""
+    pending, seen = [node], set[int]()
+    while pending:
+        (tensor,) = pending.pop().outputs
+        if not tensor.outputs:
+            return False
+        for reader in tensor.outputs:
+            if reader.op not in _ON_THE_WAY and reader.op != "Softmax":
+                return False
+            if reader.op != "Softmax" and id(reader) not in seen:
+                seen.add(id(reader))
+                pending.append(reader)
+    return True
 
 
 def without_maximum(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:

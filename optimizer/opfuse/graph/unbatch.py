@@ -18,6 +18,7 @@ from opfuse.graph.rewriter import Rewriter
 _ELEMENTWISE = frozenset(
     ("Add", "Sub", "Mul", "Div", "Pow", "Where", "Cast", "Tanh", "Exp", "Neg", "IsNaN", "Erf")
 ) | frozenset(("Relu", "Sigmoid", "Sqrt", "Gelu", "Identity", "Clip", "Min", "Max"))
+_COSTLY = frozenset(("MatMul", "Softmax", "LayerNormalization"))
 
 
 def unbatch(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
@@ -31,7 +32,7 @@ def unbatch(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     if len(have) == 3 and not isinstance(second, int):
         return None
     lift = _Lift(rewriter, (first, second), len(have), node.outputs[0])
-    if not lift.possible(node.inputs[0]) or not lift.worthwhile:
+    if not lift.all_of(node.inputs[0]) or not lift.worthwhile:
         return None
     return lift.make(node.inputs[0])
 
@@ -46,7 +47,39 @@ class _Lift:
         self._rewriter, self._like = rewriter, like
         self._front, self._rank = front, rank
         self._possible: dict[int, bool] = {}
+        self._moved: dict[int, gs.Node] = {}
+        self._kept: set[int] = set()  # nodes that others read too: moved, they would be there twice
         self._made: dict[int, gs.Tensor] = {}
+
+    def all_of(self, tensor: gs.Tensor) -> bool:
+        """Tell whether ``tensor`` can be computed so, and nothing costly on its way done twice."""
+        while self.possible(tensor):
+            kept = {key for key, node in self._moved.items() if self._is_read_beside(node)}
+            if not kept:
+                return True
+            self._kept |= kept
+            self._possible, self._moved, self.worthwhile = {}, {}, False
+        return False
+
+    def _is_read_beside(self, node: gs.Node) -> bool:
+        """Tell whether what ``node`` computes is needed with the axes in one as well."""
+        rewriter, (result,) = self._rewriter, node.outputs
+        if not self._is_costly(node):
+            return False
+        whole = (*self._front, *(rewriter.shape(result) or ())[1:])
+        others = (user for user in result.outputs if id(user) not in self._moved)
+        free = (
+            user.op == "Shape"
+            or (user.op == "Reshape" and rewriter.out_shape(user) == whole)
+            or not any(t.outputs or rewriter.is_needed(t) for t in user.outputs)
+            for user in others
+        )
+        return rewriter.is_needed(result) or not all(free)
+
+    def _is_costly(self, node: gs.Node) -> bool:
+        sources = (producer(tensor) for tensor in node.inputs)
+        moved = (source for source in sources if source is not None and id(source) in self._moved)
+        return node.op in _COSTLY or any(map(self._is_costly, moved))
 
     def possible(self, tensor: gs.Tensor) -> bool:
         """Tell whether ``tensor`` can be computed with one axis more."""
@@ -63,6 +96,7 @@ class _Lift:
             return False
         if node is None or not self._liftable(node):
             return self._rank == 3  # it is split as it is
+        self._moved[id(node)] = node
         self.worthwhile |= node.op == "MatMul"
         return all(self.possible(node.inputs[index]) for index in self._lifted(node))
 
@@ -87,6 +121,8 @@ class _Lift:
 
     def _liftable(self, node: gs.Node) -> bool:
         rank = self._rank
+        if id(node) in self._kept:
+            return False
         if node.op == "Transpose":
             return rank == 3 and list(node.attrs.get("perm", ())) == [0, 2, 1]
         if node.op in ("Softmax", "LayerNormalization"):

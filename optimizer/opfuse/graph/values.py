@@ -81,14 +81,20 @@ def constant_value(constant: gs.Constant) -> np.ndarray | None:
     if prod(constant.shape) > MAX_ELEMENTS or _is_outside(constant):
         return None
     if element == TensorProto.BFLOAT16:
-        return as_value(_bfloat16(constant).astype(np.float32))
+        return as_value(content(constant).astype(np.float32))
     return as_value(constant.values)
 
 
-def _bfloat16(constant: gs.Constant) -> np.ndarray:
-    """The content of a bfloat16 constant; ``constant.values`` would warn of another type."""
+def content(constant: gs.Constant) -> np.ndarray:
+    """The content of a constant in its own type.
+
+    ``constant.values`` would make one of a type that NumPy lacks, such as bfloat16, another's, and
+    print a warning to stdout.
+    """
     tensor = getattr(constant._values, "tensor", None)
-    return np.asarray(constant._values if tensor is None else onnx.numpy_helper.to_array(tensor))
+    if isinstance(constant.dtype, int) and tensor is not None:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    return np.asarray(constant.values)
 
 
 def _is_outside(constant: gs.Constant) -> bool:

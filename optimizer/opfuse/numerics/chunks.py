@@ -20,8 +20,9 @@ from onnx.helper import (
 from opfuse.graph.protos import reads, unsized
 from opfuse.numerics import stored
 from opfuse.numerics.compare import HALVES, Array
+from opfuse.numerics.defined import as_defined
 from opfuse.numerics.product import matmul
-from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner, as_defined
+from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner
 from opfuse.numerics.stored import Joined, Stored
 
 LIMIT = 192 << 20  # bytes of weights in one piece

@@ -8,13 +8,15 @@ from functools import partial
 from itertools import chain, count
 from math import prod
 
+import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
 from opfuse.graph.dims import Dim, Sym, evaluate, is_unknown
 from opfuse.graph.match import TensorSpec
 from opfuse.numerics.case import Case, Weight
-from opfuse.numerics.compare import FLOATS, Array, largest
+from opfuse.numerics.compare import FLOATS, Array, is_half, largest
+from opfuse.numerics.retype import convert
 from opfuse.numerics.roles import Roles
 
 Sizes = Mapping[str, int]
@@ -172,6 +174,24 @@ def weights(case: Case, seed: int, *, own: bool) -> dict[str, Array]:
     for weight in case.weights:
         drawn[weight.name] = _weight(weight, drawn, own, rng)
     return drawn
+
+
+def rounded(feeds: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Return ``feeds`` with halves in float64, each up to a unit in its last place off.
+
+    That is half a unit for its own rounding and half for that of what is computed of it first. The
+    lowest and the largest numbers stay, for these are fills of masks.
+    """
+    rng = np.random.default_rng(seed)
+    moved = dict(feeds)
+    for name, array in feeds.items():
+        if is_half(array):
+            wide = convert(array, TensorProto.DOUBLE)
+            unit = float(ml_dtypes.finfo(array.dtype).eps)  # type: ignore[no-untyped-call]
+            step = rng.uniform(-unit, unit, wide.shape)
+            ordinary = np.abs(wide) < largest(array.dtype)
+            moved[name] = np.where(ordinary, wide + np.where(ordinary, wide, 0.0) * step, wide)
+    return moved
 
 
 def typed(values: Array, element: int) -> Array:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from onnx import ModelProto, TensorProto
 
@@ -13,12 +13,14 @@ from opfuse.graph.dims import evaluate
 from opfuse.numerics import draw, roles
 from opfuse.numerics.case import Case
 from opfuse.numerics.compare import HALVES, Array, is_float, tolerance
+from opfuse.numerics.defined import as_defined
 from opfuse.numerics.draw import Family, Setting
 from opfuse.numerics.retype import convert, retype
-from opfuse.numerics.session import CannotRun, Reference, Runner, as_defined, open_model
+from opfuse.numerics.session import CannotRun, Reference, Runner, open_model
 from opfuse.numerics.settle import Outcome, settle
 
 _SINGLES = HALVES | {TensorProto.FLOAT}
+_SHAKEN = 8
 _SLOW_ELEMENTS = 1 << 18  # above this the reference evaluator takes seconds
 
 
@@ -61,9 +63,9 @@ class _Trial:
         self.case, self.seed = case, seed
         self._weights: dict[bool, dict[str, Array]] = {}
         self.models = ModelProto.FromString(case.before), ModelProto.FromString(case.after)
-        self.before = _open(self.models[0], "the original cannot be run alone")
+        self.before = _open(as_defined(self.models[0]), "the original cannot be run alone")
         self.after = _open(self.models[1], "the fused form is refused")
-        self.family = self._settled()
+        self.family = self._family()
         elements = {item.dtype for item in case.inputs} | {w.element for w in case.weights}
         self.tolerance = rtol if rtol is not None else tolerance(elements)
         self.half = not HALVES.isdisjoint(elements)
@@ -79,17 +81,6 @@ class _Trial:
             worst, decided = max(worst, outcome.error), True
         reason = "" if decided else "rounding drowns the result for every input that was tried"
         return Verdict(self.case.signature, reason, worst)
-
-    def _settled(self) -> Family:
-        """As below, of the original as ONNX defines it where it does not run as it is."""
-        try:
-            return self._family()
-        except CannotRun:
-            defined = as_defined(self.models[0])
-            if defined is self.models[0]:
-                raise
-            self.before = _open(defined, "the original cannot be run alone")
-            return self._family()
 
     def _family(self) -> Family:
         """The first family of sizes that the original runs with."""
@@ -146,7 +137,8 @@ class _Trial:
             actual = after.run(feeds)
         except CannotRun as reason:
             return Outcome(reason=f"the fused form does not run: {reason}", refused=True)
-        return settle(expected[:outputs], actual, lambda: self._precisely(feeds), self.tolerance)
+        precise, shaken = partial(self._precisely, feeds), partial(self._shaken, feeds)
+        return settle(expected[:outputs], actual, precise, self.tolerance, shaken)
 
     def _rounded(self, setting: Setting) -> Outcome | None:
         """As above with a rounding behind every operator, where that is affordable.
@@ -168,6 +160,13 @@ class _Trial:
             return self._precise.run(wide)
         except CannotRun:
             return None
+
+    def _shaken(self, feeds: Mapping[str, Array]) -> Iterator[list[Array]]:
+        """As above for inputs that half precision might have rounded to; it is slow."""
+        for seed in range(_SHAKEN if self.half else 0):
+            results = self._precisely(draw.rounded(feeds, seed))
+            if results is not None:
+                yield results
 
     @cached_property
     def _rounding(self) -> tuple[Runner, Runner]:

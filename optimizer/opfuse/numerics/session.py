@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
-from onnx.inliner import inline_selected_functions
+from onnx import ModelProto, TensorProto
 
-from opfuse.graph.protos import all_nodes, every_node
 from opfuse.numerics.compare import Array
+from opfuse.numerics.defined import as_defined
 
-# Numbers of inputs: an Attention with a mask, all angles.
-_DOUBTFUL = {"Attention": range(4, 9), "RotaryEmbedding": range(3, 5)}
 _NO_KERNEL = "NOT_IMPLEMENTED"
 # onnxruntime 1.23, the last for Python 3.10: with its optimizer off it mistypes a Cast from float16
 # to float16 behind a MatMul, which it would have removed.
@@ -77,13 +74,16 @@ def _session(model: ModelProto, level: str) -> Any:
 
 
 class Reference:
-    """``onnx.reference``: NumPy, one rounding for each operator, every type, slow."""
+    """``onnx.reference``: NumPy, one rounding for each operator, every type, slow.
+
+    It runs the model as defined, for it takes an operator amiss itself.
+    """
 
     def __init__(self, model: ModelProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
         try:
-            self._evaluator = ReferenceEvaluator(model)
+            self._evaluator = ReferenceEvaluator(as_defined(model))
         except Exception as error:  # whatever an operator's Python code raises
             raise CannotRun(one_line(error)) from None
 
@@ -112,41 +112,6 @@ def open_model(model: ModelProto) -> Runner:
         if _NO_KERNEL not in str(refusal):
             raise
         return Reference(model)
-
-
-def as_defined(model: ModelProto) -> ModelProto:
-    """The model with what onnxruntime's kernels take amiss written out as ONNX defines it.
-
-    That for Attention of opset 23 and 24 gives 0 where a row of an additive mask is the lowest
-    number throughout, not the mean of the values, and takes no mask of one row for all; that for
-    RotaryEmbedding takes neither angles nor positions of one batch for all.
-    """
-    found = {("", node.op_type) for node in every_node(model) if _is_doubtful(node)}
-    if not found:
-        return model
-    found |= _callers(model, found)
-    try:
-        return inline_selected_functions(model, sorted(found), inline_schema_functions=True)
-    except RuntimeError:  # a type is not known to it, as behind an operator of another domain
-        return model
-
-
-def _is_doubtful(node: NodeProto) -> bool:
-    return not node.domain and len(node.input) in _DOUBTFUL.get(node.op_type, ())
-
-
-def _callers(model: ModelProto, called: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Return the local functions from which one of ``called`` is reached."""
-    found = set(called)
-    while True:
-        callers = {
-            (function.domain, function.name)
-            for function in model.functions
-            if any((node.domain, node.op_type) in found for node in all_nodes(function.node))
-        }
-        if callers <= found:
-            return callers
-        found |= callers
 
 
 def uses_bfloat16(model: ModelProto) -> bool:

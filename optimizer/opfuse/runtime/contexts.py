@@ -16,6 +16,7 @@ from opfuse.runtime.tensorrt import Loader
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+_TOGETHER = "give dimensions that have one name in the model one size"
 
 
 class Contexts:
@@ -74,7 +75,7 @@ class Contexts:
         if self._shapes.setdefault(step.engine, own) != own:
             raise InputError(
                 f"{step.engine} would run in the shapes {self._shapes[step.engine]} and {own}",
-                "give dimensions that have one name in the model one size",
+                _TOGETHER,
             )
         for name, port, shape in zip(step.inputs, step.input_ports, own, strict=True):
             if not context.set_input_shape(port, shape):
@@ -86,13 +87,18 @@ class Contexts:
         """As `set`, with the shapes of what the step writes.
 
         Raises:
-            InputError: As `set` does.
+            InputError: As `set` does, and where the shapes do not go together.
             EngineError: A shape is not known before the engine has run.
         """
         size = self.set(step, shapes)
         found = {}
         for name, port in zip(step.outputs, step.output_ports, strict=True):
-            found[name] = tuple(self._contexts[step.engine].get_tensor_shape(port))
+            try:
+                found[name] = tuple(self._contexts[step.engine].get_tensor_shape(port))
+            except ValueError:  # of a negative rank, which stands for sizes that contradict
+                given = ", ".join(f"{n} {list(shapes[n])}" for n in step.inputs)
+                error = self._loader.complaint(f"the shapes {given} together")
+                raise InputError(error.what, _TOGETHER) from None
             if min(found[name], default=0) < 0:
                 raise EngineError(f"the shape of {name!r} is not known before it is run")
         return found, size

@@ -12,6 +12,7 @@ from opfuse.errors import EngineError, MissingComponent
 INSTALL = "pip install 'opfuse[run]'"
 _DLPACK_CUDA = 2
 _ADDRESS_BYTES = 32
+_NO_MEMORY = 2
 _BROKEN = 700  # CUDA's errors from here on leave the process without a usable context
 
 
@@ -58,8 +59,7 @@ class Device:
     def _call(self, name: str, *arguments: Any) -> Any:
         error, *results = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
-            fix = "start the process again" if int(error) >= _BROKEN else ""
-            raise EngineError(f"CUDA: {name} gives {error.name}", fix)
+            raise EngineError(f"CUDA: {name} gives {error.name}", _fix(int(error)))
         return results[0] if len(results) == 1 else results
 
     @property
@@ -149,3 +149,12 @@ class Device:
         """Device memory in use, by whoever uses it."""
         free, total = self._call("cudaMemGetInfo")
         return int(total) - int(free)
+
+
+def _fix(error: int) -> str:
+    if error == _NO_MEMORY:
+        return (
+            "nvidia-smi shows who has the GPU's memory; smaller shapes, and fewer contexts "
+            "or CUDA graphs, take less of it"
+        )
+    return "start the process again" if error >= _BROKEN else ""

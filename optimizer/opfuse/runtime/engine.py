@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from opfuse.errors import InputError
+from opfuse.graph.filekind import refuse_no_engine
 from opfuse.graph.protos import type_name
 from opfuse.runtime import dlpack, loading
 from opfuse.runtime.contexts import Shape
@@ -78,6 +79,7 @@ class Engine:
         file = Path(path)
         if not file.is_file():
             raise InputError(f"there is no engine {file}", "name a file that opfuse build wrote")
+        refuse_no_engine(file)
         library = None if plugins is None else Path(plugins)
 
         def opened(usual: int = 0) -> Device:

@@ -98,6 +98,8 @@ class Loader:
         if engine is None:
             by, here = written_by(plan), self.api.__version__
             fix = "build it for this GPU and this TensorRT"
+            if plan.startswith(_RTX_MAGIC):
+                fix += "; TensorRT itself runs on more of them: pip install 'opfuse[tensorrt]'"
             if by and by != here:
                 fix = f"it was built by version {by}, {here} is installed: install that, or rebuild"
             raise EngineError(f"TensorRT cannot load {what}{self._last()}", fix)

@@ -13,8 +13,10 @@ import numpy as np
 from onnx import helper
 
 from opfuse import child
-from opfuse.errors import EngineError, InputError
+from opfuse.engine.profile import completed
+from opfuse.errors import EngineError
 from opfuse.graph.collectives import SPEAKING
+from opfuse.graph.dims import Dim, parse, symbol
 from opfuse.graph.protos import type_name
 from opfuse.runtime.contexts import Shape
 from opfuse.runtime.cuda import Device, open_device
@@ -76,13 +78,15 @@ class Measurement:
         graph: One CUDA graph for all steps.
         load_s: Seconds to load it.
         first_result_s: Seconds from the start of loading to the first output on the host.
-        peak_bytes: Device memory in use afterwards that was not in use before loading.
+        peak_bytes: Device memory in use afterwards that was not in use before loading, by whoever.
         arena_bytes: Intermediates, scratch, inputs, and outputs of one context, of these.
         segments, plugins: What one run consists of.
         steps: Where the time of an eager run goes.
         largest: The largest absolute value of any output, as a sign of life.
         ranks: Of a rank's bundle all ranks of this run.
         sha256: Of the engine's file.
+        others_bytes: By how much the memory in use changed while the engine only ran: others use
+            the GPU, and ``peak_bytes`` is theirs too.
     """
 
     path: str
@@ -101,6 +105,7 @@ class Measurement:
     largest: float
     ranks: tuple[RankTime, ...] = ()
     sha256: str = ""
+    others_bytes: int = 0
 
 
 def measure(
@@ -127,8 +132,7 @@ def measure(
         OpfuseError: The engine cannot be loaded or run, or its CUDA graph computes something else
             than the steps one by one.
     """
-    began = time.perf_counter()
-    before = open_device(device).used_bytes()
+    began, before = time.perf_counter(), open_device(device).used_bytes()
     with Engine.load(path, plugins=plugins, graphs=False, device=device) as engine:
         load_s = time.perf_counter() - began
         arrays = inputs_of(engine, shapes, seed)
@@ -137,7 +141,7 @@ def measure(
         with engine.place() as place:
             layout = place.layout({n: a.shape for n, a in arrays.items()}, staged=True)
             clock = Clock(engine.device, place.stream, iterations, warm_up, path.name)
-            eager = clock.time("eager", lambda: place.enqueue(layout, {}))
+            eager, others_bytes = _watched(clock, lambda: place.enqueue(layout, {}))
             graph = clock.time("CUDA graph", lambda: place.replay(layout))
             steps = step_times(engine, place, layout, warm_up)
             _check_replay(engine, place, layout, first)
@@ -157,6 +161,7 @@ def measure(
             steps=steps,
             largest=largest(first.values()),
             ranks=ranks_of(engine.group, graph, steps),
+            others_bytes=others_bytes,
         )
 
 
@@ -166,13 +171,13 @@ class Clock:
     def __init__(
         self, device: Device, stream: int, iterations: int, warm_up: int, name: str
     ) -> None:
-        self._device, self.stream, self._name = device, stream, name
+        self.device, self.stream, self._name = device, stream, name
         self._iterations, self._warm_up = iterations, warm_up
 
     def time(self, what: str, work: Callable[[], None]) -> Latency:
         """Single runs, each waited for; then all of them without waiting."""
         child.emit({"text": f"{self._name}: {what}"})
-        device, stream = self._device, self.stream
+        device, stream = self.device, self.stream
         for _ in range(self._warm_up):
             work()
         device.synchronize(stream)
@@ -191,6 +196,14 @@ class Clock:
         device.close_event(start)
         device.close_event(end)
         return summary(singles, self._iterations / row * 1e6)
+
+
+def _watched(clock: Clock, work: Callable[[], None]) -> tuple[Latency, int]:
+    """Eager runs, and by how much the memory in use changes in what takes none."""
+    work()  # what only the first run may do
+    used = clock.device.used_bytes()
+    found = clock.time("eager", work)
+    return found, abs(clock.device.used_bytes() - used)
 
 
 def step_times(engine: Engine, place: Place, layout: Layout, repeats: int) -> tuple[StepTime, ...]:
@@ -262,13 +275,24 @@ def summary(singles: Sequence[float], runs_per_s: float) -> Latency:
 
 
 def inputs_of(engine: Engine, shapes: Mapping[str, Shape], seed: int) -> dict[str, Any]:
-    """Floats are standard normal; integers are 0 and 1, which every table and mask takes."""
-    names = {value.name for value in engine.inputs}
-    if odd := sorted(set(shapes) - names):
-        raise InputError(f"there is no input {odd[0]!r}", f"the inputs are {', '.join(names)}")
-    chosen = {**engine.usual_shapes(), **shapes}
+    """Floats are standard normal; integers are 0 and 1, which every table and mask takes.
+
+    Raises:
+        InputError: A shape is for no input, or has another rank.
+    """
     types = {value.name: value.dtype for value in engine.inputs}
-    return draw({name: chosen[name] for name in types}, types, seed)
+    dims = {
+        value.name: tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(value.shape))
+        for value in engine.inputs
+    }
+    return draw(completed(dims, engine.usual_shapes(), shapes), types, seed)
+
+
+def _dim(name: str, axis: int, dim: int | str) -> Dim:
+    """A dimension of an input; one without a name, as TensorRT's own engines have, is its own."""
+    if isinstance(dim, int):
+        return dim
+    return symbol(f"axis {axis} of {name}") if dim == "?" else parse(dim)
 
 
 def draw(shapes: Mapping[str, Shape], types: Mapping[str, int], seed: int) -> dict[str, Any]:

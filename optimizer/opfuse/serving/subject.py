@@ -13,7 +13,7 @@ from onnx import TensorProto
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
 from opfuse.graph.collectives import SPEAKING
-from opfuse.graph.filekind import file_kind
+from opfuse.graph.filekind import no_engine
 from opfuse.graph.protos import type_name
 from opfuse.runtime import bundle, library
 from opfuse.runtime.engine import Engine
@@ -71,8 +71,7 @@ def examine(path: Path, report: Path | None) -> Subject:
     head, found = _first_look(path)
     if bundle.is_bundle(path):
         return _bundle(path)
-    kind = file_kind(head) if head else "empty"
-    if kind is not None and "engine" not in kind:
+    if kind := no_engine(head):
         raise InputError(f"{path} is {kind}, no engine", "name what opfuse build wrote")
     maker = module_of(head)
     facts = report_of(path, report, _BUILD)

@@ -12,6 +12,7 @@ from opfuse.config import Config
 from opfuse.engine import gpu
 from opfuse.errors import InputError, MissingComponent
 from opfuse.files import file_hash, is_module
+from opfuse.graph.filekind import refuse_no_engine
 from opfuse.progress import Progress
 from opfuse.sharding.result import refuse_folders
 
@@ -31,6 +32,11 @@ class Bench:
         first = self.engines[0].graph.median_us
         return tuple(item.graph.median_us / first for item in self.engines)
 
+    def named(self, names: Sequence[str]) -> Bench:
+        """The same under other names; an empty one keeps the path of the engine."""
+        pairs = zip(self.engines, names, strict=True)
+        return Bench(tuple(replace(item, path=name or item.path) for item, name in pairs))
+
 
 def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     """Time every engine of ``paths`` on inputs of ``config.opt_shapes``.
@@ -48,6 +54,8 @@ def bench(paths: Sequence[Path], config: Config, progress: Progress) -> Bench:
     for path in paths:
         if not path.is_file() and (path is first or not is_module(path)):
             raise InputError(f"there is no engine {path}", "build one with opfuse build")
+        if not is_module(path):
+            refuse_no_engine(path)
     require_gpu()
     found = [measured(first, config, progress)]
     for path in others:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opfuse.stages.bench import Bench
 
 _MB = 1e6
+_SHARED = "; other processes use this GPU: the times and the MB are not of the engine alone"
 
 
 def render_bench(bench: Bench) -> RenderableType:
@@ -74,4 +75,5 @@ def _parts(item: Measurement) -> str:
     return (
         f"{item.path}: {item.segments} engines and {item.plugins} plugin launches a run, "
         f"{item.arena_bytes / _MB:.1f} MB of it for intermediates"
+        + (_SHARED if item.others_bytes >= _MB else "")
     )

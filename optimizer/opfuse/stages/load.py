@@ -6,6 +6,7 @@ The order of the gates matters: native libraries die on files that get past the 
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from opfuse.errors import InputError
 from opfuse.files import file_hash
-from opfuse.graph import external, signatures, wellformed
+from opfuse.graph import external, later_opset, signatures, wellformed
 from opfuse.graph.collectives import rank_of
 from opfuse.graph.filekind import file_kind
 from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external, value_counts
@@ -27,6 +28,7 @@ from opfuse.graph.sparse import make_dense
 PROTOBUF_LIMIT = 2**31 - 1
 _WEIGHT_BYTES = 4096
 _SCAN_BYTES = 16 * 2**20
+_BFLOAT16 = re.compile(r"unsupported type:? tensor\(bfloat16\)")  # the checker's words
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -186,7 +188,7 @@ def _check(proto: ModelProto, base_dir: Path) -> list[str]:
     _check_tensors(proto)
     external.check_external_data(proto, base_dir)
     notes += make_dense(proto.graph)
-    _run_checker(proto)
+    notes += _run_checker(proto)
     return notes + _overridable(proto) + _odd_weights(proto)
 
 
@@ -218,14 +220,35 @@ def _check_size(tensor: TensorProto) -> None:
         )
 
 
-def _run_checker(proto: ModelProto) -> None:
+def _run_checker(proto: ModelProto) -> list[str]:
+    """Returns a note where operators take bfloat16 only in a later opset, or only outside ONNX.
+
+    The first is read as a model of that opset. Of the rest, such as Einsum, TensorRT knows more
+    than ONNX does: everything else about them is checked, as of float16.
+    """
+    model = _skeleton(proto)
+    why = _invalid(model)
+    if not _BFLOAT16.search(why):
+        if why:
+            raise InputError(why, "export the model again")
+        return []
+    written = later_opset.opset_of(proto)
+    for version in later_opset.raised(proto):
+        if not _invalid(_skeleton(proto)):
+            return [f"opset {written} has bfloat16 for fewer operators: read as {version}"]
+    if other := _invalid(later_opset.in_float16(_skeleton(proto))):
+        raise InputError(other, "export the model again")
+    return [f"beyond ONNX, but no mistake otherwise: {why}"]
+
+
+def _invalid(model: ModelProto) -> str:
+    """Why it is not valid, or nothing."""
     try:
-        onnx.checker.check_model(_skeleton(proto), full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise InputError(
-            f"not valid ONNX: {first.split('==> Context')[0].strip()}", "export the model again"
-        ) from None
+        return f"not valid ONNX: {first.split('==> Context')[0].strip()}"
+    return ""
 
 
 def _skeleton(proto: ModelProto) -> ModelProto:

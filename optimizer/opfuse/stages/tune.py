@@ -18,6 +18,7 @@ from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
+from opfuse.engine.kinds import kinds
 from opfuse.engine.natives import substitute
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
@@ -92,6 +93,7 @@ class _Tuner:
         self._measures = config.tune and here is not None
         parts = (base_dir, self._types, self._profile, library, self._backend, config, progress)
         self._trials = Trials(model, *parts)
+        self._failed: dict[str, Verdict] = {}
         self._nodes: dict[str, tuple[str, str]] = {}
         self._sources: set[str] = set()
 
@@ -107,7 +109,11 @@ class _Tuner:
         self._apply(found)
 
     def _measure(self, found: list[Region]) -> None:
-        """Time every distinct region that there is no verdict on."""
+        """Time every distinct region that there is no verdict on.
+
+        One that cannot be timed is left, this time: the lock gets no verdict on it, for the reason
+        may be gone at the next build, such as a GPU without free memory.
+        """
         todo = {
             key: region
             for region in found
@@ -116,15 +122,18 @@ class _Tuner:
         }
         began, count = time.monotonic(), len(todo)
 
-        def settle(key: str, times: Times) -> None:
+        def settle(key: str, times: Times, why: str) -> None:
             region = todo.pop(key)
             ops = self._ops(region)
-            self._known[key] = verdicts.decide(
-                times, ops, self._digest, self._work(region), apart=self._is_apart(region)
-            )
-            self._save()
+            if why:
+                self._failed[key] = Verdict(LEAVE, ops, source=f"could not be measured ({why})")
+            else:
+                self._known[key] = verdicts.decide(
+                    times, ops, self._digest, self._work(region), **self._kind(region)
+                )
+                self._save()
             left = (time.monotonic() - began) / (count - len(todo)) * len(todo)
-            text = f"{'+'.join(ops)}: {self._known[key].choice}"
+            text = f"{'+'.join(ops)}: {(self._failed.get(key) or self._known[key]).choice}"
             self._progress.step(f"{text}, {left:.0f} s left", count - len(todo), count)
 
         if todo:
@@ -140,7 +149,8 @@ class _Tuner:
     def _apply(self, found: list[Region]) -> None:
         """Leave what does not pay; take what spares an engine where that is needed."""
         table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
-        made = [self._known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
+        known = {**self._known, **self._failed}
+        made = [known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
         if any(verdict.sparing for verdict in made) and self._is_too_large(found, made):
             made = [verdict.spared() for verdict in made]
         self._sources.update(verdict.source for verdict in made)
@@ -189,7 +199,12 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        return verdicts.by_table(table, ops, self._work(region), apart=self._is_apart(region))
+        return verdicts.by_table(table, ops, self._work(region), **self._kind(region))
+
+    def _kind(self, region: Region) -> dict[str, Any]:
+        """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
+        nodes = [self._model.graph.node[index] for index in region.group]
+        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types)}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""

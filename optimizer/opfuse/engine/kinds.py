@@ -1,0 +1,35 @@
+"""What makes a plugin another one to a table of measurements: tensors that have other kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from onnx import NodeProto, TensorProto
+
+from opfuse.engine.tensors import Typed
+
+FP32 = "fp32"
+LARGE_HEADS = "large heads"
+_ATTENTION = frozenset({"FlashAttention", "PackedAttention"})
+_TENSOR_CORES = 256  # head sizes beyond have none (plugins/flash_attention/launch.h)
+
+
+def kinds(nodes: Iterable[NodeProto], types: Mapping[str, Typed]) -> dict[str, str]:
+    """The kind of every op among ``nodes`` that is not the usual one, in fp16 or bf16.
+
+    An H100 took 59.7 ms for BERT-base in fp32 with the plugins, and 5.8 with TensorRT alone, which
+    multiplies in TF32: attention in fp32, and of large heads, runs without tensor cores.
+    """
+    found = {node.op_type: _kind(node, types) for node in nodes}
+    return {op: kind for op, kind in found.items() if kind}
+
+
+def _kind(node: NodeProto, types: Mapping[str, Typed]) -> str:
+    read = types.get(node.input[0])
+    if read is not None and read.element == TensorProto.FLOAT:
+        return FP32
+    ends = [types[name] for name in (node.input[0], node.output[0]) if name in types]
+    sizes = [typed.shape[-1] for typed in ends if len(typed.shape) == 4]
+    if node.op_type in _ATTENTION and any(isinstance(s, int) and s > _TENSOR_CORES for s in sizes):
+        return LARGE_HEADS
+    return ""
