@@ -46,7 +46,7 @@ cudaError_t launch_fastest(Attention const& a, void* workspace, cudaStream_t str
     if (whole && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
     if (a.keys <= Heads::kKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
     bool const all = sees_all(a);
-    Choice const best = all ? fastest(a, kAll, 2) : fastest(a, kSome, 1);
+    Choice const best = all ? fastest(a, kAll, 2, 64) : fastest(a, kSome, 1, 64);
     if (best.shares) {
         cudaError_t const status = all ? launch_rest<T, Many>(a, workspace, stream)
                                        : launch_rest<T, Few>(a, workspace, stream);

@@ -53,23 +53,27 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
 inline constexpr int kLeastShare = 4;
 
 // The same of tiles that see keys alike, those of the last round shared out (hopper_rest.cuh).
-inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost) {
-    constexpr float kSharing = 7.f;
-    auto const blocks = [](float count, int size) { return std::ceil(count / size); };
+// Their parts' results, of `size` columns, are written and read.
+inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost, int size) {
+    constexpr float kStart = 4.f, kBytes = 2.4e6f;  // a microsecond
+    auto const blocks = [](float count, int each) { return std::ceil(count / each); };
     float const rounds = a.batch * a.heads * blocks(a.queries, cost.rows) / multiprocessors;
     float const steps = std::max(rounds * blocks(a.keys, cost.keys), 1.f * kLeastShare);
-    return cost.start + std::ceil(rounds) * cost.tile + steps * cost.step + kSharing;
+    float const parts = (1.f + rounds - std::floor(rounds)) * multiprocessors;
+    float const part = sizeof(float) * cost.rows * (size + 8.f);
+    return cost.start + std::ceil(rounds) * cost.tile + steps * cost.step + kStart +
+           2 * parts * part / kBytes;
 }
 
 // The one of the least time: the first where there is no device.  Whether it shares out the last
-// round, which is asked of the costs at `sharing` alone.
+// round, which only the tiles at `sharing` do.
 struct Choice {
     size_t index = 0;
     bool shares = false;
 };
 
 template <size_t kCount>
-Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t sharing) {
+Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t sharing, int size) {
     device::Machine machine;
     Choice best;
     if (device::current_machine(machine) != cudaSuccess) return best;
@@ -78,7 +82,8 @@ Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t shari
         float const time = launch_time(a, machine.multiprocessors, costs[i]);
         if (time < least) least = time, best.index = i;
     }
-    best.shares = sees_alike(a) && shared_time(a, machine.multiprocessors, costs[sharing]) < least;
+    best.shares =
+        sees_alike(a) && shared_time(a, machine.multiprocessors, costs[sharing], size) < least;
     return best;
 }
 

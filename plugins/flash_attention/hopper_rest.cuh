@@ -60,9 +60,8 @@ class RestWalk {
   private:
     __device__ void fill(HopperTile& tile, int number) const {
         int const set = number / order_.set_slots, inside = number % order_.set_slots;
-        int const heads = min(order_.set_heads, order_.heads - set * order_.set_heads);
-        fill_tile<S, false>(tile, a_, order_, set * order_.set_heads + inside % heads,
-                            inside / heads);
+        fill_tile<S, false>(tile, a_, order_, set * order_.set_heads + inside % order_.set_heads,
+                            inside / order_.set_heads);
     }
 
     Attention const& a_;
@@ -198,8 +197,8 @@ cudaError_t launch_rest(Attention const& a, void* workspace, cudaStream_t stream
     if (!map_attention(maps, a, std::is_same_v<T, __half>, S::kRows, S::kKeys))
         return cudaErrorNotSupported;
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(rest_kernel<T, S>, machine, grid, stream, a,
-                          order_tiles<S>(a, static_cast<int>(blocks)), rest, maps);
+    return device::launch(rest_kernel<T, S>, machine, grid, stream, a, order_by_keys<S>(a), rest,
+                          maps);
 }
 
 }  // namespace opfuse

@@ -235,36 +235,39 @@ struct HopperLoader {
 // Of keys and values that stay in the L2 cache, whose halves keep copies; and of all of them.
 inline constexpr int64_t kSetBytes = 24 << 20, kAllBytes = 36 << 20;
 
+// All tiles of the heads that share keys one after another: they are read at the same time.
+template <class S>
+TileOrder order_by_keys(Attention const& a) {
+    int const group = a.heads / a.kv_heads;
+    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    order.set_heads = group;
+    order.set_slots = group * order.tiles;
+    order.slots = order.heads * order.tiles;
+    return order;
+}
+
 // How many heads form a set.  A set of causal tiles is dealt out in rounds of its own, of which
 // each block has as many forwards as backwards: best where they are full.
 template <class S>
 TileOrder order_tiles(Attention const& a, int blocks) {
-    int const group = a.heads / a.kv_heads;
-    int64_t const head_bytes = int64_t{4} * a.keys * S::kSize;
-    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    TileOrder order = order_by_keys<S>(a);
+    if (a.ahead == kUnlimited) return order;
+    int const group = order.set_heads;
+    int64_t const head_bytes = int64_t{4} * a.keys * S::kSize, round_pair = 2 * blocks;
     bool const all_stay = order.heads / group * head_bytes <= kAllBytes;
-    int64_t const round_pair = 2 * blocks;
     // Few queries of many keys: a set that fills no round costs more than what L2 spares.
-    int64_t const fewest_heads =
-        a.ahead == kUnlimited ? 1 : (round_pair + order.tiles - 1) / order.tiles;
-    int const most = static_cast<int>(std::clamp<int64_t>(
-        all_stay ? order.heads
-                 : std::max(kSetBytes / head_bytes, (fewest_heads + group - 1) / group) * group,
-        group, order.heads));
-    // Where all keys are seen, those of a head are read by all of its tiles at a time.
-    order.set_heads = group;
-    order.set_slots = group * order.tiles;
-    if (a.ahead != kUnlimited) {
-        auto const slots = [&](int64_t heads) {
-            return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
-        };
-        int64_t fewest = std::numeric_limits<int64_t>::max();
-        for (int heads = group; heads <= most; heads += group) {
-            int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
-            if (all < fewest) fewest = all, order.set_heads = heads;
-        }
-        order.set_slots = static_cast<int>(slots(order.set_heads));
+    int64_t const least_heads = (round_pair + order.tiles - 1) / order.tiles;
+    int64_t const groups = std::max(kSetBytes / head_bytes, (least_heads + group - 1) / group);
+    int64_t const most = all_stay ? order.heads : std::min<int64_t>(groups * group, order.heads);
+    auto const slots = [&](int64_t heads) {
+        return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+    };
+    int64_t fewest = std::numeric_limits<int64_t>::max();
+    for (int heads = group; heads <= most; heads += group) {
+        int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
+        if (all < fewest) fewest = all, order.set_heads = heads;
     }
+    order.set_slots = static_cast<int>(slots(order.set_heads));
     order.slots = (order.heads + order.set_heads - 1) / order.set_heads * order.set_slots;
     return order;
 }
