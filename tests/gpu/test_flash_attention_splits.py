@@ -79,11 +79,18 @@ def test_a_last_round_that_is_shared_out(
     runner: Runner, generator: torch.Generator, dtype: torch.dtype
 ) -> None:
     """Tiles that leave multiprocessors idle: of one round, of several, and of a chunk's queries."""
-    # queries, keys, heads
-    shapes = ((300, 5000, 3), (1100, 8200, 8), (4000, 4100, 8), (520, 2100, 60), (1000, 4100, 40))
-    for size, (queries, keys, heads) in itertools.product((64, 80, 96, 128), shapes):
+    # queries, keys, heads, key/value heads
+    shapes = (
+        (300, 5000, 3, 3),
+        (1100, 8200, 8, 2),
+        (4000, 4100, 8, 8),
+        (520, 2100, 60, 20),
+        (1000, 4100, 40, 8),
+    )
+    for size, shape in itertools.product((64, 80, 96, 128), shapes):
+        queries, keys, heads, kv_heads = shape
         for causal in (False, True):
-            case = Case(queries, keys, size, 0, 1, heads, heads, causal)
+            case = Case(queries, keys, size, 0, 1, heads, kv_heads, causal)
             check(runner, generator, case, dtype, "shared round")
             check(runner, generator, case, dtype, "shared round")  # counters begin anew
 
