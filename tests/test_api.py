@@ -58,6 +58,13 @@ def test_unknown_options_are_refused(llama, tmp_path):
         opfuse.fuse(llama, tmp_path / "f.onnx", presicion="fp16")
 
 
+@pytest.mark.parametrize("shapes", [None, "x:1", {"x": None}, {"x": "1x8"}, {"x": (1.5,)},
+                                    {"x": (-1, 8)}, {"x": (1, 2**31)}])  # fmt: skip
+def test_shapes_that_are_none_are_refused(llama, shapes):
+    with pytest.raises(opfuse.InputError, match="max_shapes"):
+        opfuse.explain(llama, max_shapes=shapes)
+
+
 def test_verify_ends_with_1_where_numbers_differ(llama, tmp_path, capsys):
     from opfuse.cli import main
 

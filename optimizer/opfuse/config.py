@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import SupportsIndex
 
 from opfuse.errors import InputError
 
@@ -15,6 +16,7 @@ LOWERINGS = ("auto", "leave", "native", "plugin")
 GPUS = ("A100", "H100", "H200", "B200", "L4", "RTX4090", "RTX5090")
 
 _PATHS = ("model", "output", "timing_cache", "plugin_library", "cache", "lock", "bench", "engine")
+_LARGEST = 2**31 - 1  # TensorRT's profiles take no larger size
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -116,6 +118,8 @@ class Config:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("io_precision", self.io_precision, PRECISIONS)
         self._check_conversion()
+        for level in ("min_shapes", "opt_shapes", "max_shapes"):
+            _check_shapes(level, getattr(self, level))
         _check_positive("time_limit", self.time_limit)
         _check_positive("rtol", self.rtol)
         _check_positive("cache_size", self.cache_size)
@@ -147,6 +151,21 @@ class Config:
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{option} {value!r} is not known", f"use one of {', '.join(choices)}")
+
+
+def _check_shapes(option: str, shapes: object) -> None:
+    """Refuse what is no shape by the name of an input, and sizes that TensorRT has no room for."""
+    for name, shape in shapes.items() if isinstance(shapes, Mapping) else [("", shapes)]:
+        sizes = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else [""]
+        if not all(map(_is_size, sizes)):
+            raise InputError(
+                f"{option} of {name!r} are {shape!r}" if name else f"{option} are {shapes!r}",
+                f"give the sizes of each input, whole numbers up to {_LARGEST}",
+            )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and 0 <= int(value) <= _LARGEST
 
 
 def _check_positive(option: str, value: float | None) -> None:

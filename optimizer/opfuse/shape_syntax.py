@@ -12,6 +12,7 @@ _ENTRY = re.compile(
         :(?:\[(?P<list>[\d\s,]*)\]|(?P<times>\d+(?:x\d+)*)|(?P<scalar>scalar))\s*(?:,|\s|$)""",
     re.VERBOSE,
 )
+_DIGITS = 20  # Python reads no number of thousands
 SYNTAX = (
     "write name:1x3x224x224,other:8x128 or name:[1,3,224,224]; quote a name with a colon: 'a:0':1x2"
 )
@@ -48,6 +49,8 @@ def _dims(entry: re.Match[str], text: str) -> Shape:
         parts = entry["times"].split("x")
     else:
         parts = [part for part in re.split(r"[\s,]+", entry["list"].strip()) if part]
+    if any(len(part) > _DIGITS for part in parts):
+        raise InputError(f"shapes {text!r} have a dimension of too many digits", SYNTAX)
     dims = tuple(int(part) for part in parts)
     if 0 in dims:
         raise InputError(f"shapes {text!r} have a dimension of 0", "dimensions are 1 or more")

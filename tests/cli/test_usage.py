@@ -35,7 +35,7 @@ def test_shapes(text, shapes):
 @pytest.mark.parametrize(
     "text",
     ["", "x", "x:", "x:1x", "x:axb", "x:1X3", "x:-1x3", "x:1x0", "x:[1,3", "x:1,3,y", "x:1,x:2",
-     ":1"],
+     ":1", "x:1x2147483648", "x:1x" + "9" * 5000],
 )  # fmt: skip
 def test_bad_shapes(cli, llama, old_output, text):
     result = cli("fuse", llama, "-o", old_output, "--minShapes", text)

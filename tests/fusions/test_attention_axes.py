@@ -36,6 +36,14 @@ def test_a_mask_of_all_windows(shape):
     outcome.same({"B": 2}, {"B": 1})
 
 
+@pytest.mark.parametrize("shape", ["B, 4, 3, 5, 7", "B, 4, 3, 1, 7"])
+def test_a_mask_of_each_window(shape):
+    """LongT5 has positions and the ends of texts in one."""
+    outcome = attention(MASKED, f"T[{shape}] mask", qkv=WINDOWS)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same({"B": 2}, {"B": 1})
+
+
 @pytest.mark.parametrize("shape", ["1, 1, 3, 5, 7", "4, 1, 5, 7", "B, 1, 1, 5, 7"])
 def test_a_mask_of_some_windows_is_refused(shape):
     outcome = attention(MASKED, f"T[{shape}] mask", qkv=WINDOWS)

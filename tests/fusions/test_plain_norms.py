@@ -145,3 +145,22 @@ def test_a_double_island_is_refused():
     outcome = fuse_model(model(text, "T[B, S, 8] x", weights=weights))
     outcome.refused("RmsNorm", "wide", "casts to another type than fp32, fp16, or bf16")
     outcome.same(SIZES[0], x=np.full((2, 3, 8), 1e22, np.float32))
+
+
+def test_a_norm_of_a_difference_times_a_number_is_told_of_as_nothing_else():
+    """Differential attention has it: neither a mean is missing, nor a weight of its size."""
+    text = """
+        less = Mul(b, 0.25)
+        x = Sub(a, less)
+        square = Mul(x, x)
+        mean = ReduceMean(square, [-1])
+        variance = Add(mean, 1.0e-5)
+        root = Sqrt(variance)
+        inverse = Reciprocal(root)
+        unit = Mul(x, inverse)
+        y = Mul(unit, 0.5)
+    """
+    outcome = fuse_model(model(text, "T[B, S, 8] a, T[B, S, 8] b"))
+    assert outcome.counts["RmsNorm"] == 1
+    assert outcome.fused.misses == ()
+    outcome.same({"B": 2, "S": 3})

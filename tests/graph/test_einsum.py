@@ -36,6 +36,26 @@ def test_a_product(equation, opset):
     outcome.same(*SIZES)
 
 
+DOTTED = {
+    "...qd,...kd->...qk": ["MatMul", "Transpose"],
+    "...qhd,...khd->...hqk": ["MatMul", "Transpose", "Transpose"],
+    "b...d,dk->b...k": ["MatMul"],
+    "qd...,dk...": ["MatMul", "Transpose", "Transpose", "Transpose"],  # in front of the result
+}
+
+
+@pytest.mark.parametrize("opset", [13, 23])
+@pytest.mark.parametrize("equation", DOTTED)
+def test_axes_that_are_dots(equation, opset):
+    """LongT5 has its blocks there."""
+    inputs = equation.replace(" ", "").split("->")[0].split(",")
+    a, b = (", ".join(part.replace("...", "BH").upper()) for part in inputs)
+    text = f'y = Einsum<equation="{equation}">(a, b)'
+    outcome = fuse_model(model(text, f"T[{a}] a, T[{b}] b", opset=opset))
+    assert sorted(outcome.ops) == DOTTED[equation]
+    outcome.same(*SIZES)
+
+
 OTHER = [
     "qd,dk->q",  # summed over what only one has
     "bqd,bqd->b",

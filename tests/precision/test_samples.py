@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,9 @@ def test_doubles_become_what_the_input_is(tmp_path):
         ({"x": np.ones(4), "n": np.ones(2, int)}, r"shape \[4\]"),
         ({"x": np.ones((2, 4)), "n": np.ones(2)}, "'n' is float64"),
         ({"x": np.ones((2, 4), int), "n": np.ones(2, int)}, "'x' is int64"),
+        ({"x": np.ones((2, 4)), "n": np.array(["a", "b"])}, "'n' is <U1"),
+        ({"x": np.ones((2, 4)), "n": np.ones(2, complex)}, "'n' is complex128"),
+        ({"x": np.ones((2, 4)), "n": np.ones(2, "M8[s]")}, "'n' is datetime64"),
         ({"x": np.ones((3, 2, 4)), "n": np.ones((2, 2), int)}, "different numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -59,3 +64,40 @@ def test_files_that_are_none(tmp_path):
             read([tmp_path / name], GRAPH)
     with pytest.raises(InputError, match="cannot be read"):
         read([tmp_path / "single.npy"], GRAPH)
+
+
+HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,)}"
+
+
+def npy(header):
+    """An array file of nothing but its header."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "says"),
+    [
+        ("x.npy", npy("{'descr': oops}"), "cannot be read"),
+        ("x.npy", npy(HEADER), "cannot be read"),
+        ("x.npy", npy("{'descr': ((("), "cannot be read"),
+        ("x", b"text", "no array 'x', 'n'"),
+    ],
+    ids=["no header", "terabytes", "cut header", "no array"],
+)
+def test_members_that_are_no_arrays(tmp_path, member, content, says):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(member, content)
+    with pytest.raises(InputError, match=says):
+        read([tmp_path / "a.npz"], GRAPH)
+
+
+def test_an_empty_file_and_a_damaged_archive(tmp_path):
+    (tmp_path / "empty.npz").touch()
+    np.savez_compressed(tmp_path / "cut.npz", x=np.arange(8000.0).reshape(1, -1), n=np.ones(1))
+    content = bytearray((tmp_path / "cut.npz").read_bytes())
+    content[200:260] = b"\xff" * 60
+    (tmp_path / "cut.npz").write_bytes(content)
+    for name in ("empty.npz", "cut.npz"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read([tmp_path / name], GRAPH)

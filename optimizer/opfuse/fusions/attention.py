@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from opfuse.fusions import attention_sinks, constant_mask
@@ -25,6 +26,7 @@ from opfuse.fusions.attention_operands import (
     without_copies,
 )
 from opfuse.fusions.guards import (
+    HALVES,
     floating,
     is_close,
     known_casts,
@@ -70,19 +72,19 @@ dropped_again = op.Where(Var("again"), Const("zero"), weights)
 kept_again = op.Where(Var("again"), weights, Const("zero"))
 of_keys = op.Slice(weights, ...)
 guarded = any_of(guard, dropped_again, kept_again, weights, of_keys)
-context = op.MatMul(maybe_cast(guarded), Var("v"))
+context = op.MatMul(maybe_cast(guarded), maybe_cast(Var("v")))
 
 
 def _build(found: Found) -> Replacement:
     dtype = floating(found, "q", "kt", "v")
-    result = found.anchor.outputs[0]
-    same_type(found, result, dtype)
+    result, behind, turn = _result(found, dtype)
     sinks = attention_sinks.joined(found, sunk, of_keys)
     space = _score_space(found)
     last_axis(found.node(softmax), len(space))
     known_casts(found)
     made: list[NewNode] = []
     key, also = key_of(found, found["kt"], len(space), made)
+    also += turn
     turned = bool(made)
     query = query_of(found, made)
     _masks_alike(found)
@@ -90,7 +92,8 @@ def _build(found: Found) -> Replacement:
     if sinks:
         attention_sinks.check(found, sunk, of_keys, space)
     if len(space) != 4:
-        return _other_rank(found, space, [query, key, found["v"], *mask], made, also)
+        operands = [query, key, found["v"], *mask]
+        return _other_rank(found, space, operands, result, [made, behind], also)
     value = found["v"]
     copies: list[gs.Node] = []
     spread: list[gs.Node] = []
@@ -103,25 +106,74 @@ def _build(found: Found) -> Replacement:
     else:
         mask, attrs["causal"], spread = constant_mask.settled(found.work, mask, space)
     made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
-    return Replacement(made, also + copies + spread, spread)
+    shared = [*spread, *_for_other_values(found)]
+    return Replacement([*made, *behind], also + copies + spread, shared)
+
+
+def _for_other_values(found: Found) -> list[gs.Node]:
+    """Return what makes the weights, where all that reads these are products with values alike.
+
+    Differential attention has two halves of values for one softmax; each becomes a node.
+    """
+    probabilities, values = found.anchor.inputs
+    inside = {id(node) for node in found.nodes}
+    others = [user for user in probabilities.outputs if id(user) not in inside]
+    before = [node for node in found.nodes if node is not found.anchor]
+    readers = [user for node in before for t in node.outputs for user in t.outputs]
+    alone = all(id(user) in inside or any(user is o for o in others) for user in readers)
+    alike = all(
+        user.op == "MatMul"
+        and user.inputs[0] is probabilities
+        and found.work.shape(user.inputs[1]) == found.work.shape(values)
+        for user in others
+    )
+    return before if others and alone and alike and not _leave(found, before) else []
+
+
+def _leave(found: Found, nodes: list[gs.Node]) -> bool:
+    return any(found.work.is_output(tensor) for node in nodes for tensor in node.outputs)
+
+
+def _result(found: Found, dtype: int) -> tuple[gs.Tensor, list[NewNode], list[gs.Node]]:
+    """Return what the fused node writes, what widens that to fp32 behind it, and what is taken in.
+
+    torch widens what an fp32 mask meets: the probabilities stay in fp32, and v is cast to meet
+    them. The result is then in fp32, and no more precise than v. A Transpose behind it turns what
+    is not widened yet.
+    """
+    result, work = found.anchor.outputs[0], found.work
+    wide = {"to": onnx.TensorProto.FLOAT}
+    product = work.dtype(found.node(scores).outputs[0])
+    if work.dtype(result) != wide["to"] or dtype not in HALVES or product != dtype:
+        same_type(found, result, dtype)
+        return result, [], []
+    narrow = work.fresh(result, "narrow", dtype)
+    (reader,) = result.outputs if len(result.outputs) == 1 else (None,)
+    if reader is None or reader.op != "Transpose" or work.is_output(result):
+        return narrow, [NewNode("Cast", (narrow,), (result,), wide, "")], []
+    turned = work.fresh(result, "turned", dtype)
+    turn = NewNode("Transpose", (narrow,), (turned,), dict(reader.attrs), "")
+    cast = NewNode("Cast", (turned,), (reader.outputs[0],), wide, "")
+    return narrow, [turn, cast], [reader]
 
 
 def _other_rank(
     found: Found,
     space: Shape,
     operands: list[gs.Tensor],
-    made: list[NewNode],
+    result: gs.Tensor,
+    around: list[list[NewNode]],
     also: list[gs.Node],
 ) -> Replacement:
     """Take tensors of rank 3, or of more than 4, as [batch, heads, m, n] for the one node."""
     axes = Folded.of(found, space[:-2], found.shape("kt")[:-2])
+    made, behind = around
     inputs = [axes.operand(found, *pair, made) for pair in enumerate(operands)]
-    result = found.anchor.outputs[0]
     whole = found.work.fresh(result, "four_axes")
     attrs = _attributes(found, axes.heads, axes.kv_heads)
     made.append(NewNode("FlashAttention", tuple(inputs), (whole,), attrs))
     made.append(axes.restored(found, whole, result))
-    return Replacement(made, also)
+    return Replacement([*made, *behind], also)
 
 
 def _score_space(found: Found) -> Shape:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.guards import static, text
 from opfuse.graph.dims import Dim, product
-from opfuse.graph.facts import Shape
+from opfuse.graph.facts import Shape, broadcast_shapes
 from opfuse.graph.fusion import Found, Miss, NewNode
 from opfuse.graph.simplify import reshape_target
 
@@ -62,11 +62,15 @@ class Folded:
         return self.front[0], self.heads if index == _QUERY else self.kv_heads
 
     def _mask(self, found: Found, tensor: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
-        """Return a mask that differs along no axis that folds."""
+        """Return a mask that differs along no axis that folds, or has all of them in full."""
         shapes = [found.shape(name) for name in _MASKS if found.has(name)]
         rank = max(map(len, shapes))
         if len(self.front) == 1:
             return tensor if rank < 3 else _with_head(found, tensor, made)
+        whole = broadcast_shapes(shapes)
+        if whole is not None and self.heads == 1 and whole[:-2] == self.front:
+            want = (*self._four(_QUERY), *whole[-2:])
+            return _reshaped(found, tensor, whole, want, made)
         first = int(self.heads > 1 and rank == len(self.front) + 2)  # the batch stays
         for shape in shapes:
             folded = ((1,) * (rank - len(shape)) + shape)[first:-2]

@@ -13,7 +13,8 @@ from opfuse.graph.fusion import Decline, Found, Miss, Work
 from opfuse.graph.pattern import Op
 from opfuse.graph.weights import load
 
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+FLOATS = (onnx.TensorProto.FLOAT, *HALVES)
 
 
 def floating(found: Found, *names: str) -> int:
@@ -141,10 +142,13 @@ def vector(found: Found, name: str, length: Dim, dtype: int) -> gs.Tensor:
 
     Raises:
         Miss: It has another shape or type.
-        Decline: It is computed for each batch: a modulation, and the norm before it has no weights.
+        Decline: It is computed for each batch, or one number: a modulation or a factor, and the
+            norm before it has no weights.
     """
     tensor, work = found[name], found.work
     shape = work.shape(tensor)
+    if name == "gamma" and shape == ():
+        raise Decline("is a factor of all")
     if not isinstance(tensor, gs.Constant) and shape is not None and len(shape) > 1:
         raise Decline(f"{tensor.name} modulates a norm without weights")
     if work.dtype(tensor) not in (dtype, onnx.TensorProto.FLOAT):

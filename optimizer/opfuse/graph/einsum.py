@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from opfuse.graph.equation import written_out
 from opfuse.graph.rewriter import Rewriter
 
 
@@ -21,15 +22,15 @@ class _Product:
 
 def product(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """``bqhd,bkhd->bhqk`` is a MatMul of what is transposed to bhqd and bhdk."""
-    terms = _terms(node)
-    shapes = [rewriter.shape(tensor) for tensor in node.inputs]
-    if terms is None or len(shapes) != 2:
+    shapes = [rewriter.shape(tensor) or () for tensor in node.inputs]
+    terms = _terms(node, [len(shape) for shape in shapes])
+    if terms is None:
         return None
     a, b, out = terms
     letters = _product(a, b, out)
-    if letters is None or [len(shape or ()) for shape in shapes] != [len(a), len(b)]:
+    if letters is None:
         return None
-    sizes = [(shapes[0] or ())[a.index(c)] == (shapes[1] or ())[b.index(c)] for c in a if c in b]
+    sizes = [shapes[0][a.index(c)] == shapes[1][b.index(c)] for c in a if c in b]
     if not all(sizes):  # one of them may be 1, and is repeated
         return None
     orders = letters.batch + letters.left + letters.summed, letters.batch + letters.summed
@@ -39,13 +40,14 @@ def product(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     return _turned(rewriter, result, letters.batch + letters.left + letters.right, out, node)
 
 
-def _terms(node: gs.Node) -> tuple[str, str, str] | None:
+def _terms(node: gs.Node, ranks: list[int]) -> tuple[str, str, str] | None:
     """Return the letters of both operands and of the result, if that is all there is."""
-    equation = str(node.attrs.get("equation", "")).replace(" ", "")
-    operands, arrow, out = equation.partition("->")
-    parts = operands.split(",")
-    plain = all(part.isalpha() and len(set(part)) == len(part) for part in (*parts, out))
-    return (parts[0], parts[1], out) if arrow and plain and len(parts) == 2 else None
+    found = written_out(str(node.attrs.get("equation", "")), ranks)
+    if found is None or len(found[0]) != 2:
+        return None
+    (a, b), out = found
+    plain = all(part.isalpha() and len(set(part)) == len(part) for part in (a, b, out))
+    return (a, b, out) if plain else None
 
 
 def _product(a: str, b: str, out: str) -> _Product | None:

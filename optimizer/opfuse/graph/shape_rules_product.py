@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from opfuse.graph.dims import Dim, broadcast
+from opfuse.graph.equation import written_out
 from opfuse.graph.facts import Fact, Op, Rule, Shape, broadcast_shapes
 
 
@@ -37,19 +38,17 @@ def _gemm(op: Op) -> Fact:
 
 
 def _einsum(op: Op) -> Fact:
-    equation = str(op.attr("equation")).replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
+    shapes = [op.shape(index) for index in range(len(op.node.inputs))]
+    known = [shape for shape in shapes if shape is not None]
+    found = written_out(str(op.attr("equation")), [len(shape) for shape in known])
+    if found is None:
+        return Fact(None, op.dtype())
+    terms, out = found
     sizes: dict[str, Dim] = {}
-    for index, term in enumerate(terms):
-        shape = op.shape(index)
-        if shape is None or "." in term or len(shape) != len(term):
-            return Fact(None, op.dtype())
+    for term, shape in zip(terms, known, strict=True):
         for label, dim in zip(term, shape, strict=True):
             sizes[label] = broadcast(sizes[label], dim) if label in sizes else dim
-    if not arrow:
-        right = "".join(sorted(label for label in sizes if left.count(label) == 1))
-    return Fact(tuple(sizes[label] for label in right), op.dtype())
+    return Fact(tuple(sizes[label] for label in out), op.dtype())
 
 
 def _attention(op: Op) -> tuple[Fact, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 from opfuse.errors import InputError
 
 Sample = dict[str, np.ndarray[Any, Any]]
+
+# What NumPy lets through of a damaged archive or header, or of a header that asks for terabytes.
+_UNREADABLE = (
+    *(OSError, EOFError, AttributeError, ValueError, TypeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, NotImplementedError, zlib.error),
+)
 
 
 def read(paths: Sequence[Path], graph: GraphProto) -> list[Sample]:
@@ -55,14 +63,15 @@ def _file(path: Path, inputs: Sequence[ValueInfoProto]) -> list[Sample]:
 def _arrays(path: Path) -> Sample:
     try:
         file = np.load(path, allow_pickle=False)
-        return {name: file[name] for name in file.files}
+        found = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"calibration file {path} does not exist", "check its path") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"calibration file {path} cannot be read as .npz: {error}",
             "write it with numpy.savez",
         ) from None
+    return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
 
 
 def _fitted(
@@ -83,7 +92,8 @@ def _fitted(
             f"input {['?' if dim is None else dim for dim in dims]}",
             "give the shape of the input, or several samples along one axis more in front",
         )
-    if (array.dtype.kind in "fV") != (kind.elem_type in _FLOATS):
+    kinds = "fV" if kind.elem_type in _FLOATS else "iub"  # V: bfloat16 as NumPy stores it
+    if array.dtype.kind not in kinds:
         raise InputError(
             f"calibration file {path}: array {info.name!r} is {array.dtype}, the input {dtype}",
             "give the type of the input",

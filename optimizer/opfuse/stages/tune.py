@@ -18,7 +18,7 @@ from opfuse.engine import gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
-from opfuse.engine.kinds import kinds
+from opfuse.engine.kinds import FP32, kinds
 from opfuse.engine.natives import substitute
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
@@ -96,6 +96,7 @@ class _Tuner:
         self._failed: dict[str, Verdict] = {}
         self._nodes: dict[str, tuple[str, str]] = {}
         self._sources: set[str] = set()
+        self._left_fp32 = False
 
     def settle(self, *, products: bool) -> None:
         """Decide about the groups with a product among them, or about the others."""
@@ -192,6 +193,10 @@ class _Tuner:
         note = f"plugins or TensorRT for {self._gpu} ({self._target}): {told}"
         if self._config.tune and not self._measures:
             note = f"--tune measured nothing, for there is no GPU: {gpu.absent()}; {note}"
+        if self._left_fp32:
+            note += (
+                "; what reads fp32 is left to TensorRT: --precision fp16 or bf16 lets plugins pay"
+            )
         return Decided(self._nodes, note)
 
     def _unmeasured(self, region: Region, table: Mapping[str, Any]) -> Verdict:
@@ -199,7 +204,10 @@ class _Tuner:
         if self._backend.name != "segmented":
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
-        return verdicts.by_table(table, ops, self._work(region), **self._kind(region))
+        kind = self._kind(region)
+        found = verdicts.by_table(table, ops, self._work(region), **kind)
+        self._left_fp32 |= found.choice == LEAVE and FP32 in kind["kinds"].values()
+        return found
 
     def _kind(self, region: Region) -> dict[str, Any]:
         """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
