@@ -78,6 +78,16 @@ __device__ inline void copy_box(void* to, CUtensorMap const& map, uint64_t* barr
         : "memory");
 }
 
+// The same of a map of five axes, of which the box begins at (col, 0, row, head, batch).
+__device__ inline void copy_groups(void* to, CUtensorMap const& map, uint64_t* barrier, int col,
+                                   int row, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(col), "r"(0), "r"(row), "r"(head), "r"(batch)
+        : "memory");
+}
+
 // Asks for the box to be in L2.
 __device__ inline void prefetch_box(CUtensorMap const& map, int col, int row, int head, int batch) {
     asm volatile(

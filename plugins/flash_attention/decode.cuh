@@ -60,11 +60,6 @@ struct PackedRow {
     }
 };
 
-// What a partial result with maximum `max` is scaled by where the maximum of all is `top`.
-__device__ inline float share(float max, float top, float log2_scale) {
-    return device::exp2_fast((max - (top == -INFINITY ? 0.f : top)) * log2_scale);
-}
-
 // Maximum and sum of a row over `count` partial results, `stride` floats apart.
 __device__ inline float2 combined(float const* statistics, int count, int stride,
                                   float log2_scale) {

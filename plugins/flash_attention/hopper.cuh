@@ -23,6 +23,11 @@ struct HopperRows {
 // Results of whole tiles.
 template <class T, class S>
 struct WholeResults {
+    static constexpr int kParts = 1;  // of weights, that are multiplied
+    __device__ static int query_of(int row) { return row; }
+    template <class Walk>
+    __device__ static void finish(Attention const&, Walk const&) {}
+
     __device__ void store(Attention const& a, HopperTile const& tile, int row,
                           float const (&out)[S::kSize / 8][4],
                           RunningSoftmax const& softmax) const {
@@ -34,9 +39,7 @@ struct WholeResults {
 template <class T, class S, Scores kScores, class Results = WholeResults<T, S>>
 struct HopperConsumer {
     static constexpr int kBlocks = S::kKeys / 8;  // of scores, in registers
-    // Results that are added up are those of few queries, which wait for memory anyway: what
-    // packing loses of their weights is multiplied too, for a quarter less error.
-    static constexpr int kParts = std::is_same_v<Results, WholeResults<T, S>> ? 1 : 2;
+    static constexpr int kParts = Results::kParts;
     using Weights = uint32_t[kParts][kBlocks / 2][4];
 
     Attention const& a;
@@ -91,7 +94,7 @@ struct HopperConsumer {
         if (now.batch < 0) return false;
         int const row = now.first_row + warp_row;
         rows = {row + lane / 4, now.end - 1, now.begin,
-                keys_of_all(a, keys_of(now), row, row + 15)};
+                keys_of_all(a, keys_of(now), results.query_of(row), results.query_of(row + 15))};
         return true;
     }
     // Goes on to the next block of keys: of the same tile, or of the next where there is a second
@@ -162,8 +165,8 @@ struct HopperConsumer {
         if (begin < rows.all_see.begin || begin + S::kKeys > rows.all_see.end) {
             // Worked out where it is needed, which saves registers.
             auto const count = keys_of(tile(tiles));
-            KeyRange const seen[2] = {keys_of_row(a, count, rows.row),
-                                      keys_of_row(a, count, rows.row + 8)};
+            KeyRange const seen[2] = {keys_of_row(a, count, results.query_of(rows.row)),
+                                      keys_of_row(a, count, results.query_of(rows.row + 8))};
             hide_scores(s, seen, begin + lane % 4 * 2);
         }
         constexpr bool kScaled = kScores == Scores::kScaled || kScores == Scores::kCounted;
@@ -232,10 +235,10 @@ struct HopperConsumer {
     }
 };
 
-template <class T, class S, Scores kScores>
-__global__ void __launch_bounds__(S::kThreads, 1)
-    hopper_kernel(Attention const a, TileOrder const order,
-                  __grid_constant__ AttentionMaps const maps) {
+// The tiles of a block.  Its walk is made where it is needed: earlier, it takes registers.
+template <class T, class S, Scores kScores, class Walk, class Results, class... Orders>
+__device__ void run_block(Attention const& a, AttentionMaps const& maps, Results const& results,
+                          Orders const&... orders) {
     extern __shared__ __align__(16) unsigned char shared[];
     unsigned char* const q = shared + (1024 - device::shared_address(shared) % 1024) % 1024;
     unsigned char* const k = q + S::kTiles * S::kQueryBytes;
@@ -249,17 +252,27 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     device::wait_in_turn();
     // Through a shuffle, so that the compiler knows that it is the same for all lanes.
     int const group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-    TileWalk<S, counts_keys(kScores)> const walk(a, order);
+    Walk const walk(a, orders...);
     if (group == S::kGroups) {
         device::leave_registers<S::kLoaderRegisters>();
         if (threadIdx.x == 128 * S::kGroups)
             HopperLoader<S>{a, maps, barriers, q, k, v, masks}.run(walk);
     } else {
         device::take_registers<S::kRegisters>();
-        HopperConsumer<T, S, kScores> consumer(a, barriers, q, k, v, masks, group);
+        HopperConsumer<T, S, kScores, Results> consumer(a, barriers, q, k, v, masks, group,
+                                                        results);
         if (walk.has_empty()) consumer.store_empty(walk);
         consumer.run();
+        results.finish(a, walk);
     }
+}
+
+template <class T, class S, Scores kScores>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    hopper_kernel(Attention const a, TileOrder const order,
+                  __grid_constant__ AttentionMaps const maps) {
+    using Walk = TileWalk<S, counts_keys(kScores)>;
+    run_block<T, S, kScores, Walk>(a, maps, WholeResults<T, S>{}, order);
 }
 
 // ---- launchers
@@ -272,8 +285,8 @@ cudaError_t launch_hopper(Attention const& a, AttentionMaps const& maps, cudaStr
     if (tiles > INT32_MAX / 4) return cudaErrorNotSupported;
     int const blocks = static_cast<int>(std::min<int64_t>(machine.multiprocessors, tiles));
     device::Grid const grid{blocks, dim3(S::kThreads), 1, S::kSharedBytes};
-    return device::launch(hopper_kernel<T, S, kScores>, early_if(machine, tiles <= blocks), grid,
-                          stream, a, order_tiles<S>(a, blocks), maps);
+    return device::launch(hopper_kernel<T, S, kScores>, machine, grid, stream, a,
+                          order_tiles<S>(a, blocks), maps);
 }
 
 template <class T, class S, Scores kScores>

@@ -14,13 +14,15 @@ constexpr MiddleCosts kCosts{{{64, 64, 2, .71f, 1.34f, .59f, 1.28f, 1.95f},
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<128>(Attention const& a, __half, cudaStream_t stream) {
-    return launch_middle<__half, 128>(a, kCosts, stream);
+cudaError_t hopper_attention<128>(Attention const& a, __half, void* workspace,
+                                  cudaStream_t stream) {
+    return launch_middle<__half, 128>(a, kCosts, workspace, stream);
 }
 
 template <>
-cudaError_t hopper_attention<128>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch_middle<__nv_bfloat16, 128>(a, kCosts, stream);
+cudaError_t hopper_attention<128>(Attention const& a, __nv_bfloat16, void* workspace,
+                                  cudaStream_t stream) {
+    return launch_middle<__nv_bfloat16, 128>(a, kCosts, workspace, stream);
 }
 
 }  // namespace opfuse

@@ -5,6 +5,8 @@ namespace {
 
 template <class T>
 cudaError_t launch(Attention const& a, cudaStream_t stream) {
+    if (has_tile_mask(a))
+        return launch_hopper<T, HopperShape<256, 2, 64, 2, 1, 2>, Scores::kTileMask>(a, stream);
     if (!only_scales(a))
         return launch_hopper<T, HopperShape<256, 2, 64, 2, 1>, Scores::kAny>(a, stream);
     using Shape = HopperShape<256, 2, 80, 2, 1>;
@@ -15,12 +17,12 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<256>(Attention const& a, __half, cudaStream_t stream) {
+cudaError_t hopper_attention<256>(Attention const& a, __half, void*, cudaStream_t stream) {
     return launch<__half>(a, stream);
 }
 
 template <>
-cudaError_t hopper_attention<256>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+cudaError_t hopper_attention<256>(Attention const& a, __nv_bfloat16, void*, cudaStream_t stream) {
     return launch<__nv_bfloat16>(a, stream);
 }
 

@@ -24,12 +24,12 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<32>(Attention const& a, __half, cudaStream_t stream) {
+cudaError_t hopper_attention<32>(Attention const& a, __half, void*, cudaStream_t stream) {
     return launch<__half>(a, stream);
 }
 
 template <>
-cudaError_t hopper_attention<32>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
+cudaError_t hopper_attention<32>(Attention const& a, __nv_bfloat16, void*, cudaStream_t stream) {
     return launch<__nv_bfloat16>(a, stream);
 }
 

@@ -1,6 +1,7 @@
 #include "hopper.cuh"
 #include "hopper_choice.h"
 #include "hopper_heads.cuh"
+#include "hopper_rest.cuh"
 #include "hopper_short.cuh"
 
 namespace opfuse {
@@ -37,14 +38,21 @@ cudaError_t launch_masked(Attention const& a, cudaStream_t stream) {
 
 // Scores that are no more than scaled, of batches that have all keys.
 template <class T>
-cudaError_t launch_fastest(Attention const& a, cudaStream_t stream) {
+cudaError_t launch_fastest(Attention const& a, void* workspace, cudaStream_t stream) {
     using Heads = HeadsShape<64, 112, 96>;
     using Few = HopperShape<64, 2, 128, 4, 2>;
     using Many = HopperShape<64, 3, 128, 4, 2>;
     bool const whole = sees_all(a) && a.keys > 192;  // no more than four steps of the others
     if (whole && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
     if (a.keys <= Heads::kKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
-    switch (sees_all(a) ? fastest(a, kAll) : fastest(a, kSome)) {
+    bool const all = sees_all(a);
+    Choice const best = all ? fastest(a, kAll, 2, 64) : fastest(a, kSome, 1, 64);
+    if (best.shares) {
+        cudaError_t const status = all ? launch_rest<T, Many>(a, workspace, stream)
+                                       : launch_rest<T, Few>(a, workspace, stream);
+        if (status != cudaErrorNotSupported) return status;
+    }
+    switch (best.index) {
     case 0: return launch_short<T, Short, Scores::kScaled>(a, stream);
     case 1: return launch_hopper<T, Few, Scores::kScaled>(a, stream);
     default: return launch_hopper<T, Many, Scores::kScaled>(a, stream);
@@ -52,7 +60,7 @@ cudaError_t launch_fastest(Attention const& a, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t launch(Attention const& a, cudaStream_t stream) {
+cudaError_t launch(Attention const& a, void* workspace, cudaStream_t stream) {
     if (has_key_mask(a)) return launch_short<T, Short, Scores::kKeyMask>(a, stream);
     if (has_tile_mask(a) && a.keys >= kManyMasked) return launch_masked<T>(a, stream);
     if (!only_scales(a)) return launch_any<T, ShortShape<64, 1, 4, 3>>(a, stream);
@@ -60,19 +68,20 @@ cudaError_t launch(Attention const& a, cudaStream_t stream) {
         return a.keys < (a.ahead != kUnlimited ? kManyCausalKeys : kManyKeys)
                    ? launch_short<T, Short, Scores::kCounted>(a, stream)
                    : launch_hopper<T, HopperShape<64, 3, 128, 4, 2>, Scores::kCounted>(a, stream);
-    return launch_fastest<T>(a, stream);
+    return launch_fastest<T>(a, workspace, stream);
 }
 
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<64>(Attention const& a, __half, cudaStream_t stream) {
-    return launch<__half>(a, stream);
+cudaError_t hopper_attention<64>(Attention const& a, __half, void* workspace, cudaStream_t stream) {
+    return launch<__half>(a, workspace, stream);
 }
 
 template <>
-cudaError_t hopper_attention<64>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch<__nv_bfloat16>(a, stream);
+cudaError_t hopper_attention<64>(Attention const& a, __nv_bfloat16, void* workspace,
+                                 cudaStream_t stream) {
+    return launch<__nv_bfloat16>(a, workspace, stream);
 }
 
 }  // namespace opfuse

@@ -14,13 +14,14 @@ constexpr MiddleCosts kCosts{{{64, 64, 2, .88f, 1.46f, .58f, 1.05f, 2.57f},
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<80>(Attention const& a, __half, cudaStream_t stream) {
-    return launch_middle<__half, 80>(a, kCosts, stream);
+cudaError_t hopper_attention<80>(Attention const& a, __half, void* workspace, cudaStream_t stream) {
+    return launch_middle<__half, 80>(a, kCosts, workspace, stream);
 }
 
 template <>
-cudaError_t hopper_attention<80>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch_middle<__nv_bfloat16, 80>(a, kCosts, stream);
+cudaError_t hopper_attention<80>(Attention const& a, __nv_bfloat16, void* workspace,
+                                 cudaStream_t stream) {
+    return launch_middle<__nv_bfloat16, 80>(a, kCosts, workspace, stream);
 }
 
 }  // namespace opfuse

@@ -14,13 +14,14 @@ constexpr MiddleCosts kCosts{{{64, 64, 2, .48f, 1.76f, .55f, 1.07f, 2.05f},
 }  // namespace
 
 template <>
-cudaError_t hopper_attention<96>(Attention const& a, __half, cudaStream_t stream) {
-    return launch_middle<__half, 96>(a, kCosts, stream);
+cudaError_t hopper_attention<96>(Attention const& a, __half, void* workspace, cudaStream_t stream) {
+    return launch_middle<__half, 96>(a, kCosts, workspace, stream);
 }
 
 template <>
-cudaError_t hopper_attention<96>(Attention const& a, __nv_bfloat16, cudaStream_t stream) {
-    return launch_middle<__nv_bfloat16, 96>(a, kCosts, stream);
+cudaError_t hopper_attention<96>(Attention const& a, __nv_bfloat16, void* workspace,
+                                 cudaStream_t stream) {
+    return launch_middle<__nv_bfloat16, 96>(a, kCosts, workspace, stream);
 }
 
 }  // namespace opfuse

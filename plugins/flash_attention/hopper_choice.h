@@ -21,6 +21,12 @@ struct TileCost {
 
 inline bool sees_all(Attention const& a) { return a.behind == kUnlimited && a.ahead == kUnlimited; }
 
+// Whether the queries see about as many keys each as the last of them.
+inline bool sees_alike(Attention const& a) {
+    bool const few = int64_t{4} * a.queries <= a.keys;
+    return a.behind == kUnlimited && (a.ahead == kUnlimited || few);
+}
+
 // Multiprocessors that take whole tiles wait for the one that has the most; causal tiles differ,
 // and are dealt out so that all have as much.
 inline float launch_time(Attention const& a, int multiprocessors, TileCost const& cost) {
@@ -28,7 +34,7 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
     float const keys = a.keys, queries = a.queries, each = multiprocessors;
     float const tiles = a.batch * a.heads * blocks(queries, cost.rows);
     float const late = tiles > cost.resident * each ? cost.late : 0.f;
-    if (sees_all(a)) {
+    if (sees_alike(a)) {
         float const rounds = std::ceil(tiles / each), steps = blocks(keys, cost.keys);
         float const busy = rounds * cost.step, idle = blocks(rounds, cost.resident) * cost.alone;
         return cost.start + rounds * cost.tile + steps * std::max(busy, idle) + late;
@@ -43,17 +49,41 @@ inline float launch_time(Attention const& a, int multiprocessors, TileCost const
            std::max(busy, most * cost.alone) + late;
 }
 
-// The index of the least; the first one where there is no device.
+// Steps that are worth what a block's share of them costs.
+inline constexpr int kLeastShare = 4;
+
+// The same of tiles that see keys alike, those of the last round shared out (hopper_rest.cuh).
+// Their parts' results, of `size` columns, are written and read.
+inline float shared_time(Attention const& a, int multiprocessors, TileCost const& cost, int size) {
+    constexpr float kStart = 4.f, kBytes = 2.4e6f;  // a microsecond
+    auto const blocks = [](float count, int each) { return std::ceil(count / each); };
+    float const rounds = a.batch * a.heads * blocks(a.queries, cost.rows) / multiprocessors;
+    float const steps = std::max(rounds * blocks(a.keys, cost.keys), 1.f * kLeastShare);
+    float const parts = (1.f + rounds - std::floor(rounds)) * multiprocessors;
+    float const part = sizeof(float) * cost.rows * (size + 8.f);
+    return cost.start + std::ceil(rounds) * cost.tile + steps * cost.step + kStart +
+           2 * parts * part / kBytes;
+}
+
+// The one of the least time: the first where there is no device.  Whether it shares out the last
+// round, which only the tiles at `sharing` do.
+struct Choice {
+    size_t index = 0;
+    bool shares = false;
+};
+
 template <size_t kCount>
-size_t fastest(Attention const& a, TileCost const (&costs)[kCount]) {
+Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t sharing, int size) {
     device::Machine machine;
-    if (device::current_machine(machine) != cudaSuccess) return 0;
-    size_t best = 0;
+    Choice best;
+    if (device::current_machine(machine) != cudaSuccess) return best;
     float least = launch_time(a, machine.multiprocessors, costs[0]);
     for (size_t i = 1; i < kCount; ++i) {
         float const time = launch_time(a, machine.multiprocessors, costs[i]);
-        if (time < least) least = time, best = i;
+        if (time < least) least = time, best.index = i;
     }
+    best.shares =
+        sees_alike(a) && shared_time(a, machine.multiprocessors, costs[sharing], size) < least;
     return best;
 }
 

@@ -56,9 +56,27 @@ __device__ inline void store_if(bool valid, float* to, float x, float y) {
         : "memory");
 }
 
-// Results of splits: sums, and each row's maximum and sum of weights.
+// Results of a split, once `softmax` is finished: of a row its sums, its maximum, and its sum of
+// weights.
+template <class S>
+__device__ void store_split(KeySplits const& splits, int64_t row, bool there,
+                            float const (&out)[S::kSize / 8][4], RunningSoftmax const& softmax,
+                            int r) {
+    float* const to = splits.results + row * S::kSize + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < S::kSize / 8; ++i)
+        store_if(there, to + 8 * i, out[i][2 * r], out[i][2 * r + 1]);
+    store_if(there && threadIdx.x % 4 == 0, splits.statistics + row * 2, softmax.max[r],
+             softmax.sum[r]);
+}
+
 template <class S>
 struct SplitResults {
+    // Few queries wait for memory anyway: what packing loses of their weights is multiplied too,
+    // for a quarter less error.
+    static constexpr int kParts = 2;
+    __device__ static int query_of(int row) { return row; }
+
     KeySplits const& splits;
 
     __device__ void store(Attention const& a, HopperTile const& tile, int row,
@@ -67,16 +85,8 @@ struct SplitResults {
         int64_t const first =
             first_result(tile.batch * a.heads + tile.head, tile.split, splits, a.queries);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            int64_t const own = first + row + 8 * r;
-            bool const valid = row + 8 * r < a.queries;
-            float* const to = splits.results + own * S::kSize + threadIdx.x % 4 * 2;
-#pragma unroll
-            for (int i = 0; i < S::kSize / 8; ++i)
-                store_if(valid, to + 8 * i, out[i][2 * r], out[i][2 * r + 1]);
-            store_if(valid && threadIdx.x % 4 == 0, splits.statistics + own * 2, softmax.max[r],
-                     softmax.sum[r]);
-        }
+        for (int r = 0; r < 2; ++r)
+            store_split<S>(splits, first + row + 8 * r, row + 8 * r < a.queries, out, softmax, r);
     }
 };
 
@@ -86,8 +96,8 @@ inline constexpr int kEarlyBlocks = 2;
 
 // Asks for the first keys and values of this block to be in L2; not where their number is read, for
 // it may be what the launch ahead writes.
-template <class S>
-__device__ void prefetch_keys(AttentionMaps const& maps, SplitWalk<S, false> walk) {
+template <class S, class Walk>
+__device__ void prefetch_keys(AttentionMaps const& maps, Walk walk) {
     HopperTile tile;
     if (!walk.next(tile)) return;
     for (int i = tile.end - 1; i >= max(tile.begin, tile.end - kEarlyBlocks); --i)
@@ -100,8 +110,8 @@ __device__ void prefetch_keys(AttentionMaps const& maps, SplitWalk<S, false> wal
 }
 
 // Asks for what is read first of a mask to be in L2.
-template <class T, class S>
-__device__ void prefetch_mask(Attention const& a, SplitWalk<S, false> walk) {
+template <class T, class S, class Walk>
+__device__ void prefetch_mask(Attention const& a, Walk walk) {
     HopperTile tile;
     if (!walk.next(tile)) return;
     constexpr int kEach = S::kMasks * S::kKeys / 32;
@@ -113,9 +123,9 @@ __device__ void prefetch_mask(Attention const& a, SplitWalk<S, false> walk) {
 }
 
 // The warp that brings a mask: from the last block of keys to the first, like the copy engine.
-template <class T, class S>
+template <class T, class S, class Walk>
 __device__ void load_key_masks(Attention const& a, HopperBarriers<S>& barriers,
-                               unsigned char* masks, SplitWalk<S, false> walk) {
+                               unsigned char* masks, Walk walk) {
     constexpr int kOwn = S::kKeys / 32;
     int const lane = threadIdx.x % 32;
     uint32_t step = 0;
@@ -211,21 +221,28 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 // ---- launchers
 
+// Without keys that no query sees.
+template <class T>
+Attention without_first(Attention const& given, int first_key) {
+    Attention a = given;
+    a.k.data = static_cast<T*>(a.k.data) + first_key * a.k.row;
+    a.v.data = static_cast<T*>(a.v.data) + first_key * a.v.row;
+    a.keys -= first_key;
+    int64_t const hidden = first_key * a.mask.key * (a.mask.is_float ? sizeof(float) : sizeof(T));
+    if (a.mask.data) a.mask.data = static_cast<char const*>(a.mask.data) + hidden;
+    return a;
+}
+
 // The queries of one position as rows of the key/value heads, and without keys that none sees.
 template <class T>
 Attention rows_of_groups(Attention const& given, int first_key) {
-    Attention a = given;
+    Attention a = without_first<T>(given, first_key);
     if (a.heads > a.kv_heads) {
         int const group = a.heads / a.kv_heads;
         for (Heads* const each : {&a.q, &a.y}) each->row = each->head, each->head *= group;
         a.queries = group, a.heads = a.kv_heads;
         a.behind = a.ahead = kUnlimited;
     }
-    a.k.data = static_cast<T*>(a.k.data) + first_key * a.k.row;
-    a.v.data = static_cast<T*>(a.v.data) + first_key * a.v.row;
-    a.keys -= first_key;
-    int64_t const hidden = first_key * a.mask.key * (a.mask.is_float ? sizeof(float) : sizeof(T));
-    if (a.mask.data) a.mask.data = static_cast<char const*>(a.mask.data) + hidden;
     return a;
 }
 
@@ -248,11 +265,13 @@ cudaError_t launch_hopper_decode(Attention const& given, KeySplits const& splits
     return launch_combine<T, S::kSize, kPlain>(given, splits, machine, stream);
 }
 
+inline constexpr int kManySplits = 4;
+
 // Parts: the shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits
 // of 64 keys each, and 8.7 in four of 256.
 template <class T, class S, class Parts, Scores kScores>
 cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    constexpr int kManySplits = 4, kMostAdded = 256;  // rows of results, by one block
+    constexpr int kMostAdded = 256;  // rows of results, by one block
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int64_t const heads = a.batch * a.kv_heads;

@@ -174,16 +174,16 @@ __device__ inline void store_if(bool valid, void* to, uint32_t const (&w)[4]) {
         : "memory");
 }
 
-// Writes the rows `row` and `row` + 8, those that there are; this lane's `y` is that of the head.
-template <class T, int kSize>
-__device__ void store_results(Attention const& a, T* y, int row, float const (&out)[kSize / 8][4],
-                              RunningSoftmax softmax) {
+// Writes two rows, of which `rows` says where each begins, and whether there is one.
+template <class T, int kSize, class Rows>
+__device__ void store_rows(Attention const& a, Rows rows, float const (&out)[kSize / 8][4],
+                           RunningSoftmax softmax) {
     softmax.finish();
     int const part = threadIdx.x % 4;
 #pragma unroll
-    for (int r = 0; r < 2; ++r, row += 8) {
+    for (int r = 0; r < 2; ++r, rows.next()) {
         RowScale const scale = row_scale(softmax.sum[r], a.nan_guard);
-        T* const y_row = y + row * a.y.row;
+        T* const y_row = rows.start();
 #pragma unroll
         for (int i = 0; i < kSize / 8; i += 4) {
             uint32_t w[4] = {};
@@ -192,9 +192,28 @@ __device__ void store_results(Attention const& a, T* y, int row, float const (&o
                 w[j] = device::pack<T>(scale(out[i + j][2 * r]), scale(out[i + j][2 * r + 1]));
             swap_columns(w);
             int const col = 8 * (i + part);
-            store_if(row < a.queries && col < a.value_size, y_row + col, w);
+            store_if(rows.there() && col < a.value_size, y_row + col, w);
         }
     }
+}
+
+// Rows of one head, whose `y` is given.
+template <class T>
+struct ResultRows {
+    Attention const& a;
+    T* y;
+    int row;
+
+    __device__ T* start() const { return y + row * a.y.row; }
+    __device__ bool there() const { return row < a.queries; }
+    __device__ void next() { row += 8; }
+};
+
+// Writes the rows `row` and `row` + 8, those that there are; this lane's `y` is that of the head.
+template <class T, int kSize>
+__device__ void store_results(Attention const& a, T* y, int row, float const (&out)[kSize / 8][4],
+                              RunningSoftmax const& softmax) {
+    store_rows<T, kSize>(a, ResultRows<T>{a, y, row}, out, softmax);
 }
 
 // s = scale s + mask of a warp's 16 rows: `tile` is where they begin in boxes of `rows` rows and 64

@@ -43,6 +43,8 @@ struct HopperTile {
     int split;
 };
 
+inline constexpr int kWholeTile = -1;  // as `split`, where some are and some are not
+
 // How many tiles are known: those that have a place; the one before, whose results are stored when
 // the scores of the next are there, all of them perhaps, so that yet another one has its place.
 inline constexpr int kKeptTiles = 4;
@@ -87,6 +89,22 @@ struct TileOrder {
     int slots;      // of all sets
 };
 
+// The tile of a head of all batches, counted from the last one.
+template <class S, bool kCounts>
+__device__ void fill_tile(HopperTile& tile, Attention const& a, TileOrder const& order,
+                          int head_index, int from_last) {
+    tile.batch = head_index / a.heads;
+    tile.head = head_index % a.heads;
+    tile.kv_head = tile.head / (a.heads / a.kv_heads);
+    tile.first_row = (order.tiles - 1 - from_last) * S::kRows;
+    tile.split = 0;
+    auto const count = keys_of_batch_if<kCounts>(a, tile.batch);
+    KeyRange const keys =
+        keys_of_any(a, count, tile.first_row, min(tile.first_row + S::kRows, a.queries) - 1);
+    tile.begin = keys.begin / S::kKeys;
+    tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
+}
+
 // The tiles of this block, one of each round.  Every second round runs backwards: what was dealt
 // the largest tile gets the smallest next.
 template <class S, bool kCounts>
@@ -103,7 +121,8 @@ class TileWalk {
             int const set = slot / order_.set_slots, inside = slot % order_.set_slots;
             int const heads = min(order_.set_heads, order_.heads - set * order_.set_heads);
             if (slot >= order_.slots || inside >= heads * order_.tiles) continue;
-            fill(tile, set * order_.set_heads + inside % heads, inside / heads);
+            fill_tile<S, kCounts>(tile, a_, order_, set * order_.set_heads + inside % heads,
+                                  inside / heads);
             first_ += gridDim.x;
             return true;
         }
@@ -114,38 +133,35 @@ class TileWalk {
     __device__ bool has_empty() const {
         if (kCounts && a_.lengths.data) return true;
         HopperTile first;
-        fill(first, 0, order_.tiles - 1);
+        fill_tile<S, kCounts>(first, a_, order_, 0, order_.tiles - 1);
         return first.begin == first.end;
     }
 
   private:
-    __device__ void fill(HopperTile& tile, int head_index, int from_last) const {
-        tile.batch = head_index / a_.heads;
-        tile.head = head_index % a_.heads;
-        tile.kv_head = tile.head / (a_.heads / a_.kv_heads);
-        tile.first_row = (order_.tiles - 1 - from_last) * S::kRows;
-        tile.split = 0;
-        auto const count = keys_of_batch_if<kCounts>(a_, tile.batch);
-        KeyRange const keys =
-            keys_of_any(a_, count, tile.first_row, min(tile.first_row + S::kRows, a_.queries) - 1);
-        tile.begin = keys.begin / S::kKeys;
-        tile.end = max(tile.begin, (keys.end + S::kKeys - 1) / S::kKeys);
-    }
-
     Attention const& a_;
     TileOrder const& order_;
     int first_ = 0;
     bool backwards_ = false;
 };
 
+// What a tile's queries are: rows of one head.
+template <class S>
+struct RowsOfHead {
+    __device__ void load(unsigned char* to, CUtensorMap const& map, uint64_t* full,
+                         HopperTile const& tile) const {
+        load_rows<S>(to, map, full, S::kRows, tile.first_row, tile.head, tile.batch);
+    }
+};
+
 // Has the copy engine load keys and values from the last block to the first, and the next tile's
 // queries; tells the others which tile it is.
-template <class S>
+template <class S, class Queries = RowsOfHead<S>>
 struct HopperLoader {
     Attention const& a;
     AttentionMaps const& maps;
     HopperBarriers<S>& barriers;
     unsigned char *q, *k, *v, *masks;
+    Queries queries{};
     uint32_t tiles = 0, steps = 0;
 
     // The next place for queries, once it is free.
@@ -158,8 +174,7 @@ struct HopperLoader {
     }
     __device__ void load_queries(HopperTile const& tile) {
         uint32_t const place = announce(tile);
-        load_rows<S>(q + place * S::kQueryBytes, maps.q, &barriers.query_full[place], S::kRows,
-                     tile.first_row, tile.head, tile.batch);
+        queries.load(q + place * S::kQueryBytes, maps.q, &barriers.query_full[place], tile);
     }
     __device__ void load_mask(HopperTile const& tile, int first) const {
         uint32_t const place = steps % S::kMasks;
@@ -220,30 +235,39 @@ struct HopperLoader {
 // Of keys and values that stay in the L2 cache, whose halves keep copies; and of all of them.
 inline constexpr int64_t kSetBytes = 24 << 20, kAllBytes = 36 << 20;
 
+// All tiles of the heads that share keys one after another: they are read at the same time.
+template <class S>
+TileOrder order_by_keys(Attention const& a) {
+    int const group = a.heads / a.kv_heads;
+    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    order.set_heads = group;
+    order.set_slots = group * order.tiles;
+    order.slots = order.heads * order.tiles;
+    return order;
+}
+
 // How many heads form a set.  A set of causal tiles is dealt out in rounds of its own, of which
 // each block has as many forwards as backwards: best where they are full.
 template <class S>
 TileOrder order_tiles(Attention const& a, int blocks) {
-    int const group = a.heads / a.kv_heads;
-    int64_t const head_bytes = int64_t{4} * a.keys * S::kSize;
-    TileOrder order{static_cast<int>(a.batch * a.heads), (a.queries + S::kRows - 1) / S::kRows};
+    TileOrder order = order_by_keys<S>(a);
+    if (a.ahead == kUnlimited) return order;
+    int const group = order.set_heads;
+    int64_t const head_bytes = int64_t{4} * a.keys * S::kSize, round_pair = 2 * blocks;
     bool const all_stay = order.heads / group * head_bytes <= kAllBytes;
-    int const most = static_cast<int>(std::clamp<int64_t>(
-        all_stay ? order.heads : kSetBytes / head_bytes * group, group, order.heads));
-    order.set_heads = most;
-    order.set_slots = most * order.tiles;
-    if (a.ahead != kUnlimited) {
-        int64_t const round_pair = 2 * blocks;
-        auto const slots = [&](int64_t heads) {
-            return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
-        };
-        int64_t fewest = std::numeric_limits<int64_t>::max();
-        for (int heads = group; heads <= most; heads += group) {
-            int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
-            if (all <= fewest) fewest = all, order.set_heads = heads;
-        }
-        order.set_slots = static_cast<int>(slots(order.set_heads));
+    // Few queries of many keys: a set that fills no round costs more than what L2 spares.
+    int64_t const least_heads = (round_pair + order.tiles - 1) / order.tiles;
+    int64_t const groups = std::max(kSetBytes / head_bytes, (least_heads + group - 1) / group);
+    int64_t const most = all_stay ? order.heads : std::min<int64_t>(groups * group, order.heads);
+    auto const slots = [&](int64_t heads) {
+        return (heads * order.tiles + round_pair - 1) / round_pair * round_pair;
+    };
+    int64_t fewest = std::numeric_limits<int64_t>::max();
+    for (int heads = group; heads <= most; heads += group) {
+        int64_t const all = order.heads / heads * slots(heads) + slots(order.heads % heads);
+        if (all < fewest) fewest = all, order.set_heads = heads;
     }
+    order.set_slots = static_cast<int>(slots(order.set_heads));
     order.slots = (order.heads + order.set_heads - 1) / order.set_heads * order.set_slots;
     return order;
 }

@@ -107,8 +107,18 @@ inline bool cuts_keys(Attention const& a) {
            a.batch * a.heads * a.queries >= (kWork + a.keys - 1) / a.keys;
 }
 
+// Of attentions whose last round of tiles is shared out: multiprocessors at most; head sizes; and
+// queries of a tile.
+inline constexpr int kMostRest = 132, kRestSize = 128, kRestRows = 192;
+
+// Bytes for the results of parts, two of which each multiprocessor has at most, with maxima and
+// sums.
+constexpr int64_t rest_bytes(int64_t size) {
+    return 2 * kMostRest * kRestRows * (size + 8) * sizeof(float);
+}
+
 // Bytes with which attend() can split the keys of any attention of up to these sizes.
-size_t attention_workspace(int64_t keys, int64_t head_size, int64_t value_size);
+size_t attention_workspace(int64_t queries, int64_t keys, int64_t head_size, int64_t value_size);
 
 // Chooses a kernel and launches it on `stream`; does not wait.  No tensor is empty.  Without a
 // workspace the keys are not split.
@@ -123,14 +133,21 @@ template <int kSize>
 cudaError_t prefill_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
 template <int kSize>  // compute capability 9.0, whole vectors, also of y, a mask in pairs; not all
                       // that have lengths and more than scaled scores
-cudaError_t hopper_attention(Attention const& attention, __half, cudaStream_t stream);
+cudaError_t hopper_attention(Attention const& attention, __half, void* workspace,
+                             cudaStream_t stream);
 template <int kSize>
-cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, cudaStream_t stream);
+cudaError_t hopper_attention(Attention const& attention, __nv_bfloat16, void* workspace,
+                             cudaStream_t stream);
 template <int kSize>  // the same, for up to kDecodeQueries queries of scores that are only scaled,
                       // or of has_row_mask()
 cudaError_t hopper_decode(Attention const& attention, __half, void* workspace, cudaStream_t stream);
 template <int kSize>
 cudaError_t hopper_decode(Attention const& attention, __nv_bfloat16, void* workspace,
+                          cudaStream_t stream);
+template <int kSize>  // the same, for some more queries of heads that share keys, no more than 64
+cudaError_t hopper_packed(Attention const& attention, __half, void* workspace, cudaStream_t stream);
+template <int kSize>
+cudaError_t hopper_packed(Attention const& attention, __nv_bfloat16, void* workspace,
                           cudaStream_t stream);
 template <int kSize>  // up to kDecodeQueries queries
 cudaError_t decode_attention(Attention const& attention, __half, void* workspace,

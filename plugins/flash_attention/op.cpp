@@ -57,8 +57,9 @@ struct FlashAttention : AttentionAttributes {
 
     size_t workspace(std::span<Tensor const> inputs) const {
         if (inputs[0].type == DataType::kFloat) return 0;
+        int64_t const queries = inputs[kQ].dims[rows_axis(kQ)];
         int64_t const keys = inputs[kK].dims[rows_axis(kK)];
-        return attention_workspace(keys, inputs[kQ].dims[3], inputs[kV].dims[3]);
+        return attention_workspace(queries, keys, inputs[kQ].dims[3], inputs[kV].dims[3]);
     }
 
     cudaError_t run(Call const& call) const {

@@ -31,7 +31,9 @@ struct PackedAttention : AttentionAttributes {
     size_t workspace(std::span<Tensor const> inputs) const {
         Tensor const& qkv = inputs[0];
         int64_t const size = qkv.dims[2] / all_heads();
-        return qkv.type == DataType::kFloat ? 0 : attention_workspace(qkv.dims[1], size, size);
+        return qkv.type == DataType::kFloat
+                   ? 0
+                   : attention_workspace(qkv.dims[1], qkv.dims[1], size, size);
     }
 
     cudaError_t run(Call const& call) const {

@@ -258,6 +258,11 @@ struct RunningSoftmax {
     }
 };
 
+// What a partial result with maximum `max` is scaled by where the maximum of all is `top`.
+__device__ inline float share(float max, float top, float log2_scale) {
+    return device::exp2_fast((max - (top == -INFINITY ? 0.f : top)) * log2_scale);
+}
+
 // Scales the results of two rows, which is rarely needed.
 template <int kBlocks>
 __device__ void scale_rows(float (&out)[kBlocks][4], float2 factor) {

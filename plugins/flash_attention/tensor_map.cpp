@@ -23,6 +23,19 @@ bool map_attention(AttentionMaps& maps, Attention const& a, bool is_half, int ro
            map(maps.v, a.v, is_half, a.batch, a.kv_heads, a.keys, a.value_size, keys);
 }
 
+bool map_groups(AttentionMaps& maps, Attention const& a, bool is_half, int rows) {
+    auto const unsigned_of = [](int64_t value) { return static_cast<cuuint64_t>(value); };
+    int const group = a.heads / a.kv_heads;
+    cuuint64_t const sizes[5] = {unsigned_of(a.head_size), unsigned_of(group),
+                                 unsigned_of(a.queries), unsigned_of(a.kv_heads),
+                                 unsigned_of(a.batch)};
+    cuuint64_t const strides[4] = {unsigned_of(2 * a.q.head), unsigned_of(2 * a.q.row),
+                                   unsigned_of(2 * a.q.head * group), unsigned_of(2 * a.q.batch)};
+    cuuint32_t const box[5] = {device::kBoxColumns, static_cast<cuuint32_t>(group),
+                               static_cast<cuuint32_t>(rows), 1, 1};
+    return device::encode_map(maps.q, a.q.data, is_half, 5, sizes, strides, box);
+}
+
 bool map_mask(AttentionMaps& maps, Attention const& a, bool is_half, int rows) {
     // An axis of one element has a stride too, which is not used.
     int64_t const head = a.mask.head ? a.mask.head : a.mask.query;

@@ -14,6 +14,9 @@ struct AttentionMaps {
 bool map_attention(AttentionMaps& maps, Attention const& attention, bool is_half, int rows,
                    int keys);
 
+// Instead of the queries', boxes of `rows` queries of all heads that share a key/value head.
+bool map_groups(AttentionMaps& maps, Attention const& attention, bool is_half, int rows);
+
 // The mask's, which is_tile_mask() says to be possible; it has no heads or batches where they share
 // it.
 bool map_mask(AttentionMaps& maps, Attention const& attention, bool is_half, int rows);

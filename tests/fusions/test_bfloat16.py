@@ -5,6 +5,7 @@ onnxruntime has no bfloat16 kernels on the CPU, so the numbers are the prover's 
 
 from __future__ import annotations
 
+import ml_dtypes
 import onnx
 import pytest
 from onnx import TensorProto
@@ -137,3 +138,30 @@ def test_what_an_attribute_holds_keeps_its_type(capfd):
     assert held.data_type == TensorProto.BFLOAT16
     assert onnx.numpy_helper.to_array(held) == onnx.numpy_helper.to_array(third)
     assert "BFLOAT16" not in "".join(capfd.readouterr())
+
+
+def test_scores_that_are_clamped_to_the_lowest_number():
+    """XGLM does; only -inf in the mask is below it."""
+    text = """
+        kt = Transpose<perm=[0, 1, 3, 2]>(k)
+        raw = MatMul(q, kt)
+        added = Add(raw, mask)
+        logits = Max(added, lowest)
+        weights = Softmax<axis=-1>(logits)
+        y = MatMul(weights, v)
+    """
+    inputs = ", ".join(f"T[B, 4, S, 8] {name}" for name in "qkv") + ", T[B, 1, S, S] mask"
+    lowest = float(ml_dtypes.finfo(ml_dtypes.bfloat16).min)
+    outcome = fuse_model(model(text, inputs, "T y", {"lowest": lowest}, "bfloat16"))
+    assert outcome.counts == {"FlashAttention": 1}
+    assert outcome.ops == ["Max", "FlashAttention"]
+
+
+def test_a_packed_bias_that_is_split():
+    """WavLM's attention has one of q, k, and v."""
+    text = "b1, b2, b3 = Split<axis=0>(bias, [7, 7, 7])\nh0 = MatMul(x, w)\nh = Add(h0, b2)\n"
+    outcome = fused(f"{text}y = Relu(h)", "T[S, 5] x", w=(5, 7), bias=(21,))
+    assert outcome.counts == {"GemmAct": 1}
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in outcome.before.graph.initializer}
+    have = values(outcome, outcome.node("GemmAct").input[2])
+    assert (have == before["bias"].astype("float32")[7:14]).all()

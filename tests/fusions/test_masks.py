@@ -67,6 +67,16 @@ def test_minus_infinity_beside_a_bias(dtype):
     outcome.same(SIZES, **hidden(dtype, float(LOWEST[dtype])))
 
 
+@pytest.mark.parametrize("low", [-1e30, -3.38953e38, -3.4028234663852886e38, -1e9])
+@pytest.mark.parametrize("fill", ["-1.0e30", "-3.38953e38"])
+@pytest.mark.parametrize("spelt", SPELT)
+def test_a_fill_in_which_scores_are_lost(spelt, fill, low):
+    """MPT fills fp32 scores with the lowest number of bfloat16."""
+    outcome = attention(SPELT[spelt].replace("LOW", fill))
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same(SIZES, **hidden("float", low))
+
+
 @pytest.mark.parametrize("spelt", SPELT)
 def test_a_fill_that_another_mask_may_be_below_is_refused(spelt):
     """A row masked in part by -1e9 and in part by the fill weighs both alike."""

@@ -104,18 +104,3 @@ def test_the_rest_of_each_head_in_the_same_concat(order):
     outcome = fuse_model(model(SPLIT + text, inputs, "T y", {}, "float", 17))
     assert outcome.counts == {"Rope": 1}
     outcome.same(*SIZES)
-
-
-def test_what_turns_nothing_is_no_candidate():
-    """Halves that change places without a minus, as Longformer's windows do, are no rotation."""
-    text = """
-        low = Slice(x, [0], [4], [-1])
-        high = Slice(x, [4], [8], [-1])
-        swapped = Concat<axis=-1>(high, low)
-        straight = Mul(x, cos)
-        across = Mul(swapped, sin)
-        y = Add(straight, across)
-    """
-    outcome = fuse_model(model(text, "T[B, 2, S, 8] x, T[S, 8] cos, T[S, 8] sin"))
-    assert outcome.counts == {}
-    assert outcome.fused.misses == ()

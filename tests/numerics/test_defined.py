@@ -136,3 +136,15 @@ def test_angles_in_a_body_and_in_a_function(positions):
     runner = OnnxRuntime(as_defined(model))
     then, other = (runner.run({**feeds, "yes": np.array(yes)})[0] for yes in (True, False))
     np.testing.assert_array_equal(then, other)
+
+
+@pytest.mark.parametrize("opset", [24, 25])
+def test_swish(opset):
+    """onnxruntime 1.32 has a kernel for opset 24 only."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : {opset}]>
+        g (float[s] x) => (float[s] y) {{ y = Swish<alpha: float = 0.5>(x) }}"""
+    )
+    x = np.linspace(-4, 4, 9, dtype=np.float32)
+    (have,) = OnnxRuntime(as_defined(model)).run({"x": x})
+    np.testing.assert_allclose(have, x / (1 + np.exp(-0.5 * x)), rtol=1e-6)

@@ -227,9 +227,26 @@ def test_bfloat16_that_no_later_opset_knows_of_the_same_operators(tmp_path, opse
     assert elements == {TensorProto.BFLOAT16}
 
 
+def test_bfloat16_of_a_function_whose_caller_says_that_it_rounds_up(tmp_path):
+    text = CONV.format(opset=18, last="Identity(c)").replace("local.f(x", "local.f<up: int = 1>(x")
+    pool = "MaxPool<kernel_shape = [1, 1], ceil_mode: int = @up>(z)"
+    body = f"f <up> (x, w) => (y) {{ z = Conv(x, w)\ny = {pool} }}"
+    text = text.replace("f (x, w) => (y) { y = Conv(x, w) }", body)
+    source = loaded(tmp_path, onnx.parser.parse_model(text))
+    assert [entry.version for entry in source.proto.opset_import if not entry.domain] == [18]
+
+
 def test_bfloat16_excuses_no_other_mistake(tmp_path):
     text = CONV.format(opset=17, last="Relu(c)").replace("bfloat16[3", "float[3")
     with pytest.raises(InputError, match="inconsistent type"):
+        loaded(tmp_path, onnx.parser.parse_model(text))
+
+
+@pytest.mark.parametrize("element", [0, 99])
+def test_a_cast_to_no_type_is_refused(tmp_path, element):
+    """onnx.checker throws a plain ValueError then."""
+    text = CONV.format(opset=22, last=f"Cast<to: int = {element}>(c)")
+    with pytest.raises(InputError, match="not valid ONNX"):
         loaded(tmp_path, onnx.parser.parse_model(text))
 
 

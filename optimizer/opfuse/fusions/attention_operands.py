@@ -16,6 +16,7 @@ from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Miss, NewNode
 
 REACHABLE = -6e4  # scores above this may compete with a finite fill
+_ABSORBS = -1e30  # in fp32 and bf16 a score that is added to this is lost
 _STRETCH = 5.19e33  # the lowest number of fp32 over that of fp16, rounded towards zero
 _STEP = 32.0  # between numbers of fp16 that low
 
@@ -96,11 +97,12 @@ def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor,
     if not found.has("floor"):
         return () if mask is None else (mask,)
     floor = found["floor"]
-    lowest = float(np.finfo(np.float32).min)
-    single = found.work.dtype(floor) == onnx.TensorProto.FLOAT
-    if mask is None or not single or found.scalar("floor") != lowest or _has_ceiling(found):
+    element = found.work.dtype(floor) or onnx.TensorProto.UNDEFINED
+    wide = element in (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16)
+    lowest = float(_lowest(onnx.helper.tensor_dtype_to_np_dtype(element))) if wide else 0.0
+    if mask is None or not wide or found.scalar("floor") != lowest or _has_ceiling(found):
         raise Miss("clamps the scores", found.reader(floor))
-    # Only -inf in the mask is that low: in fp32 the lowest number absorbs what is added to it.
+    # Only -inf in the mask is that low: but in fp16 the lowest number absorbs what is added to it.
     raised = found.work.fresh(mask, "raised")
     made.append(NewNode("Max", (mask, floor), (raised,), {}, ""))
     return (raised,)
@@ -185,11 +187,12 @@ def _filled_beside(
     """Turn where(keep, scores + before, fill) + mask into scores + one mask.
 
     What stands beside the fill masks too, and a row may be masked by the two together. Then only a
-    fill that no mask is below gives what the original gave: -inf, or the lowest number.
+    fill that takes up the scores, or the lowest number, gives what the original gave.
     """
     choice, value = _choice(found, space)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(found.work.dtype(found["fill"]) or 1)
-    if np.isfinite(value) and value != float(_lowest(dtype)):
+    absorbs = value <= _ABSORBS and dtype != np.float16
+    if np.isfinite(value) and not absorbs and value != float(_lowest(dtype)):
         reason = f"masks with {value:g} beside another mask, which may be lower"
         raise Miss(reason, found.reader(found["fill"]))
     if before is None:

@@ -166,4 +166,4 @@ DEFINITION = Definition(
     _body,
     in_fp32=("cos", "sin"),
 )
-FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4, key="Neg")
+FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)

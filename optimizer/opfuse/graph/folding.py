@@ -16,6 +16,7 @@ from opfuse.graph.values import content
 
 MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
 _MAX_REDUCED = 1 << 23  # of what a folded sum reads, as the norm of a convolution's weights
+_BFLOAT16 = onnx.TensorProto.BFLOAT16
 _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
 # Rounded correctly by every processor, or no arithmetic at all.
 _EXACT = frozenset(
@@ -100,14 +101,14 @@ def split(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
     """Cut a small constant into the parts that a Split gives."""
     source = node.inputs[0]
     shapes = [rewriter.shape(tensor) for tensor in node.outputs]
-    if not isinstance(source, gs.Constant) or not _small(source) or None in shapes:
+    if not isinstance(source, gs.Constant) or not _small(source, halves=True) or None in shapes:
         return None
     axis = int(node.attrs.get("axis", 0)) % len(source.shape)
     sizes = [shape[axis] for shape in shapes if shape is not None]
     ends = np.cumsum([size for size in sizes if isinstance(size, int)])
     if len(ends) != len(sizes) or ends[-1] != source.shape[axis]:
         return None
-    parts = np.split(source.values, ends[:-1], axis)
+    parts = np.split(content(source), ends[:-1], axis)
     pieces = zip(node.outputs, parts, strict=True)
     rewriter.become_identities(node, *(rewriter.constant(t, part) for t, part in pieces))
     return None
@@ -118,10 +119,11 @@ def _is_float(rewriter: Rewriter, node: gs.Node) -> bool:
     return dtype is not None and dtype.kind == "f"
 
 
-def _small(tensor: gs.Tensor, most: int = MAX_ELEMENTS) -> bool:
+def _small(tensor: gs.Tensor, most: int = MAX_ELEMENTS, *, halves: bool = False) -> bool:
+    """Tell whether a constant is small, and of a type that NumPy has, or with ``halves`` bf16."""
     return (
         isinstance(tensor, gs.Constant)
-        and not isinstance(tensor.dtype, int)
+        and (not isinstance(tensor.dtype, int) or (halves and tensor.dtype == _BFLOAT16))
         and prod(tensor.shape) <= most
         and not getattr(getattr(tensor._values, "tensor", None), "external_data", ())
     )

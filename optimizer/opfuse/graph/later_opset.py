@@ -77,5 +77,6 @@ def opset_of(model: ModelProto | FunctionProto) -> int:
 def _changes(node: NodeProto) -> bool:
     if node.domain:
         return False
-    rounds = any(attribute.name == "ceil_mode" and attribute.i for attribute in node.attribute)
+    modes = [attribute for attribute in node.attribute if attribute.name == "ceil_mode"]
+    rounds = any(mode.i or mode.ref_attr_name for mode in modes)  # a function's caller says it
     return node.op_type in _CHANGED or (node.op_type in _POOLS and rounds)

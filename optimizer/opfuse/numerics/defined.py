@@ -13,7 +13,7 @@ from onnx.inliner import inline_selected_functions
 from opfuse.graph.protos import all_nodes, every_node, subgraphs
 
 # The inputs of which one makes a runtime's kernel doubtful: a mask and what follows, the angles.
-_DOUBTFUL = {"Attention": 3, "RotaryEmbedding": 1}
+_DOUBTFUL = {"Attention": 3, "RotaryEmbedding": 1, "Swish": 0}
 _DOMAIN = "opfuse.defined"
 
 Types = dict[str, TypeProto]
@@ -24,9 +24,10 @@ def as_defined(model: ModelProto) -> ModelProto:
 
     onnxruntime's for Attention of opset 23 and 24 gives 0 where a row of an additive mask is the
     lowest number throughout, not the mean of the values, and takes no mask of one row for all; its
-    own for RotaryEmbedding takes neither angles nor positions of one batch for all. The evaluator
-    of ONNX 1.23 takes a mask of one row for that of the first query where Attention is causal.
-    A node is left as it is where the type of an input is not known, as behind another domain's.
+    own for RotaryEmbedding takes neither angles nor positions of one batch for all; it has none for
+    Swish of opset 25. The evaluator of ONNX 1.23 takes a mask of one row for that of the first
+    query where Attention is causal. A node is left as it is where the type of an input is not
+    known, as behind another domain's.
     """
     found = {("", node.op_type) for node in every_node(model) if _is_doubtful(node)}
     if not found:
@@ -111,7 +112,11 @@ def _definition(node: NodeProto, types: Types, opset: int) -> FunctionProto | No
     try:
         schema: Any = onnx.defs.get_schema(node.op_type, opset)
         since, wanted = schema.since_version, node.SerializeToString()
-        written = schema.get_context_dependent_function_with_opset_version(since, wanted, kinds)
+        written = (
+            schema.function_body.SerializeToString()
+            if schema.has_function
+            else schema.get_context_dependent_function_with_opset_version(since, wanted, kinds)
+        )
     except (onnx.defs.SchemaError, RuntimeError):
         return None
     function = FunctionProto.FromString(written)

@@ -29,6 +29,11 @@ PROTOBUF_LIMIT = 2**31 - 1
 _WEIGHT_BYTES = 4096
 _SCAN_BYTES = 16 * 2**20
 _BFLOAT16 = re.compile(r"unsupported type:? tensor\(bfloat16\)")  # the checker's words
+# The checker's own errors, and what its C++ throws besides, such as for a Cast to no type.
+_REFUSALS = (
+    *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
+    *(IndexError, RuntimeError, ValueError),
+)
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -245,7 +250,7 @@ def _invalid(model: ModelProto) -> str:
     """Why it is not valid, or nothing."""
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except _REFUSALS as error:
         first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         return f"not valid ONNX: {first.split('==> Context')[0].strip()}"
     return ""
