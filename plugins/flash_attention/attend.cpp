@@ -47,7 +47,7 @@ cudaError_t hopper(Attention const& a, void* workspace, cudaStream_t stream) {
 // Whether the Hopper kernel for few queries does: queries of one position, where heads share keys,
 // and no more of them than one product has.
 bool suits_hopper_decode(Attention const& a) {
-    bool const rows = a.heads == a.kv_heads || a.queries == 1 && a.heads / a.kv_heads <= 64;
+    bool const rows = a.heads == a.kv_heads || (a.queries == 1 && a.heads / a.kv_heads <= 64);
     bool const known = !a.lengths.data || a.behind == kUnlimited;  // the first key that is seen
     bool const simple = only_scales(a) || has_row_mask(a);
     return rows && known && simple && suits_hopper_but_for_mask(a);
