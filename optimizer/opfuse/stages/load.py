@@ -235,24 +235,24 @@ def _run_checker(proto: ModelProto) -> list[str]:
     why = _invalid(model)
     if not _BFLOAT16.search(why):
         if why:
-            raise InputError(why, "export the model again")
+            raise InputError(f"not valid ONNX: {why}", "export the model again")
         return []
     written = later_opset.opset_of(proto)
     for version in later_opset.raised(proto):
         if not _invalid(_skeleton(proto)):
             return [f"opset {written} has bfloat16 for fewer operators: read as {version}"]
     if other := _invalid(later_opset.in_float16(_skeleton(proto))):
-        raise InputError(other, "export the model again")
-    return [f"beyond ONNX, but no mistake otherwise: {why}"]
+        raise InputError(f"not valid ONNX: {other}", "export the model again")
+    return [f"ONNX has no bfloat16 for an operator, which is all that is wrong: {why}"]
 
 
 def _invalid(model: ModelProto) -> str:
-    """Why it is not valid, or nothing."""
+    """What onnx.checker says against it, or nothing."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except _REFUSALS as error:
         first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        return f"not valid ONNX: {first.split('==> Context')[0].strip()}"
+        return first.split("==> Context")[0].strip()
     return ""
 
 
