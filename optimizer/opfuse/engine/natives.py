@@ -8,6 +8,7 @@ from onnx import ModelProto, NodeProto
 
 from opfuse.engine.tensors import Typed
 from opfuse.graph.native import Facts, Unable, native, prepare_attention
+from opfuse.graph.protos import opset_of
 
 
 def substitute(
@@ -23,7 +24,7 @@ def substitute(
     Returns:
         The nodes that stay what they were, by name, with the reason.
     """
-    opset = max((item.version for item in model.opset_import if not item.domain), default=1)
+    opset = opset_of(model, 1)
     facts = Facts(model, opset, {name: typed.element for name, typed in types.items()})
     stayed: dict[str, str] = {}
     made: list[NodeProto] = []

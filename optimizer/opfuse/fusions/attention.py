@@ -26,7 +26,6 @@ from opfuse.fusions.attention_operands import (
     without_copies,
 )
 from opfuse.fusions.guards import (
-    HALVES,
     floating,
     is_close,
     known_casts,
@@ -40,6 +39,7 @@ from opfuse.fusions.guards import (
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Pattern, Var, any_of, maybe_cast, op
+from opfuse.graph.protos import HALVES
 
 __all__ = ["DEFINITION", "FUSION"]
 

@@ -8,16 +8,14 @@ twice as wide as the result, is never written.
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from opfuse.fusions.activation_body import active
 from opfuse.fusions.linear import linear_of
 from opfuse.graph.definition import Definition, Uses, halves
 from opfuse.graph.fusion import Miss, NewNode, Work
+from opfuse.graph.protos import HALVES
 
 __all__ = ["DEFINITION", "FUSION"]
-
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class _GatedGemm:
@@ -39,7 +37,7 @@ class _GatedGemm:
             raise Miss("gate and up are not one linear layer", node)
         bias = () if layer.bias is None else (layer.bias,)
         types = {work.dtype(tensor) for tensor in (layer.x, layer.weight, *bias)}
-        if len(types) != 1 or not types <= set(_HALVES):
+        if len(types) != 1 or not types <= HALVES:
             raise Miss("it is neither all fp16 nor all bf16", layer.nodes[0])
         inputs = (layer.x, layer.weight, *bias)
         for other in work.nodes((self.kind,), "opfuse"):

@@ -11,9 +11,9 @@ from opfuse.graph.dims import Dim, is_opaque, never_equal
 from opfuse.graph.edit import producer
 from opfuse.graph.fusion import Decline, Found, Miss, Work
 from opfuse.graph.pattern import Op
+from opfuse.graph.protos import HALVES
 from opfuse.graph.weights import load
 
-HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 FLOATS = (onnx.TensorProto.FLOAT, *HALVES)
 
 

@@ -7,14 +7,12 @@ TensorRT's own kernels are slow, such as for few rows.
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from opfuse.fusions.linear import Linear, linear_of
 from opfuse.graph.fusion import Miss, NewNode, Work
+from opfuse.graph.protos import HALVES
 
 __all__ = ["FUSION"]
-
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class _LinearGemm:
@@ -32,7 +30,7 @@ class _LinearGemm:
     def _fits(self, work: Work, layer: Linear, anchor: gs.Node) -> bool:
         bias = () if layer.bias is None else (layer.bias,)
         types = {work.dtype(tensor) for tensor in (layer.x, layer.weight, *bias)}
-        if len(types) != 1 or not types <= set(_HALVES):
+        if len(types) != 1 or not types <= HALVES:
             return False
         product = layer.nodes[0]
         if anchor.op == "MatMul":  # with a bias behind it, the sum is the anchor

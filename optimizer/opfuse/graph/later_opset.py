@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from opfuse.graph.protos import all_tensors, every_node, subgraphs
+from opfuse.graph.protos import all_tensors, every_graph, every_node, opset_of
 
 _SETTLED = (22, 24)  # the opsets that operators got it in, by and large
 _OLDEST = 18  # before, reductions have their axes in an attribute
@@ -55,8 +55,7 @@ def in_float16(model: ModelProto) -> ModelProto:
         for attribute in node.attribute:
             if attribute.name in _TYPES:
                 attribute.i = _other(attribute.i)
-    graphs = [other.graph, *(inner for node in every_node(other) for inner in subgraphs(node))]
-    for graph in graphs:
+    for graph in every_graph(other):
         for info in (*graph.input, *graph.output, *graph.value_info):
             kind = info.type.tensor_type
             kind.elem_type = _other(kind.elem_type)
@@ -67,11 +66,6 @@ def in_float16(model: ModelProto) -> ModelProto:
 
 def _other(element: int) -> int:
     return TensorProto.FLOAT16 if element == TensorProto.BFLOAT16 else element
-
-
-def opset_of(model: ModelProto | FunctionProto) -> int:
-    """Return the version of the default ONNX domain that it is written for, 0 if for none."""
-    return next((entry.version for entry in model.opset_import if not entry.domain), 0)
 
 
 def _changes(node: NodeProto) -> bool:

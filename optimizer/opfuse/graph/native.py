@@ -14,11 +14,10 @@ from opfuse.errors import EngineError
 from opfuse.graph.attention_op import LENGTHS
 from opfuse.graph.collectives import ALL_GATHER, ALL_REDUCE, WITH_NORM
 from opfuse.graph.dist_collective import dist_collective, sum_apart
-from opfuse.graph.protos import label, type_name
+from opfuse.graph.protos import HALVES, label, type_name
 
 UNREAD_SUM = "sum_is_read"  # 0 of a norm whose sum nobody reads
 OF_PLUGINS = ("plugin_namespace", UNREAD_SUM)  # attributes of plugins that functions do not have
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _INPUTS = (("slopes", 0), ("lengths", 0))  # of FlashAttention, that attributes tell of
 
 
@@ -133,7 +132,7 @@ def _flash_attention(node: NodeProto, facts: Facts) -> list[NodeProto]:
     dtype = facts.type_of(q)
     mask = list(node.input[3:])
     causal = bool(_attribute(node, "causal", 0))
-    if dtype not in _HALVES:
+    if dtype not in HALVES:
         raise Unable(f"TensorRT's Attention takes no {type_name(dtype)}")
     for name, plain in (("softcap", 0.0), ("window", 0), ("layout", "BHSD"), *_INPUTS):
         if (value := _attribute(node, name, plain)) not in (plain, str(plain).encode()):

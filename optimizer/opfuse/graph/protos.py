@@ -7,6 +7,7 @@ from math import prod
 
 from onnx import (
     AttributeProto,
+    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -14,6 +15,8 @@ from onnx import (
     ValueInfoProto,
     helper,
 )
+
+HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 _BITS = {
     **dict.fromkeys(("INT2", "UINT2"), 2),
@@ -74,6 +77,18 @@ def every_node(model: ModelProto) -> Iterator[NodeProto]:
     yield from all_nodes(model.graph.node)
     for function in model.functions:
         yield from all_nodes(function.node)
+
+
+def every_graph(model: ModelProto) -> Iterator[GraphProto]:
+    """The graph, and all graphs in it and in local functions."""
+    yield model.graph
+    for node in every_node(model):
+        yield from subgraphs(node)
+
+
+def opset_of(owner: ModelProto | FunctionProto, missing: int = 0) -> int:
+    """The version of the default ONNX domain that it is written for, ``missing`` if for none."""
+    return next((entry.version for entry in owner.opset_import if not entry.domain), missing)
 
 
 def unsized(name: str, element: int, shape: Sequence[object] | None) -> ValueInfoProto:

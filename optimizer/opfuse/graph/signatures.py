@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from opfuse.errors import InputError
-from opfuse.graph.protos import BITS, every_node, label, subgraphs
+from opfuse.graph.protos import BITS, every_graph, every_node, label
 from opfuse.graph.wellformed import called_by, imports_of, key_of
 
 _REEXPORT = "export the model again"
@@ -30,8 +30,7 @@ def check_signatures(model: ModelProto) -> list[str]:
             an output that is optional, two outputs of one name, or a call of a function with more
             than that has.
     """
-    graphs = [model.graph, *(graph for node in every_node(model) for graph in subgraphs(node))]
-    opened = sum(_check_values(graph) for graph in graphs)
+    opened = sum(_check_values(graph) for graph in every_graph(model))
     outputs = [value.name for value in model.graph.output]
     for name in outputs:
         if outputs.count(name) > 1:

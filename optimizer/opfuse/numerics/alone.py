@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto
 
 from opfuse.graph.collectives import ALL_GATHER, ALL_REDUCE, COLLECTIVES, DOMAIN, collectives
+from opfuse.graph.protos import opset_of
 
 
 def stand_in(model: ModelProto) -> None:
@@ -24,7 +25,7 @@ def stand_in(model: ModelProto) -> None:
     defined = {function.name for function in model.functions if function.domain == DOMAIN}
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     called = {node.op_type for node in nodes if node.domain == DOMAIN}
-    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 17)
+    opset = opset_of(model, 17)
     for op in COLLECTIVES:
         if op in called and op not in defined:
             model.functions.append(_function(op, max(sizes), opset))

@@ -17,8 +17,9 @@ import onnx
 from onnx import ModelProto, NodeProto, helper
 
 from opfuse.graph.inferred import value_types
+from opfuse.graph.protos import HALVES
 from opfuse.numerics.chunks import LIMIT
-from opfuse.numerics.compare import HALVES, Array, Difference, compare, is_float
+from opfuse.numerics.compare import Array, Difference, compare, is_float
 from opfuse.numerics.session import CannotRun
 from opfuse.numerics.whole import Loaded, Run, Subject
 

@@ -17,9 +17,9 @@ from onnx.helper import (
     np_dtype_to_tensor_dtype,
 )
 
-from opfuse.graph.protos import reads, unsized
+from opfuse.graph.protos import HALVES, reads, unsized
 from opfuse.numerics import stored
-from opfuse.numerics.compare import HALVES, Array
+from opfuse.numerics.compare import Array
 from opfuse.numerics.defined import as_defined
 from opfuse.numerics.product import matmul
 from opfuse.numerics.session import CannotRun, OnnxRuntime, Reference, Runner

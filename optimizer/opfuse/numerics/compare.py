@@ -20,7 +20,6 @@ TOLERANCE: dict[int, float] = {
     TensorProto.BFLOAT16: 8e-2,
 }
 FLOATS = frozenset(TOLERANCE)
-HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 # The last finite steps before the limit of a type round to infinity on one side only.
 _NEAR_LIMIT = 0.98

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from opfuse.graph.protos import all_nodes, type_name
+from opfuse.graph.protos import all_nodes, opset_of, type_name
 from opfuse.numerics import sample
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import FLOATS, Array, is_float
@@ -164,7 +164,7 @@ def _chunked(subject: Subject, limit: int, alone: frozenset[str]) -> Chunked:
 def _owners(subject: Subject, op: str) -> Iterator[str]:
     """The operators of the model that are ``op``, or may hold it in their definition."""
     model = onnx.load(subject.path, load_external_data=False)
-    opset = next(item.version for item in model.opset_import if not item.domain)
+    opset = opset_of(model)
     ops = {node.op_type for node in model.graph.node}
     if op in ops:
         yield op

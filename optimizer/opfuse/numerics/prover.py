@@ -10,9 +10,10 @@ from onnx import ModelProto, TensorProto
 
 from opfuse import child
 from opfuse.graph.dims import evaluate
+from opfuse.graph.protos import HALVES
 from opfuse.numerics import draw, roles
 from opfuse.numerics.case import Case
-from opfuse.numerics.compare import HALVES, Array, is_float, tolerance
+from opfuse.numerics.compare import Array, is_float, tolerance
 from opfuse.numerics.defined import as_defined
 from opfuse.numerics.draw import Family, Setting
 from opfuse.numerics.retype import convert, retype

@@ -13,8 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from opfuse.graph.bodies import written_out
 from opfuse.graph.inferred import value_types
 from opfuse.graph.pattern import OPFUSE
-from opfuse.graph.protos import every_node
-from opfuse.numerics.compare import HALVES
+from opfuse.graph.protos import HALVES, every_node
 from opfuse.numerics.retype import retype
 
 _RAW = "//raw"

@@ -11,12 +11,11 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 from opfuse import child
-from opfuse.graph.protos import all_nodes, all_tensors, is_external
+from opfuse.graph.protos import HALVES, all_nodes, all_tensors, is_external
 from opfuse.numerics import sample, stored
 from opfuse.numerics.chunks import LIMIT, Chunked
 from opfuse.numerics.compare import (
     FLOATS,
-    HALVES,
     Array,
     Difference,
     compare,

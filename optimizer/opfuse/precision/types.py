@@ -9,6 +9,7 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper
 from onnx.defs import OpSchema
 
 from opfuse.graph.collectives import COLLECTIVES, DOMAIN
+from opfuse.graph.protos import opset_of
 
 LOW: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NAMES: Mapping[int, str] = {
@@ -74,7 +75,7 @@ def body_types(function: FunctionProto, inputs: Sequence[int]) -> dict[str, int]
     Raises:
         Clash: An operator of the body does not take what it is given.
     """
-    opset = next(entry.version for entry in function.opset_import if not entry.domain)
+    opset = opset_of(function)
     known = dict(zip(function.input, inputs, strict=False))
     for node in function.node:
         known |= dict(zip(node.output, _node_types(node, known, opset), strict=False))

@@ -22,7 +22,7 @@ from opfuse.files import file_hash
 from opfuse.graph import external, later_opset, signatures, wellformed
 from opfuse.graph.collectives import rank_of
 from opfuse.graph.filekind import file_kind
-from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external, value_counts
+from opfuse.graph.protos import BITS, all_tensors, byte_size, is_external, opset_of, value_counts
 from opfuse.graph.sparse import make_dense
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -237,7 +237,7 @@ def _run_checker(proto: ModelProto) -> list[str]:
         if why:
             raise InputError(f"not valid ONNX: {why}", "export the model again")
         return []
-    written = later_opset.opset_of(proto)
+    written = opset_of(proto)
     for version in later_opset.raised(proto):
         if not _invalid(_skeleton(proto)):
             return [f"opset {written} has bfloat16 for fewer operators: read as {version}"]

@@ -19,7 +19,7 @@ from opfuse.graph import microsoft, surgeon
 from opfuse.graph.collectives import COLLECTIVES, group_size
 from opfuse.graph.dist_collective import rewrite_bodies
 from opfuse.graph.native import UNREAD_SUM, Facts, Unable, native, prepare_attention
-from opfuse.graph.protos import all_nodes, every_node, label, subgraphs, type_name
+from opfuse.graph.protos import HALVES, all_nodes, every_node, label, opset_of, subgraphs, type_name
 from opfuse.graph.shapes import analyse
 
 DOMAIN = "opfuse"
@@ -28,7 +28,6 @@ _FIRST_MASK = {
     "PackedAttention": 1,
     "MaskedSoftmax": 1,
 }  # its place among the inputs
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRODUCTS = ("GemmAct", "GatedGemm")
 # What onnxruntime's domain has of the same meaning, from before ONNX had them or for more types.
 _ALIKE = ("DequantizeLinear", "Gelu", "GridSample", "Pad", "QuantizeLinear", "Range", "Trilu")
@@ -62,7 +61,7 @@ def lower(model: ModelProto, want: str, plugins: Collection[str]) -> tuple[Lower
         EngineError: The model has an operator that TensorRT would compute wrongly.
     """
     _refuse_namesakes(model)
-    facts = Facts(model, _opset(model), _types(model), group_size(model))
+    facts = Facts(model, opset_of(model, 1), _types(model), group_size(model))
     choices: list[Lowering] = []
     for nodes in _node_lists(model.graph):
         _lower_nodes(nodes, want, plugins, facts, choices)
@@ -152,7 +151,7 @@ def _why_not(node: NodeProto, facts: Facts) -> str:
 def _why_no_product(node: NodeProto, facts: Facts) -> str:
     """The plugin multiplies fp16 and bf16 on tensor cores; TensorRT chooses among many kernels."""
     known = [dtype for name in node.input if (dtype := facts.types.get(name))]
-    if not known or not set(known) <= set(_HALVES):
+    if not known or not set(known) <= HALVES:
         have = ", ".join(map(type_name, known)) or "an unknown type"
         return f"the plugin takes fp16 and bf16, it has {have}"
     return ""
@@ -183,10 +182,6 @@ def _drop(node: NodeProto, attribute: str) -> None:
     kept = [item for item in node.attribute if item.name != attribute]
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _opset(model: ModelProto) -> int:
-    return max((item.version for item in model.opset_import if item.domain == ""), default=1)
 
 
 def _types(model: ModelProto) -> dict[str, int]:

@@ -30,7 +30,7 @@ from opfuse.graph.equal_sizes import equal_sizes
 from opfuse.graph.facts import Facts
 from opfuse.graph.lineage import UserNode
 from opfuse.graph.pattern import OPFUSE
-from opfuse.graph.protos import all_nodes
+from opfuse.graph.protos import all_nodes, opset_of
 from opfuse.graph.reroot import reroot
 from opfuse.graph.rewriter import Rewriter, Rule
 from opfuse.graph.shapes import begin
@@ -128,7 +128,7 @@ def _is_ours(function: onnx.FunctionProto, model: onnx.ModelProto) -> bool:
         for node in all_nodes(model.graph.node)
         if (node.domain, node.op_type) == (function.domain, function.name)
     ]
-    opset = next((e.version for e in model.opset_import if not e.domain), OLDEST)
+    opset = opset_of(model, OLDEST)
     try:
         return bool(calls) and definition.function(Uses(opset, calls)) == function
     except (KeyError, TypeError, ValueError, onnx.parser.ParseError):  # of attributes not ours

@@ -12,7 +12,7 @@ from opfuse.errors import InputError
 from opfuse.files import write_atomically
 from opfuse.graph.collectives import rank_of
 from opfuse.graph.match import Match, NearMiss
-from opfuse.graph.protos import type_name
+from opfuse.graph.protos import opset_of, type_name
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -133,7 +133,7 @@ def describe(
         "path": str(source.path),
         "bytes": source.path.stat().st_size,
         **({"sha256": source.sha256()} if hashed else {}),
-        "opset": next(item.version for item in source.proto.opset_import if not item.domain),
+        "opset": opset_of(source.proto),
         "producer": f"{source.proto.producer_name} {source.proto.producer_version}".strip(),
         "inputs": [_value(item) for item in graph.input if item.name not in weights],
         "outputs": [_value(item) for item in graph.output],
