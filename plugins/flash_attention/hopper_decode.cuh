@@ -265,32 +265,45 @@ cudaError_t launch_hopper_decode(Attention const& given, KeySplits const& splits
     return launch_combine<T, S::kSize, kPlain>(given, splits, machine, stream);
 }
 
-inline constexpr int kManySplits = 4;
+// Tiles of few queries, whose keys may be split.
+struct FewTiles {
+    int64_t count;
+    int rows;        // of results of each
+    int most_added;  // rows of results, of all splits, that one block adds up
+};
 
-// Parts: the shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits
-// of 64 keys each, and 8.7 in four of 256.
-template <class T, class S, class Parts, Scores kScores>
-cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
-    constexpr int kMostAdded = 256;  // rows of results, by one block
-    device::Machine machine;
-    if (cudaError_t const status = device::current_machine(machine)) return status;
-    int64_t const heads = a.batch * a.kv_heads;
-    int const blocks = machine.multiprocessors, rows = a.heads / a.kv_heads * a.queries;
+// Calls `launch` for a shape, S or Parts, and whether keys are split, with the splits.  Parts: the
+// shape for splits of a step or two.  One batch of 1024 keys takes 6.8 us in 16 splits of 64 keys
+// each, and 8.7 in four of 256.
+template <class S, class Parts, class Launch>
+cudaError_t launch_in_splits(Attention const& a, FewTiles const& tiles, int blocks, void* workspace,
+                             Launch const& launch) {
+    constexpr int kManySplits = 4;
     auto const split = [&](SplitUnits const& units) {
-        KeySplits splits = split_keys(a, S::kSize, heads, blocks, units, workspace);
-        bool const few = heads <= kArrivalHeads && rows * splits.count <= kMostAdded;
+        KeySplits splits = split_keys(a, S::kSize, tiles.count, blocks, units, workspace);
+        bool const few =
+            tiles.count <= kArrivalHeads && tiles.rows * splits.count <= tiles.most_added;
         if (splits.count > 1 && few) splits.arrivals = arrivals_of(workspace);
         return splits;
     };
-    if (heads * kManySplits <= blocks && a.keys >= kMinManySplits) {
+    if (tiles.count * kManySplits <= blocks && a.keys >= kMinManySplits) {
         KeySplits const splits = split({1, Parts::kKeys, Parts::kKeys});
-        if (splits.count > 1)
-            return launch_hopper_decode<T, Parts, kScores, true>(a, splits, machine, stream);
+        if (splits.count > 1) return launch.template operator()<Parts, true>(splits);
     }
     KeySplits const splits = split({1, S::kKeys});
-    return splits.count > 1
-               ? launch_hopper_decode<T, S, kScores, true>(a, splits, machine, stream)
-               : launch_hopper_decode<T, S, kScores, false>(a, splits, machine, stream);
+    return splits.count > 1 ? launch.template operator()<S, true>(splits)
+                            : launch.template operator()<S, false>(splits);
+}
+
+template <class T, class S, class Parts, Scores kScores>
+cudaError_t launch_hopper_decode(Attention const& a, void* workspace, cudaStream_t stream) {
+    device::Machine machine;
+    if (cudaError_t const status = device::current_machine(machine)) return status;
+    FewTiles const tiles{a.batch * a.kv_heads, a.heads / a.kv_heads * a.queries, 256};
+    auto const launch = [&]<class Shape, bool kSplit>(KeySplits const& splits) {
+        return launch_hopper_decode<T, Shape, kScores, kSplit>(a, splits, machine, stream);
+    };
+    return launch_in_splits<S, Parts>(a, tiles, machine.multiprocessors, workspace, launch);
 }
 
 // Code for numbers of keys that are not given costs 0.8 us of 9 (one batch of 2048 keys).

@@ -192,33 +192,20 @@ cudaError_t launch_packed(Attention const& given, KeySplits const& splits, Packi
     return launch_combine<T, S::kSize, kPlain>(given, splits, machine, stream);
 }
 
-// Parts: as for launch_hopper_decode.
 template <class T, class S, class Parts, Scores kScores>
 cudaError_t launch_packed(Attention const& a, void* workspace, cudaStream_t stream) {
-    constexpr int kMostAdded = 128;  // rows of results, by one block
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int const heads = a.heads / a.kv_heads, most = S::kRows / heads;
-    Packing packing{heads, std::min(most, a.queries), (a.queries + most - 1) / most};
-    int64_t const tiles = a.batch * a.kv_heads * packing.tiles;
-    int const blocks = machine.multiprocessors, rows = packing.heads * packing.queries;
+    Packing const packing{heads, std::min(most, a.queries), (a.queries + most - 1) / most};
+    FewTiles const tiles{a.batch * a.kv_heads * packing.tiles, heads * packing.queries, 128};
+    int const blocks = machine.multiprocessors;
     // Where keys are split in fewer, tiles of more queries are faster.
-    if (a.queries > kDecodeQueries && 6 * tiles > blocks) return cudaErrorNotSupported;
-    auto const split = [&](SplitUnits const& units) {
-        KeySplits splits = split_keys(a, S::kSize, tiles, blocks, units, workspace);
-        bool const few = tiles <= kArrivalHeads && rows * splits.count <= kMostAdded;
-        if (splits.count > 1 && few) splits.arrivals = arrivals_of(workspace);
-        return splits;
+    if (a.queries > kDecodeQueries && 6 * tiles.count > blocks) return cudaErrorNotSupported;
+    auto const launch = [&]<class Shape, bool kSplit>(KeySplits const& splits) {
+        return launch_packed<T, Shape, kScores, kSplit>(a, splits, packing, machine, stream);
     };
-    if (tiles * kManySplits <= blocks && a.keys >= kMinManySplits) {
-        KeySplits const splits = split({1, Parts::kKeys, Parts::kKeys});
-        if (splits.count > 1)
-            return launch_packed<T, Parts, kScores, true>(a, splits, packing, machine, stream);
-    }
-    KeySplits const splits = split({1, S::kKeys});
-    return splits.count > 1
-               ? launch_packed<T, S, kScores, true>(a, splits, packing, machine, stream)
-               : launch_packed<T, S, kScores, false>(a, splits, packing, machine, stream);
+    return launch_in_splits<S, Parts>(a, tiles, blocks, workspace, launch);
 }
 
 template <class T, class S, class Parts = S>
