@@ -129,7 +129,7 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
     """The runs of a case, the ordinary one first."""
     usual, single, one = family
     runs = [Setting("ordinary", usual), Setting("S = 1", single), Setting("batch 1", one)]
-    if sum(weight.nbytes for weight in case.weights) > _HEAVY:
+    if is_heavy(case):
         return runs
     if any(weight.values is not None and weight.free for weight in case.weights):
         runs.append(Setting("the model's weights", usual, own_weights=True))
@@ -145,6 +145,11 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
         runs.append(Setting("fully masked rows (-inf)", usual, "masked"))
         runs.append(Setting("fully masked rows (lowest)", usual, "lowest"))
     return list({(str(run), run.values, run.own_weights): run for run in runs}.values())
+
+
+def is_heavy(case: Case) -> bool:
+    """Whether the weights are so large that every run costs."""
+    return sum(weight.nbytes for weight in case.weights) > _HEAVY
 
 
 def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, Array]:
