@@ -108,7 +108,7 @@ def _longer(specs: Sequence[TensorSpec], sizes: Sizes) -> list[Sizes]:
     unknown = [name for name in named if name[0] == "?"]
     enough = {name for dim in dims if dim not in short for name in _symbols(dim)}
     lengthened = {name for dim in short for name in _symbols(dim)} - enough
-    found = []
+    found: list[Sizes] = []
     for size in _LENGTHS if lengthened else ():
         longer = {**sizes, **dict.fromkeys(lengthened, size), **dict.fromkeys(unknown, 1)}
         frames = max(evaluate(dim, longer) for dim in short)
