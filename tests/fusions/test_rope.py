@@ -318,40 +318,6 @@ def test_a_second_reader_is_refused():
     outcome.refused("Rope", "z", "across inside it is also read by z")
 
 
-BACK = TURN.replace("minus = Neg(high)", "minus = Neg(low)").replace(
-    "(minus, low)", "(high, minus)"
-)
-
-
-@pytest.mark.parametrize("dtype", ["float", "float16"])
-@pytest.mark.parametrize("halves", ["slices", "split"])
-@pytest.mark.parametrize("less", [True, False])
-@pytest.mark.parametrize("turn", [TURN, BACK], ids=["forth", "back"])
-def test_the_negative_angle(turn, less, halves, dtype):
-    """nanochat puts the minus to the other half."""
-    text = turn.replace("Add(", "Sub(") if less else turn
-    outcome = rope(HALVES[halves] + text, dtype=dtype)
-    assert outcome.ops == (["Rope"] if (turn is BACK) == less else ["Neg", "Rope"])
-    outcome.same(*SIZES)
-
-
-def test_pairs_by_the_negative_angle():
-    text = PAIRS.replace("Neg(odd)", "Neg(even)").replace("(first, second)", "(right, left)")
-    text = text.replace("first = ", "left = ").replace(
-        "second = Unsqueeze(even", "right = Unsqueeze(odd"
-    )
-    outcome = rope(text)
-    assert outcome.counts == {"Rope": 1}
-    outcome.same(*SIZES)
-
-
-def test_both_halves_with_a_minus_are_refused():
-    text = BACK.replace("(high, minus)", "(other, minus)")
-    outcome = rope(HALVES["slices"] + "other = Neg(high)\n" + text)
-    assert not outcome.counts.get("Rope")
-    outcome.same(*SIZES)
-
-
 NORMS = {
     "RmsNorm": """
         square = Mul(r, r)
