@@ -1,4 +1,4 @@
-"""Rope by the negative angle: the minus stands at the other half, or what is turned is subtracted."""
+"""Rope by the negative angle: a minus at the other half, or what is turned is subtracted."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def test_both_halves_with_a_minus_are_refused():
     outcome = rope(HALVES["slices"] + "other = Neg(high)\n" + text)
     assert not outcome.counts.get("Rope")
     outcome.same(*SIZES)
+
+
+def test_a_sum_of_products_alone_is_not_told_of():
+    """Longformer adds the halves of what it lays out anew; nothing in it turns."""
+    text = """
+        one = Transpose<perm=[0, 1, 2, 3]>(x)
+        other = Transpose<perm=[0, 1, 3, 2]>(x)
+        back = Transpose<perm=[0, 1, 3, 2]>(other)
+        straight = Mul(one, cos)
+        across = Mul(back, sin)
+        y = Add(straight, across)
+    """
+    outcome = rope(text)
+    assert [miss.kind for miss in outcome.fused.misses] == []

@@ -172,4 +172,4 @@ DEFINITION = Definition(
     _body,
     in_fp32=("cos", "sin"),
 )
-FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)
+FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4, key="Neg|Concat|Slice|Split")
