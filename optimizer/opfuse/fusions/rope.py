@@ -172,4 +172,6 @@ DEFINITION = Definition(
     _body,
     in_fp32=("cos", "sin"),
 )
-FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4, key="Neg|Concat|Slice|Split")
+FUSION = Fusion(
+    "Rope", ("Cast", "Add", "Sub"), y, _build, near=4, key="Cast|Neg|Concat|Slice|Split"
+)

@@ -326,6 +326,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         unflattened_linear,
         unbatch,
         regroup.window_mask,
+        regroup.split_scores,
         reshape,
     ),
     "Transpose": (transpose, folding.turned, regroup.turned_sum),
