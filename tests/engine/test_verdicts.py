@@ -112,7 +112,10 @@ def test_the_table_decides_by_the_nearest_size():
     assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
     unknown = by_table({}, ("A",), {"A": 5})
     assert unknown.reason("A") == "opfuse ships no table of this GPU, --tune measures: leave"
-    assert by_table(table, ("B",), {}).source == "the table of a GPU of a day has no B"
+    partly = by_table(table, ("A", "B"), {"A": 90000})
+    assert (partly.source, partly.lacks) == ("the table of a GPU of a day", ("B",))
+    assert partly.reason("A") == "the table of a GPU of a day: A"
+    assert partly.reason("B") == "the table of a GPU of a day has no B: A without it"
     table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
     found = by_table(table, ("A", "GatedGemm"), {})
     assert found.choice == "GatedGemm"

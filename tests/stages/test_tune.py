@@ -238,7 +238,8 @@ def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkey
     assert not (tmp_path / "l").exists()
     assert found.note.startswith("--tune measured nothing, for there is no GPU: ")
     assert "no GPU here, H100" in found.note
-    assert "the table of a GPU of a day" in found.note
+    assert found.note.count("the table of a GPU of a day (no row for ") == 1
+    assert "AddRmsNorm fp32, FlashAttention fp32, " in found.note
     assert found.note.endswith("--precision fp16 or bf16 lets plugins pay")
     kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]
     assert "GatedAct" in kinds

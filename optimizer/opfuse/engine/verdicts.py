@@ -36,7 +36,7 @@ class Verdict:
     ``ops`` the plugins of the region, ``kinds`` those that are unusual (engine/kinds), ``work`` the
     elements that each of them writes, and ``source`` says where the verdict is from. ``sparing`` is
     what would be taken instead if memory were short, for TensorRT would have an engine of its own
-    there; ``spares`` says that it was.
+    there; ``spares`` says that it was. ``lacks`` has the rows that a table would need for its ops.
     """
 
     choice: str
@@ -48,6 +48,7 @@ class Verdict:
     sparing: str = ""
     spares: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
 
     def spared(self) -> Verdict:
         """The verdict where memory is short."""
@@ -71,13 +72,15 @@ class Verdict:
             shown.append(f"{point}: {best} us")
         is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
         taken = f"{self.choice} without it" if is_left else self.choice
-        told = f"{self.source}: " + ("; ".join(shown) or taken)
+        missing = row(op, self.kinds)
+        source = f"{self.source} has no {missing}" if missing in self.lacks else self.source
+        told = f"{source}: " + ("; ".join(shown) or taken)
         return f"{told}; {_SPARED}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
         facts = asdict(self)
-        del facts["source"], facts["spares"]
+        del facts["source"], facts["spares"], facts["lacks"]
         return {**facts, "ops": list(self.ops)}
 
     @staticmethod
@@ -218,7 +221,8 @@ def by_table(
     TensorRT's; that of the nearest size decides. Ops that are not in the table are left, as are
     those of a kind (engine/kinds) that has no row there.
     """
-    rows = {op: row(op, kinds or {}) for op in ops}
+    kinds = kinds or {}
+    rows = {op: row(op, kinds) for op in ops}
     taken, sparing = [], []
     for op in ops:
         measured = facts.get("ops", {}).get(rows[op], [])
@@ -232,7 +236,7 @@ def by_table(
     source = f"the table of {facts.get('gpu', '?')} of {facts.get('date', '?')}"
     if not facts:
         source = "opfuse ships no table of this GPU, --tune measures"
-    elif facts.get("ops", {}).keys().isdisjoint(rows.values()):
-        source += f" has no {' and no '.join(rows.values())}"
+    lacks = tuple(name for name in rows.values() if facts and name not in facts.get("ops", {}))
     instead = "" if sparing == taken else "+".join(sparing)
-    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)
+    made = Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)
+    return replace(made, kinds=kinds, lacks=lacks)

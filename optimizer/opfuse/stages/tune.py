@@ -95,7 +95,7 @@ class _Tuner:
         self._trials = Trials(model, *parts)
         self._failed: dict[str, Verdict] = {}
         self._nodes: dict[str, tuple[str, str]] = {}
-        self._sources: set[str] = set()
+        self._sources: dict[str, set[str]] = {}  # with the rows that each lacks
         self._left_fp32 = False
 
     def settle(self, *, products: bool) -> None:
@@ -154,7 +154,8 @@ class _Tuner:
         made = [known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
         if any(verdict.sparing for verdict in made) and self._is_too_large(found, made):
             made = [verdict.spared() for verdict in made]
-        self._sources.update(verdict.source for verdict in made)
+        for verdict in made:
+            self._sources.setdefault(verdict.source, set()).update(verdict.lacks)
         self._nodes |= self._change(self._model, found, made)
 
     def _is_too_large(self, found: list[Region], made: list[Verdict]) -> bool:
@@ -189,7 +190,11 @@ class _Tuner:
 
     def told(self) -> Decided:
         """All choices, and where they come from."""
-        told = ", ".join(sorted(self._sources)) or "no plugin"
+        lacking = {
+            source: f" (no row for {', '.join(sorted(lacks))})" if lacks else ""
+            for source, lacks in self._sources.items()
+        }
+        told = ", ".join(sorted(source + lacks for source, lacks in lacking.items())) or "no plugin"
         note = f"plugins or TensorRT for {self._gpu} ({self._target}): {told}"
         if self._config.tune and not self._measures:
             note = f"--tune measured nothing, for there is no GPU: {gpu.absent()}; {note}"
