@@ -230,10 +230,10 @@ def test_a_broken_lock_is_refused(tmp_path):
 
 def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tune.gpu, "current", lambda: None)
-    points = [[1000, 0.5]]  # the model is in fp32
+    points = [[[1000, 1000, 10], 0.5]]  # the model is in fp32
     ops = {"GatedAct fp32": points, "AddRmsNorm": points}
     table = {"gpu": "a GPU", "date": "a day", "ops": ops}
-    monkeypatch.setattr(tune.verdicts, "table", lambda capability: table)
+    monkeypatch.setattr(tune.estimate, "table", lambda capability: table)
     model, found = decided(tmp_path / "a", tune=True)
     assert not (tmp_path / "l").exists()
     assert found.note.startswith("--tune measured nothing, for there is no GPU: ")
