@@ -64,19 +64,18 @@ def by_table(
     kinds = kinds or {}
     names = {op: row(op, kinds) for op in ops}
     known = facts.get("ops", {})
+    rows = {op: known[names[op]] for op in ops if names[op] in known}
+    ratios = {op: ratio(measured, work.get(op, ())) for op, measured in rows.items()}
     taken, sparing = [], []
-    for op in ops:
-        rows = known.get(names[op], [])
-        if rows:
-            found = ratio(rows, work.get(op, ()))
-            margin = LEAST_GAIN if apart else -_OF_TABLE
-            wins = found <= 1 + (WORTH if op in EXACT else margin)
-            taken += [op] * wins
-            sparing += [op] * (wins or (apart and found <= 1 + APART))
+    for op, found in ratios.items():
+        margin = LEAST_GAIN if apart else -_OF_TABLE
+        wins = found <= 1 + (WORTH if op in EXACT else margin)
+        taken += [op] * wins
+        sparing += [op] * (wins or (apart and found <= 1 + APART))
     source = f"the table of {facts.get('gpu', '?')} of {facts.get('date', '?')}"
     if not facts:
         source = "opfuse ships no table of this GPU, --tune measures"
     lacks = tuple(name for name in names.values() if facts and name not in known)
     instead = "" if sparing == taken else "+".join(sparing)
     made = Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)
-    return replace(made, kinds=kinds, lacks=lacks)
+    return replace(made, kinds=kinds, lacks=lacks, ratios=ratios)

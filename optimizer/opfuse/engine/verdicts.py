@@ -33,7 +33,8 @@ class Verdict:
     ``ops`` the plugins of the region, ``kinds`` those that are unusual (engine/kinds), ``work`` the
     sizes of each (engine/estimate), and ``source`` says where the verdict is from. ``sparing`` is
     what would be taken instead if memory were short, for TensorRT would have an engine of its own
-    there; ``spares`` says that it was. ``lacks`` has the rows that a table would need for its ops.
+    there; ``spares`` says that it was. Where nobody measured, ``ratios`` has the time with an op
+    over that without by a table, and ``lacks`` the rows that the table would need.
     """
 
     choice: str
@@ -46,6 +47,7 @@ class Verdict:
     spares: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def spared(self) -> Verdict:
         """The verdict where memory is short."""
@@ -67,6 +69,8 @@ class Verdict:
         for point, times in self.us.items():
             best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
             shown.append(f"{point}: {best} us")
+        if op in self.ratios:
+            shown = [f"{self.ratios[op]:.2f} of the time that TensorRT takes"]
         is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
         taken = f"{self.choice} without it" if is_left else self.choice
         missing = row(op, self.kinds)
@@ -77,7 +81,7 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
         facts = asdict(self)
-        del facts["source"], facts["spares"], facts["lacks"]
+        del facts["source"], facts["spares"], facts["lacks"], facts["ratios"]
         return {**facts, "ops": list(self.ops)}
 
     @staticmethod
