@@ -48,7 +48,7 @@ cudaError_t launch_fastest(Attention const& a, void* workspace, cudaStream_t str
     Choice const best = sees_all(a) ? fastest(a, kAll, 1, 64) : fastest(a, kSome, 1, 64);
     if (best.shared) {
         cudaError_t const status = best.shared == 2 ? launch_rest<T, Many>(a, workspace, stream)
-                                                   : launch_rest<T, Few>(a, workspace, stream);
+                                                    : launch_rest<T, Few>(a, workspace, stream);
         if (status != cudaErrorNotSupported) return status;
     }
     switch (best.index) {

@@ -24,7 +24,7 @@ cudaError_t launch_fastest(Attention const& a, MiddleCosts const& costs, void* w
         sees_all(a) ? fastest(a, costs.all, 2, kSize) : fastest(a, costs.some, 2, kSize);
     if (best.shared) {
         cudaError_t const status = best.shared == 3 ? launch_rest<T, Large>(a, workspace, stream)
-                                                   : launch_rest<T, Many>(a, workspace, stream);
+                                                    : launch_rest<T, Many>(a, workspace, stream);
         if (status != cudaErrorNotSupported) return status;
     }
     switch (best.index) {
