@@ -190,6 +190,30 @@ def plugin(runner: Runner, case: Case, sets: list, more: torch.Tensor | None) ->
     return launch
 
 
+def copied(sets: list) -> Launch:
+    """k copied to another tensor, by torch: a pace of memory to hold long decode against.
+
+    It reads and writes as many bytes as decode, whose q and y are small, reads of k and v.
+    """
+    targets = [torch.empty_like(k) for _, k, *_ in sets]
+
+    def launch(i: int) -> torch.Tensor:
+        return targets[i % len(sets)].copy_(sets[i % len(sets)][1])
+
+    return launch
+
+
+def peers(case: Case, sets: list, mask: torch.Tensor | None, count: int) -> dict[str, Launch]:
+    """torch's kernels, and a copy where decode reads more than a cache holds."""
+    launches = {
+        "cudnn": sdpa(case, sets, mask, "CUDNN_ATTENTION"),
+        "flash": sdpa(case, sets, mask, "FLASH_ATTENTION"),
+    }
+    if case.queries == 1 and not case.lengths and count > ROTATED_BYTES:
+        launches["copy"] = copied(sets)
+    return launches
+
+
 def error(case: Case, first: list[torch.Tensor], mask: torch.Tensor | None, y: torch.Tensor) -> str:
     """The relative error of the last head."""
     q, k, v = (t[-1:, -1:] for t in first[:3])
@@ -222,14 +246,12 @@ def main() -> None:
             more = lengths if case.lengths else mask
             own = [r for r in runners.items() if not case.lengths or r[0] not in OLDER]
             launches = {name: plugin(r, case, sets, more) for name, r in own}
-            launches |= {
-                "cudnn": sdpa(case, sets, mask, "CUDNN_ATTENTION"),
-                "flash": sdpa(case, sets, mask, "FLASH_ATTENTION"),
-            }
+            launches |= peers(case, sets, mask, count)
             flops = 4 * case.batch * case.heads * case.queries * case.keys * case.size
             flops /= 2 if case.causal else 1
             for name, time in medians(launches, bursts=args.bursts).items():
-                wrong = error(case, sets[0], mask, launches[name](0))
+                y = launches[name](0)
+                wrong = "-" if name == "copy" else error(case, sets[0], mask, y)
                 print(
                     f"{row.name:18}{str(dtype)[6:]:9}{name:26}{time:9.1f} us"
                     f"{flops / time / 1e6:8.1f} TFLOP/s{count / time / 1e6:7.2f} TB/s  err {wrong}",

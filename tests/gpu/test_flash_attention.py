@@ -274,7 +274,7 @@ def test_capture_and_replay(runner: Runner, generator: torch.Generator, queries:
     assert torch.allclose(y.double(), reference(case, q, k, v, None)[0], rtol=1e-2, atol=1e-2)
 
 
-def test_counted_keys_are_exact(runner: Runner, generator: torch.Generator) -> None:
+def test_memory_is_exact_with_counted_keys(runner: Runner, generator: torch.Generator) -> None:
     """A mask so large that its keys are counted first, for compute-sanitizer."""
     case = Case(1100, 1030, 80, heads=16, kv_heads=1, mask="bk", padding=-torch.inf)
     check(runner, generator, case, torch.float16, "exact")
@@ -283,15 +283,21 @@ def test_counted_keys_are_exact(runner: Runner, generator: torch.Generator) -> N
         check(runner, generator, case, torch.float16, "exact")
 
 
-def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("size", [32, 64, 80, 128, 192, 256])
+def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator, size: int) -> None:
     """Small cases of every kernel, for compute-sanitizer."""
-    for size, (queries, keys) in itertools.product(
-        (32, 64, 80, 128, 192, 256), ((1, 300), (70, 130))
-    ):
+    for queries, keys in ((1, 300), (70, 130)):
         for variant in ({"causal": True}, {"mask": "bqk", "nan_guard": 1, "slopes": True}):
             case = Case(queries, keys, size, batch=1, heads=2, kv_heads=1)
             check(runner, generator, dataclasses.replace(case, **variant), torch.float16, "exact")
-    for size, (queries, keys) in itertools.product((64, 128, 256), ((1, 700), (80, 150))):
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_memory_is_exact_with_shared_heads(
+    runner: Runner, generator: torch.Generator, size: int
+) -> None:
+    """Lengths, masks, and several queries of heads that share keys, for compute-sanitizer."""
+    for queries, keys in ((1, 700), (80, 150)):
         case = Case(queries, keys, size, batch=1, heads=4, kv_heads=2)
         check(runner, generator, case, torch.float16, "exact")
         for length in (keys // 2, keys):  # decode does not split fewer than 384 keys
@@ -299,11 +305,21 @@ def test_attention_memory_is_exact(runner: Runner, generator: torch.Generator) -
             check(runner, generator, masked, torch.float16, "exact")
         case = dataclasses.replace(case, batch=3, lengths=1, nan_guard=1, causal=queries > 1)
         check(runner, generator, case, torch.float16, "exact")
-        shared = Case(7, 600, size, batch=1, heads=6, kv_heads=2, causal=True)  # keys
-        check(runner, generator, shared, torch.float16, "exact")
-        part = Case(100, 5000, size, batch=1, heads=2, kv_heads=2)  # of a round
-        for causal in (False, True):
-            part = dataclasses.replace(part, causal=causal)
-            check(runner, generator, part, torch.float16, "exact")
+    shared = Case(7, 600, size, batch=1, heads=6, kv_heads=2, causal=True)  # keys
+    check(runner, generator, shared, torch.float16, "exact")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_memory_is_exact_in_parts_of_a_round(
+    runner: Runner, generator: torch.Generator, size: int, causal: bool
+) -> None:
+    """A few tiles of queries over many keys, for compute-sanitizer."""
+    part = Case(100, 5000, size, batch=1, heads=2, kv_heads=2, causal=causal)
+    check(runner, generator, part, torch.float16, "exact")
+
+
+def test_memory_is_exact_without_halves(runner: Runner, generator: torch.Generator) -> None:
+    """Unaligned rows, and fp32, for compute-sanitizer."""
     check(runner, generator, Case(5, 40, 33, batch=1, offset=1), torch.float16, "exact")
     check(runner, generator, Case(5, 40, 33, batch=1), torch.float32, "exact")
