@@ -105,11 +105,11 @@ struct StreamLauncher {
     // fewer columns, so that each multiprocessor has a tile.
     int even_cols(int tiles) const { return tiles > 66 ? 8 * over(g.cols, 8 * 132) : 0; }
 
-    // What gains alone may lose behind a norm.  Of 64 rows, two layers of Llama-3-8B's products take
-    // 328 us by two tiles one after another, 361 by tiles of twice the columns, which alone are 1 %
-    // faster.  So have gates of more rows no kernel here that alone is 5 % faster: four layers of
-    // 2048, 3072, 8192 and 128 rows took 293 us with it and two tiles of 64 rows elsewhere, 248
-    // with neither.
+    // What gains alone may lose behind a norm.  Of 64 rows, two layers of Llama-3-8B's products
+    // take 328 us by two tiles one after another, 361 by tiles of twice the columns, which alone
+    // are 1 % faster.  So have gates of more rows no kernel here that alone is 5 % faster: four
+    // layers of 2048, 3072, 8192 and 128 rows took 293 us with it and two tiles of 64 rows
+    // elsewhere, 248 with neither.
     cudaError_t gates() const {
         int const tiles = over(g.cols, 64);
         bool const wide = tiles > 132;
