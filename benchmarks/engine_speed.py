@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import engine_text, engine_tuning
-from benchmarks.engine_export import IMPLEMENTATIONS, NETWORKS
+from benchmarks.engine_export import IMPLEMENTATIONS
+from benchmarks.engine_networks import LAYERS, NETWORKS, OTHERS
 from benchmarks.engine_peers import Peer
 from benchmarks.measure import versions, write
 from opfuse.engine import gpu
@@ -137,7 +138,7 @@ def measured(exports: Sequence[Export], torch: Peer | None, rounds: int) -> list
             {
                 "network": export.name,
                 "export": export.implementation,
-                "torch_fp16_error": float(reference["half"]),
+                "torch_error": float(reference["error"]),
                 "variants": variants,
             }
         )
@@ -186,7 +187,9 @@ def compared(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument(
+        "--networks", nargs="+", default=list(NETWORKS), choices=(*NETWORKS, *OTHERS)
+    )
     parser.add_argument(
         "--exports", nargs="+", default=list(IMPLEMENTATIONS), choices=IMPLEMENTATIONS
     )
@@ -196,7 +199,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=["alone", "auto", "tune", "plugin"],
         help="of engine_build; as NETWORK/VARIANT or NETWORK-EXPORT/VARIANT for one alone",
     )
-    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    parser.add_argument("--layers", type=int, default=4, help=LAYERS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--lock", type=Path, help="verdicts for tune and locked")
     parser.add_argument("--no-torch", action="store_true", help="without torch itself")

@@ -1,7 +1,8 @@
 """The table that opfuse ships for an architecture, from the locks that --tune wrote on one.
 
-``python -m benchmarks.engine_table GPU LOCK...`` prints it: for each op the elements that it wrote
-and the time of its region with the plugin over that without, the best way of each.
+``python -m benchmarks.engine_table GPU LOCK...`` prints it: for each op the sizes at which it was
+measured (opfuse.engine.estimate) and the time of its region with the plugin over that without, the
+best way of each.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 from opfuse.engine.verdicts import LEAVE, NATIVE, SECTION, Verdict, plugins_of, read, row
 
-_SOURCE = "benchmarks.engine_table: elements that the op writes, and the time of its region with"
-_SOURCE += " the plugin over that without"
+_SOURCE = "benchmarks.engine_table: elements of an op's first output and first two inputs, and the"
+_SOURCE += " time of its region with the plugin over that without"
 
 
 def ratio(us: Mapping[str, float], op: str) -> float:
@@ -32,15 +33,15 @@ def ratio(us: Mapping[str, float], op: str) -> float:
 
 def table(gpu: str, locks: Sequence[Path]) -> dict[str, Any]:
     """The table of all verdicts; where several have the same size, the median counts."""
-    ops: dict[str, dict[int, list[float]]] = {}
+    ops: dict[str, dict[tuple[int, ...], list[float]]] = {}
     targets = set()
     for lock in locks:
         section = json.loads(lock.read_text()).get(SECTION, {})
         for target in section:
             targets.add(target.partition(" ")[2])
             for verdict in read(section, target).values():
-                for op, elements, found in _points(verdict):
-                    ops.setdefault(op, {}).setdefault(elements, []).append(found)
+                for op, sizes, found in _points(verdict):
+                    ops.setdefault(op, {}).setdefault(sizes, []).append(found)
     (tensorrt,) = targets
     return {
         "gpu": gpu,
@@ -48,18 +49,18 @@ def table(gpu: str, locks: Sequence[Path]) -> dict[str, Any]:
         "tensorrt": tensorrt,
         "source": _SOURCE,
         "ops": {
-            op: [[size, round(median(found), 3)] for size, found in sorted(points.items())]
+            op: [[sizes, round(median(found), 3)] for sizes, found in sorted(points.items())]
             for op, points in sorted(ops.items())
         },
     }
 
 
-def _points(verdict: Verdict) -> list[tuple[str, int, float]]:
+def _points(verdict: Verdict) -> list[tuple[str, tuple[int, ...], float]]:
     us = next(iter(verdict.us.values()), {})
     if LEAVE not in us or len(set(us) - {LEAVE, NATIVE}) == 0:
         return []
     return [
-        (row(op, verdict.kinds), verdict.work[op], ratio(us, op))
+        (row(op, verdict.kinds), tuple(verdict.work[op]), ratio(us, op))
         for op in verdict.ops
         if op in verdict.work
     ]

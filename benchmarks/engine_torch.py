@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.engine_export import NETWORKS, network
+from benchmarks.engine_networks import FP32, LAYERS, NETWORKS, OTHERS, network, to_dtype
 from benchmarks.engine_turns import RUNS, Runner, serve
 
 _WARM_UP = 3
@@ -40,8 +40,11 @@ def loaded(name: str, layers: int) -> tuple[dict[str, Runner], dict[str, Any]]:
     import torch
 
     module, inputs = network(name, layers)
-    module.inner.config._attn_implementation = "sdpa"
-    module = module.half().cuda()
+    if hasattr(module.inner, "config"):
+        module.inner.config._attn_implementation = "sdpa"
+    module = to_dtype(name, module).cuda()
+    if name.endswith(FP32):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     given = [t.cuda() for t in inputs]
     compiled = torch.compile(module, fullgraph=True, mode="max-autotune-no-cudagraphs")
     runners: dict[str, Runner] = {}
@@ -60,8 +63,8 @@ def loaded(name: str, layers: int) -> tuple[dict[str, Runner], dict[str, Any]]:
 def main() -> None:
     """Serve the network that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", choices=NETWORKS)
-    parser.add_argument("--layers", type=int, default=4, help="of Llama (default: 4)")
+    parser.add_argument("network", choices=(*NETWORKS, *OTHERS))
+    parser.add_argument("--layers", type=int, default=4, help=LAYERS)
     args = parser.parse_args()
     serve(lambda: loaded(args.network, args.layers))
 

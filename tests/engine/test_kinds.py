@@ -36,3 +36,19 @@ def test_fp32_and_large_heads_are_unusual(element, size, attention, norm):
     found = kinds(model.graph.node, types_of(model))
     wanted = {"FlashAttention": attention, "PackedAttention": attention, "RmsNorm": norm}
     assert found == {op: kind for op, kind in wanted.items() if kind}
+
+
+@pytest.mark.parametrize(
+    ("depth", "columns", "kind"),
+    [(768, 3072, None), (768, 2, "unaligned"), (770, 8, "unaligned"), ("d", "c", None)],
+)
+def test_products_whose_rows_are_no_whole_vectors_are_unusual(depth, columns, kind):
+    text = f"""
+        <ir_version: 10, opset_import: ["": 18, "opfuse": 1]>
+        g (float16[s,{depth}] x, float16[{depth},{columns}] w) => (float16[s,{columns}] y) {{
+            y = opfuse.GemmAct(x, w)
+        }}
+    """
+    model = onnx.parser.parse_model(text)
+    found = kinds(model.graph.node, types_of(model))
+    assert found == ({"GemmAct": kind} if kind else {})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opfuse.engine import verdicts
-from opfuse.engine.verdicts import LEAVE, Verdict, by_table, decide, read, target_of
+from opfuse.engine.verdicts import LEAVE, Verdict, decide, read, target_of
 
 STEADY = [100.0, 101.0, 99.0, 100.5, 99.5]
 
@@ -60,12 +59,6 @@ def test_a_plugin_that_saves_an_engine_may_lose_a_twentieth_if_memory_is_short(
         assert verdict.spared().reason("A").endswith("than TensorRT alone") is bool(sparing)
         assert "than TensorRT alone" not in verdict.reason("A")
     assert decide(found, ("A",), "").sparing == ""
-    table = {"ops": {"A": [[1, 1 + loss / 100]]}}
-    known = by_table(table, ("A",), {}, apart=True)
-    wins = choice == "A"
-    assert known.choice == ("A" if wins else LEAVE)
-    assert known.sparing == ("A" if loss < 5 and not wins else "")
-    assert by_table(table, ("A",), {}).sparing == ""
 
 
 @pytest.mark.parametrize(("loss", "sparing"), [(-0.2, ""), (1.0, "A+B"), (6.0, "")])
@@ -102,46 +95,6 @@ def test_verdicts_survive_the_lock():
     assert (found.choice, found.us, found.ops, found.library) == ("A", made.us, ("A",), "abc")
     assert found.reason("A") == "from the lock: opt: leave 100.0 A 90.0 us"
     assert read(section, "sm_80 x 1") == read(None, "sm_90 x 1") == read([], "") == {}
-
-
-def test_the_table_decides_by_the_nearest_size():
-    table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 1.2], [100000, 0.8]]}}
-    assert by_table(table, ("A",), {"A": 2000}).choice == LEAVE
-    assert by_table(table, ("A", "B"), {"A": 90000}).choice == "A"
-    assert by_table(table, ("B",), {}).choice == LEAVE
-    assert by_table(table, ("A",), {}).source == "the table of a GPU of a day"
-    unknown = by_table({}, ("A",), {"A": 5})
-    assert unknown.reason("A") == "opfuse ships no table of this GPU, --tune measures: leave"
-    assert by_table(table, ("B",), {}).source == "the table of a GPU of a day has no B"
-    table["ops"] = {op: [[1000, 1.04]] for op in ("A", "GatedGemm")}
-    found = by_table(table, ("A", "GatedGemm"), {})
-    assert found.choice == "GatedGemm"
-    assert found.reason("GatedGemm") == "the table of a GPU of a day: GatedGemm"
-    assert found.reason("A") == "the table of a GPU of a day: GatedGemm without it"
-    assert by_table(table, ("A",), {}).reason("A") == "the table of a GPU of a day: leave"
-
-
-def test_an_unusual_kind_has_rows_of_its_own():
-    table = {"gpu": "a GPU", "date": "a day", "ops": {"A": [[1000, 0.5]]}}
-    assert by_table(table, ("A",), {}).choice == "A"
-    left = by_table(table, ("A",), {}, kinds={"A": "fp32"})
-    assert left.reason("A") == "the table of a GPU of a day has no A fp32: leave"
-    table["ops"]["A fp32"] = [[1000, 0.9]]
-    assert by_table(table, ("A",), {}, kinds={"A": "fp32"}).choice == "A"
-    made = decide({"opt": times(A=shifted(-10))}, ("A",), "", kinds={"A": "fp32"})
-    (kept,) = read({"x": {"key": made.as_dict()}}, "x").values()
-    assert kept.kinds == made.kinds == {"A": "fp32"}
-
-
-def test_shipped_tables_are_well_formed():
-    folder = verdicts._TABLES
-    for path in folder.glob("sm_*.json"):
-        facts = verdicts.table(path.stem.removeprefix("sm_"))
-        assert {"gpu", "date", "tensorrt", "ops"} <= facts.keys()
-        for points in facts["ops"].values():
-            assert points
-            assert all(size > 0 and ratio > 0 for size, ratio in points)
-    assert verdicts.table("1.0") == {}
 
 
 def test_targets():

@@ -230,15 +230,16 @@ def test_a_broken_lock_is_refused(tmp_path):
 
 def test_without_a_gpu_and_a_lock_the_table_decides_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tune.gpu, "current", lambda: None)
-    points = [[1000, 0.5]]  # the model is in fp32
+    points = [[[1000, 1000, 10], 0.5]]  # the model is in fp32
     ops = {"GatedAct fp32": points, "AddRmsNorm": points}
     table = {"gpu": "a GPU", "date": "a day", "ops": ops}
-    monkeypatch.setattr(tune.verdicts, "table", lambda capability: table)
+    monkeypatch.setattr(tune.estimate, "table", lambda capability: table)
     model, found = decided(tmp_path / "a", tune=True)
     assert not (tmp_path / "l").exists()
     assert found.note.startswith("--tune measured nothing, for there is no GPU: ")
     assert "no GPU here, H100" in found.note
-    assert "the table of a GPU of a day" in found.note
+    assert found.note.count("the table of a GPU of a day (no row for ") == 1
+    assert "AddRmsNorm fp32, FlashAttention fp32, " in found.note
     assert found.note.endswith("--precision fp16 or bf16 lets plugins pay")
     kinds = [node.op_type for node in model.graph.node if node.domain == "opfuse"]
     assert "GatedAct" in kinds

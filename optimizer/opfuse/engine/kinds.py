@@ -10,7 +10,10 @@ from opfuse.engine.tensors import Typed
 
 FP32 = "fp32"
 LARGE_HEADS = "large heads"
+UNALIGNED = "unaligned"
 _ATTENTION = frozenset({"FlashAttention", "PackedAttention"})
+_PRODUCTS = frozenset({"GemmAct", "GatedGemm"})
+_VECTOR = 8  # elements in fp16 and bf16 of the 16 bytes that the copy engine moves at a time
 _TENSOR_CORES = 256  # head sizes beyond have none (plugins/flash_attention/launch.h)
 
 
@@ -32,4 +35,7 @@ def _kind(node: NodeProto, types: Mapping[str, Typed]) -> str:
     sizes = [typed.shape[-1] for typed in ends if len(typed.shape) == 4]
     if node.op_type in _ATTENTION and any(isinstance(s, int) and s > _TENSOR_CORES for s in sizes):
         return LARGE_HEADS
+    rows = (typed.shape[-1] for typed in ends if typed.shape)
+    if node.op_type in _PRODUCTS and any(isinstance(s, int) and s % _VECTOR for s in rows):
+        return UNALIGNED
     return ""

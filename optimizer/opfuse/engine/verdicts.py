@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import log
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 LEAVE, NATIVE, PLUGIN = "leave", "native", "plugin"
 SECTION = "verdicts"
-_TABLES = Path(__file__).parent / "tables"
-_LEAST_GAIN = 0.003  # of TensorRT's time: less is not worth a plugin
-_OF_TABLE = 0.01  # the same where others measured, in other surroundings
+LEAST_GAIN = 0.003  # of TensorRT's time: less is not worth a plugin
 _NOISE = 3.0  # median absolute deviations of the differences that a gain has to exceed
 EXACT = frozenset({"GemmAct", "GatedGemm"})
 """Plugins that add up in fp32 what TensorRT's fp16 products add up in part in fp16. On an H100 with
 TensorRT for RTX 1.4 a Llama of 4 layers has a relative error of 7.1e-3 with TensorRT's products and
 of 1.7e-3 with these, as torch has (1x128); BERT 2.7e-3 and 1.4e-3."""
-_WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
-_APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
+WORTH = 0.05  # of TensorRT's time in a region: what being exact may cost there
+APART = 0.05  # the same for plugins that save an engine, where the bundle is too large
 _SPARED = "with an engine between plugins the bundle would take more memory than TensorRT alone"
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
 """Microseconds by the name of the point and of the variant, one of each round."""
+Sizes = Mapping[str, Sequence[int]]
+"""By op: elements of its first output and of its first two inputs (engine/estimate)."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,10 @@ class Verdict:
 
     The number is the tactic of a plugin. ``us`` has the median of each variant at each point,
     ``ops`` the plugins of the region, ``kinds`` those that are unusual (engine/kinds), ``work`` the
-    elements that each of them writes, and ``source`` says where the verdict is from. ``sparing`` is
+    sizes of each (engine/estimate), and ``source`` says where the verdict is from. ``sparing`` is
     what would be taken instead if memory were short, for TensorRT would have an engine of its own
-    there; ``spares`` says that it was.
+    there; ``spares`` says that it was. Where nobody measured, ``ratios`` has the time with an op
+    over that without by a table, and ``lacks`` the rows that the table would need.
     """
 
     choice: str
@@ -44,10 +42,12 @@ class Verdict:
     us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     library: str = ""
     source: str = ""
-    work: Mapping[str, int] = field(default_factory=dict)
+    work: Sizes = field(default_factory=dict)
     sparing: str = ""
     spares: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def spared(self) -> Verdict:
         """The verdict where memory is short."""
@@ -69,15 +69,19 @@ class Verdict:
         for point, times in self.us.items():
             best = " ".join(f"{name} {us:.1f}" for name, us in times.items())
             shown.append(f"{point}: {best} us")
+        if op in self.ratios:
+            shown = [f"{self.ratios[op]:.2f} of the time that TensorRT takes"]
         is_left = self.form_of(op) == LEAVE and self.choice != LEAVE
         taken = f"{self.choice} without it" if is_left else self.choice
-        told = f"{self.source}: " + ("; ".join(shown) or taken)
+        missing = row(op, self.kinds)
+        source = f"{self.source} has no {missing}" if missing in self.lacks else self.source
+        told = f"{source}: " + ("; ".join(shown) or taken)
         return f"{told}; {_SPARED}" if self.spares else told
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as the lock has it."""
         facts = asdict(self)
-        del facts["source"], facts["spares"]
+        del facts["source"], facts["spares"], facts["lacks"], facts["ratios"]
         return {**facts, "ops": list(self.ops)}
 
     @staticmethod
@@ -113,7 +117,7 @@ def decide(
     times: Times,
     ops: Sequence[str],
     library: str,
-    work: Mapping[str, int] | None = None,
+    work: Sizes | None = None,
     *,
     apart: bool = False,
     kinds: Mapping[str, str] | None = None,
@@ -126,8 +130,8 @@ def decide(
     is short (engine/footprint). The first point is the one that the engine is tuned for, which
     decides between variants.
     """
-    fast = _best(times, frozenset(ops), _LEAST_GAIN if apart else 0.0)
-    sparing = _best(times, frozenset(ops), _APART) if apart else fast
+    fast = _best(times, frozenset(ops), LEAST_GAIN if apart else 0.0)
+    sparing = _best(times, frozenset(ops), APART) if apart else fast
     us = {
         point: {name: round(median(values), 2) for name, values in found.items() if values}
         for point, found in times.items()
@@ -146,7 +150,7 @@ def _best(times: Times, every: frozenset[str], saved: float) -> str:
         gains = [_gain(times[point], name) for point in points]
         plugins = plugins_of(name)
         own = saved if every.issubset(plugins) else 0.0
-        worth = _WORTH if plugins and EXACT.issuperset(plugins) else 0.0
+        worth = WORTH if plugins and EXACT.issuperset(plugins) else 0.0
         known = [gain for gain in gains if gain is not None]
         if len(known) == len(gains) and _wins(known, max(own, worth)):
             better[name] = median(times[points[0]][name]) - own * known[0][2]
@@ -168,9 +172,9 @@ def _wins(gains: Sequence[tuple[float, float, float]], worth: float) -> bool:
     (gain, noise, whole), *others = gains
     if worth:
         return all(gain >= -max(_NOISE * noise, worth * whole) for gain, noise, whole in gains)
-    if gain <= max(_NOISE * noise, _LEAST_GAIN * whole):
+    if gain <= max(_NOISE * noise, LEAST_GAIN * whole):
         return False
-    return all(gain >= -max(_NOISE * noise, _LEAST_GAIN * whole) for gain, noise, whole in others)
+    return all(gain >= -max(_NOISE * noise, LEAST_GAIN * whole) for gain, noise, whole in others)
 
 
 def target_of(capability: str, tensorrt: str) -> str:
@@ -190,49 +194,6 @@ def read(section: Any, target: str) -> dict[str, Verdict]:
     return found
 
 
-def table(capability: str) -> dict[str, Any]:
-    """The shipped measurements of an architecture; empty where there are none."""
-    path = _TABLES / f"sm_{capability.replace('.', '')}.json"
-    if not path.is_file():
-        return {}
-    facts: dict[str, Any] = json.loads(path.read_text())
-    return facts
-
-
 def row(op: str, kinds: Mapping[str, str]) -> str:
     """What a table calls an op, such as ``"RmsNorm"`` or ``"RmsNorm fp32"``."""
     return f"{op} {kinds[op]}" if op in kinds else op
-
-
-def by_table(
-    facts: Mapping[str, Any],
-    ops: Sequence[str],
-    work: Mapping[str, int],
-    *,
-    apart: bool = False,
-    kinds: Mapping[str, str] | None = None,
-) -> Verdict:
-    """What a shipped table says of plugins that nobody measured here.
-
-    Each op has measured points, the elements that it wrote and the time of the plugin's region over
-    TensorRT's; that of the nearest size decides. Ops that are not in the table are left, as are
-    those of a kind (engine/kinds) that has no row there.
-    """
-    rows = {op: row(op, kinds or {}) for op in ops}
-    taken, sparing = [], []
-    for op in ops:
-        measured = facts.get("ops", {}).get(rows[op], [])
-        if measured:
-            size = max(work.get(op, 1), 1)
-            nearest = min(measured, key=lambda item: abs(log(item[0]) - log(size)))
-            margin = _LEAST_GAIN if apart else -_OF_TABLE
-            wins = nearest[1] <= 1 + (_WORTH if op in EXACT else margin)
-            taken += [op] * wins
-            sparing += [op] * (wins or (apart and nearest[1] <= 1 + _APART))
-    source = f"the table of {facts.get('gpu', '?')} of {facts.get('date', '?')}"
-    if not facts:
-        source = "opfuse ships no table of this GPU, --tune measures"
-    elif facts.get("ops", {}).keys().isdisjoint(rows.values()):
-        source += f" has no {' and no '.join(rows.values())}"
-    instead = "" if sparing == taken else "+".join(sparing)
-    return Verdict("+".join(taken) or LEAVE, tuple(ops), {}, "", source, {}, instead)

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from opfuse import lockfile
 from opfuse.config import Config
-from opfuse.engine import gpu, verdicts, wheel
+from opfuse.engine import estimate, gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
@@ -95,7 +95,7 @@ class _Tuner:
         self._trials = Trials(model, *parts)
         self._failed: dict[str, Verdict] = {}
         self._nodes: dict[str, tuple[str, str]] = {}
-        self._sources: set[str] = set()
+        self._sources: dict[str, set[str]] = {}  # with the rows that each lacks
         self._left_fp32 = False
 
     def settle(self, *, products: bool) -> None:
@@ -149,12 +149,13 @@ class _Tuner:
 
     def _apply(self, found: list[Region]) -> None:
         """Leave what does not pay; take what spares an engine where that is needed."""
-        table = verdicts.table(self._capability) if self._backend.name == "segmented" else {}
+        table = estimate.table(self._capability) if self._backend.name == "segmented" else {}
         known = {**self._known, **self._failed}
         made = [known.get(self._key(r)) or self._unmeasured(r, table) for r in found]
         if any(verdict.sparing for verdict in made) and self._is_too_large(found, made):
             made = [verdict.spared() for verdict in made]
-        self._sources.update(verdict.source for verdict in made)
+        for verdict in made:
+            self._sources.setdefault(verdict.source, set()).update(verdict.lacks)
         self._nodes |= self._change(self._model, found, made)
 
     def _is_too_large(self, found: list[Region], made: list[Verdict]) -> bool:
@@ -189,7 +190,11 @@ class _Tuner:
 
     def told(self) -> Decided:
         """All choices, and where they come from."""
-        told = ", ".join(sorted(self._sources)) or "no plugin"
+        lacking = {
+            source: f" (no row for {', '.join(sorted(lacks))})" if lacks else ""
+            for source, lacks in self._sources.items()
+        }
+        told = ", ".join(sorted(source + lacks for source, lacks in lacking.items())) or "no plugin"
         note = f"plugins or TensorRT for {self._gpu} ({self._target}): {told}"
         if self._config.tune and not self._measures:
             note = f"--tune measured nothing, for there is no GPU: {gpu.absent()}; {note}"
@@ -205,7 +210,7 @@ class _Tuner:
             taken = [op for op in ops if op not in _UNKNOWN]
             return Verdict("+".join(taken) or LEAVE, ops, {}, "", "not measured")
         kind = self._kind(region)
-        found = verdicts.by_table(table, ops, self._work(region), **kind)
+        found = estimate.by_table(table, ops, self._work(region), **kind)
         self._left_fp32 |= found.choice == LEAVE and FP32 in kind["kinds"].values()
         return found
 
@@ -224,10 +229,13 @@ class _Tuner:
         node = self._model.graph.node[index]
         return is_plugin(node) or node.op_type == "Reshape" or index in self._moves
 
-    def _work(self, region: Region) -> dict[str, int]:
-        """The elements that each op of a group writes at the usual sizes."""
+    def _work(self, region: Region) -> dict[str, list[int]]:
+        """The sizes of each op of a group, as engine/estimate has them, at the usual shapes."""
         nodes = (self._model.graph.node[index] for index in region.group)
-        return {node.op_type: sum(map(self._elements, node.output)) for node in nodes}
+        return {
+            node.op_type: [self._elements(name) for name in (node.output[0], *node.input[:2])]
+            for node in nodes
+        }
 
     def _elements(self, name: str) -> int:
         typed = self._types.get(name)
