@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from opfuse.graph.weights import ConcatValues
 from opfuse.stages.fuse import export, fuse
@@ -70,6 +72,40 @@ def test_external_weights_fuse_as_others_do(write, tmp_path, name):
     drawn = draw(before, {"S": 3}, 0)
     for want, have in zip(*(session(m).run(None, drawn) for m in (before, after)), strict=True):
         compare(path.name, want, have)
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("element", [TensorProto.INT4, TensorProto.UINT4, TensorProto.STRING])
+def test_a_turned_matrix_without_whole_bytes_stays(tmp_path, element, external):
+    """Quantised models keep weights of four bits, turned before they are scaled."""
+    shape = (260, 256)  # more than is folded
+    numbers = np.random.default_rng(0).integers(0, 8, shape)
+    weight = numpy_helper.from_array(
+        numbers.astype(str).astype(object)
+        if element == TensorProto.STRING
+        else numbers.astype(helper.tensor_dtype_to_np_dtype(element)),
+        "w",
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+            helper.make_node("Cast", ["turned"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["wide", "x"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape[::-1])],
+        [weight],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path, output = tmp_path / "model.onnx", tmp_path / "fused.onnx"
+    onnx.save(made, path, save_as_external_data=external, location="w.bin", size_threshold=0)
+    source = load(path)
+    fused = fuse(normalise(source))
+    save(fused.graph, export(fused, source), source, output)
+    feeds = {"x": np.ones(1, np.float32)}
+    (have,) = session(onnx.load(output)).run(None, feeds)
+    np.testing.assert_array_equal(have, numbers.T + 1)
 
 
 def test_merged_weights_are_not_held(write):

@@ -11,9 +11,10 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from opfuse.graph import edit
+from opfuse.graph.protos import BITS
 from opfuse.graph.rewriter import Rewriter, numpy_dtype
 from opfuse.graph.values import content
-from opfuse.graph.weights import MatrixValues
+from opfuse.graph.weights import MatrixValues, onnx_dtype
 
 MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
 _MAX_REDUCED = 1 << 23  # of what a folded sum reads, as the norm of a convolution's weights
@@ -171,9 +172,12 @@ def turned(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
 def turned_matrix(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
     """Return the transpose of a constant that only one node reads, or None.
 
-    Those in a file stay there until the model is written.
+    Those in a file stay there until the model is written. Texts, and types whose elements share
+    bytes, are left.
     """
     if not isinstance(weight, gs.Constant) or len(weight.shape) != 2:
+        return None
+    if BITS.get(onnx_dtype(weight), 0) < 8:
         return None
     if len({id(user) for user in weight.outputs}) != 1 or rewriter.is_needed(weight):
         return None
