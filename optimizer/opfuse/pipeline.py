@@ -140,16 +140,11 @@ def bench(
 
 def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
     """An engine of a model as TensorRT alone makes it."""
-    from opfuse.graph.collectives import refuse_ranks
     from opfuse.stages.build import build
-    from opfuse.stages.load import inline, load
-    from opfuse.stages.lower import lower
+    from opfuse.stages.original import original
 
     with progress.stage("build"):
-        source = load(path)
-        refuse_ranks(source.proto)
-        model = inline(source)
-        lower(model, "leave", ())
+        model = original(path)
         output = folder / f"{number}-{path.stem}.engine"
         own = replace(config, output=output, timing_cache=None, use_cache=False)
         build(model, folder, own, progress)
@@ -358,8 +353,10 @@ def _built(
 ) -> dict[str, Any]:
     from opfuse.stages.build import build, check
     from opfuse.stages.lower import lower
+    from opfuse.stages.original import build_as_it_is
     from opfuse.stages.save import save
 
+    engine, taken = None, True
     with scratch() as folder:
         with progress.stage("lower"):
             save(fused.graph, model, source, folder / "fused.onnx")
@@ -373,11 +370,14 @@ def _built(
                 measuring = replace(config, tune=config.tune and not config.dry_run)
                 decided = decide(model, folder, library.path, measuring, progress)
                 lowering, note = _with_reasons(lowering, decided.nodes), decided.note
+                taken = decided.taken
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
+            if not taken:
+                engine = build_as_it_is(source, folder, config, progress, accept)
             if config.dry_run:
                 engine = check(model, folder, config, progress, used)
-            else:
+            elif engine is None:
                 engine = build(model, folder, config, progress, used, accept)
     left = {node: ("leave", reason) for node, reason in engine.left.items()}
     if note:

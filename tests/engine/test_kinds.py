@@ -52,3 +52,10 @@ def test_products_whose_rows_are_no_whole_vectors_are_unusual(depth, columns, ki
     model = onnx.parser.parse_model(text)
     found = kinds(model.graph.node, types_of(model))
     assert found == ({"GemmAct": kind} if kind else {})
+
+
+def test_products_beside_convolutions_are_unusual():
+    nodes = [onnx.helper.make_node(op, ["x", "w"], ["y"]) for op in ("GemmAct", "RmsNorm")]
+    beside = [*nodes, onnx.helper.make_node("Conv", ["y", "w"], ["z"])]
+    assert kinds(nodes, {}, nodes) == {}
+    assert kinds(nodes, {}, beside) == {"GemmAct": "beside convolutions"}

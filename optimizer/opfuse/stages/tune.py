@@ -20,6 +20,7 @@ from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
 from opfuse.engine.kinds import FP32, kinds
 from opfuse.engine.natives import substitute
+from opfuse.engine.outline import outline
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
@@ -38,10 +39,14 @@ _CAPABILITY |= {"RTX4090": "8.9", "RTX5090": "12.0"}
 
 @dataclass(frozen=True)
 class Decided:
-    """The choice and the reason for every plugin node by its name, and what to tell of it all."""
+    """The choice and the reason for every plugin node by its name, and what to tell of it all.
+
+    ``taken`` says whether any is more than its body.
+    """
 
     nodes: Mapping[str, tuple[str, str]]
     note: str
+    taken: bool
 
 
 def decide(
@@ -202,7 +207,19 @@ class _Tuner:
             note += (
                 "; what reads fp32 is left to TensorRT: --precision fp16 or bf16 lets plugins pay"
             )
-        return Decided(self._nodes, note)
+        return Decided(self._nodes, note, self._keeps_any())
+
+    def _keeps_any(self) -> bool:
+        """Whether a plugin is left where the bundle is cut, or layers of TensorRT's own are chosen.
+
+        The cut may give plugins back, which then count as left.
+        """
+        if self._backend.name == "segmented":
+            trial = ModelProto()
+            trial.CopyFrom(self._model)
+            made = outline(trial, self._base_dir, self._library, around_attention=False)
+            self._nodes |= {name: (LEAVE, reason) for name, reason in made.left.items()}
+        return any(form != LEAVE for form, _ in self._nodes.values())
 
     def _unmeasured(self, region: Region, table: Mapping[str, Any]) -> Verdict:
         ops = self._ops(region)
@@ -216,8 +233,11 @@ class _Tuner:
 
     def _kind(self, region: Region) -> dict[str, Any]:
         """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
-        nodes = [self._model.graph.node[index] for index in region.group]
-        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types)}
+        nodes, around = (
+            [self._model.graph.node[index] for index in places]
+            for places in (region.group, region.nodes)
+        )
+        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types, around)}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
