@@ -140,8 +140,8 @@ def bench(
 
 def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
     """An engine of a model as TensorRT alone makes it."""
+    from opfuse.original import original
     from opfuse.stages.build import build
-    from opfuse.stages.original import original
 
     with progress.stage("build"):
         model = original(path)
@@ -351,12 +351,12 @@ def _built(
     progress: Progress,
     accept: Callable[[EngineInfo], None] | None,
 ) -> dict[str, Any]:
+    from opfuse.original import build_as_it_is
     from opfuse.stages.build import build, check
     from opfuse.stages.lower import lower
-    from opfuse.stages.original import build_as_it_is
     from opfuse.stages.save import save
 
-    engine, taken = None, True
+    engine = decided = None
     with scratch() as folder:
         with progress.stage("lower"):
             save(fused.graph, model, source, folder / "fused.onnx")
@@ -370,15 +370,13 @@ def _built(
                 measuring = replace(config, tune=config.tune and not config.dry_run)
                 decided = decide(model, folder, library.path, measuring, progress)
                 lowering, note = _with_reasons(lowering, decided.nodes), decided.note
-                taken = decided.taken
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
-            if not taken:
-                engine = build_as_it_is(source, folder, config, progress, accept)
-            if config.dry_run:
-                engine = check(model, folder, config, progress, used)
-            elif engine is None:
-                engine = build(model, folder, config, progress, used, accept)
+            if decided is not None and not decided.taken:
+                engine = build_as_it_is(source, folder, config, progress, accept, decided.left)
+            if engine is None:
+                parts = (model, folder, config, progress, used)
+                engine = check(*parts) if config.dry_run else build(*parts, accept)
     left = {node: ("leave", reason) for node, reason in engine.left.items()}
     if note:
         engine = replace(engine, notes=(*engine.notes, note))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.kinds import kinds
+from opfuse.engine.kinds import has_convolution, kinds
 from opfuse.engine.tensors import types_of
 
 MODEL = """
@@ -56,6 +56,7 @@ def test_products_whose_rows_are_no_whole_vectors_are_unusual(depth, columns, ki
 
 def test_products_beside_convolutions_are_unusual():
     nodes = [onnx.helper.make_node(op, ["x", "w"], ["y"]) for op in ("GemmAct", "RmsNorm")]
-    beside = [*nodes, onnx.helper.make_node("Conv", ["y", "w"], ["z"])]
-    assert kinds(nodes, {}, nodes) == {}
-    assert kinds(nodes, {}, beside) == {"GemmAct": "beside convolutions"}
+    assert not has_convolution(nodes)
+    assert has_convolution([*nodes, onnx.helper.make_node("Conv", ["y", "w"], ["z"])])
+    assert kinds(nodes, {}) == {}
+    assert kinds(nodes, {}, convolved=True) == {"GemmAct": "beside convolutions"}

@@ -20,20 +20,24 @@ _TENSOR_CORES = 256  # head sizes beyond have none (plugins/flash_attention/laun
 
 
 def kinds(
-    nodes: Iterable[NodeProto], types: Mapping[str, Typed], around: Iterable[NodeProto] = ()
+    nodes: Iterable[NodeProto], types: Mapping[str, Typed], *, convolved: bool = False
 ) -> dict[str, str]:
     """The kind of every op among ``nodes`` that is not the usual one, in fp16 or bf16.
 
-    ``around`` are the nodes of their region. TensorRT keeps what convolutions read and write in
-    orders of its own, which end where an engine does: ConvNeXt with its products as plugins won
-    1.5 % in all (H100, 8 images), by 20 engines, of 20 to 60 % that each product won in BERT.
+    ``convolved`` says that a convolution is beside them. TensorRT keeps what convolutions read and
+    write in orders of its own, which end where an engine does: ConvNeXt, whose products won 20 to
+    60 % each where they stand in BERT, won 1.5 % by them, with 20 engines (H100, 8 images).
 
     An H100 took 59.7 ms for BERT-base in fp32 with the plugins, and 5.8 with TensorRT alone, which
     multiplies in TF32: attention in fp32, and of large heads, runs without tensor cores.
     """
-    convolved = any(node.op_type in _CONVOLUTIONS for node in around)
     found = {node.op_type: _kind(node, types, convolved) for node in nodes}
     return {op: kind for op, kind in found.items() if kind}
+
+
+def has_convolution(nodes: Iterable[NodeProto]) -> bool:
+    """Whether there is one among ``nodes``."""
+    return any(node.op_type in _CONVOLUTIONS for node in nodes)
 
 
 def _kind(node: NodeProto, types: Mapping[str, Typed], convolved: bool) -> str:
