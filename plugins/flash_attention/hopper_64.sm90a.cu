@@ -45,11 +45,10 @@ cudaError_t launch_fastest(Attention const& a, void* workspace, cudaStream_t str
     bool const whole = sees_all(a) && a.keys > 192;  // no more than four steps of the others
     if (whole && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
     if (a.keys <= Heads::kKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
-    bool const all = sees_all(a);
-    Choice const best = all ? fastest(a, kAll, 2, 64) : fastest(a, kSome, 1, 64);
-    if (best.shares) {
-        cudaError_t const status = all ? launch_rest<T, Many>(a, workspace, stream)
-                                       : launch_rest<T, Few>(a, workspace, stream);
+    Choice const best = sees_all(a) ? fastest(a, kAll, 1, 64) : fastest(a, kSome, 1, 64);
+    if (best.shared) {
+        cudaError_t const status = best.shared == 2 ? launch_rest<T, Many>(a, workspace, stream)
+                                                    : launch_rest<T, Few>(a, workspace, stream);
         if (status != cudaErrorNotSupported) return status;
     }
     switch (best.index) {

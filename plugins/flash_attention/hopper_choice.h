@@ -65,13 +65,14 @@ inline float shared_time(Attention const& a, int multiprocessors, TileCost const
            2 * parts * part / kBytes;
 }
 
-// The one of the least time: the first where there is no device.  Whether it shares out the last
-// round, which only the tiles at `sharing` do.
+// The one of the least time: the first where there is no device.  And the one that takes less when
+// it shares out its last round, 0 where none does.
 struct Choice {
-    size_t index = 0;
-    bool shares = false;
+    size_t index = 0, shared = 0;
 };
 
+// Tiles from `sharing` on, which is not 0, can share.  Those of fewer queries may be the better
+// ones: 128 queries fill a tile of 128, and two thirds of one of 192.
 template <size_t kCount>
 Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t sharing, int size) {
     device::Machine machine;
@@ -82,8 +83,10 @@ Choice fastest(Attention const& a, TileCost const (&costs)[kCount], size_t shari
         float const time = launch_time(a, machine.multiprocessors, costs[i]);
         if (time < least) least = time, best.index = i;
     }
-    best.shares =
-        sees_alike(a) && shared_time(a, machine.multiprocessors, costs[sharing], size) < least;
+    for (size_t i = sharing; sees_alike(a) && i < kCount; ++i) {
+        float const time = shared_time(a, machine.multiprocessors, costs[i], size);
+        if (time < least) least = time, best.shared = i;
+    }
     return best;
 }
 

@@ -20,11 +20,11 @@ cudaError_t launch_fastest(Attention const& a, MiddleCosts const& costs, void* w
     using Small = ShortShape<kSize, 1, 1, 3, false>;
     using Many = HopperShape<kSize, 2, 128, 2, 2>;
     using Large = HopperShape<kSize, 3, 80, 4, 1>;
-    bool const all = sees_all(a);
-    Choice const best = all ? fastest(a, costs.all, 3, kSize) : fastest(a, costs.some, 2, kSize);
-    if (best.shares) {
-        cudaError_t const status = all ? launch_rest<T, Large>(a, workspace, stream)
-                                       : launch_rest<T, Many>(a, workspace, stream);
+    Choice const best =
+        sees_all(a) ? fastest(a, costs.all, 2, kSize) : fastest(a, costs.some, 2, kSize);
+    if (best.shared) {
+        cudaError_t const status = best.shared == 3 ? launch_rest<T, Large>(a, workspace, stream)
+                                                    : launch_rest<T, Many>(a, workspace, stream);
         if (status != cudaErrorNotSupported) return status;
     }
     switch (best.index) {

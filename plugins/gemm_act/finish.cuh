@@ -71,11 +71,14 @@ struct GemmFinish {
             }
     }
 
-    // Column r of the thread's two, of two neighbouring blocks, with the bias.
-    __device__ static void add_bias(float (&four)[4], float const (&sums)[kBlocks][4], float bias,
+    // Column r of the thread's two, of two neighbouring blocks.
+    template <device::Activation kActivation>
+    __device__ static void activate(float (&four)[4], float const (&sums)[kBlocks][4], float bias,
                                     int block, int r) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) four[i] = sums[block + i / 2][r * 2 + i % 2] + bias;
+        for (int i = 0; i < 4; ++i) four[i] = sums[block + i / 2][r * 2 + i % 2];
+        float const biases[4] = {bias, bias, bias, bias};
+        device::activate_four<kActivation>(four, biases);
     }
 
     // Two neighbouring blocks of y for store_turned, with `more` of the residual.
@@ -85,11 +88,10 @@ struct GemmFinish {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float four[4];
-            add_bias(four, sums[0], bias[0][r], block, r);
-            device::activate_four<kActivation>(four);
+            activate<kActivation>(four, sums[0], bias[0][r], block, r);
             if constexpr (kGated) {
                 float up[4];
-                add_bias(up, sums[1], bias[1][r], block, r);
+                activate<device::Activation::kNone>(up, sums[1], bias[1][r], block, r);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) four[i] *= up[i];
             }

@@ -60,9 +60,8 @@ struct StreamFinish {
             for (int j = 0; j < kBlocks; ++j) {
                 if (!has(j)) continue;
                 float (&four)[4] = sums[box][j];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) four[i] += more.bias[box][i / 2];
-                device::activate_four<kActivation>(four);
+                float const(&bias)[2] = more.bias[box];
+                device::activate_four<kActivation>(four, {bias[0], bias[0], bias[1], bias[1]});
                 if constexpr (kGated)
 #pragma unroll
                     for (int i = 0; i < 4; ++i)

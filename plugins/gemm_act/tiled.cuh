@@ -117,8 +117,7 @@ __device__ void store_pair(Gemm const& g, float2 sum, float2 up, int64_t row, in
     T const* const residual = static_cast<T const*>(g.residual);
     auto const finished = [&](float value, float other, int64_t c) {
         if (c >= g.cols) return 0.f;
-        if (bias) value += device::to_float(bias[c]);
-        value = device::activate_as(g.activation, value);
+        value = device::activate_as(g.activation, value, bias ? device::to_float(bias[c]) : 0.f);
         if (g.gated) value *= bias ? other + device::to_float(bias[g.cols + c]) : other;
         return residual ? value + device::to_float(residual[row * g.cols + c]) : value;
     };

@@ -57,12 +57,61 @@ def test_scores_that_are_clamped_to_the_lowest_number(clamp):
     outcome.same(*SIZES)
 
 
+def test_scores_in_fp16_that_are_clamped_to_its_lowest_number():
+    """XGLM: there the lowest number takes up the scores that are added to it."""
+    outcome = attention(
+        CLAMPED.format("Max(masked, -65504.0)"), "T[B, 1, Q, K] mask", dtype="float16"
+    )
+    assert outcome.counts == {"FlashAttention": 1}
+    mask = np.where(fully_masked(2, 5, 5), 0, -np.inf).astype(np.float16)
+    outcome.same({"B": 2, "Q": 5, "K": 5}, mask=mask)
+    outcome.same(*SIZES)
+    sizes, lowest = {"B": 2, "Q": 5, "K": 5}, np.full((2, 1, 5, 5), -65504, np.float16)
+    feeds = draw(outcome.before, sizes, 0) | {"mask": lowest}
+    (have,) = session(outcome.after).run(None, feeds)
+    want = feeds["v"].astype(np.float32).mean(-2, keepdims=True)
+    compare("y", np.broadcast_to(want, have.shape).astype(np.float16), have)
+
+
+SLOPED = f"""
+{HEAD}
+last = Constant<value_ints = [3]>()
+whole = Constant<value_ints = [8]>()
+sizes = Shape(scores)
+keys = Gather(sizes, last)
+start = Sub(whole, keys)
+axis = Constant<value_ints = [2]>()
+part = Slice(slopes, start, whole, axis)
+biased = Add(scores, part)
+logits = Where(keep, biased, -65504.0)
+{TAIL}"""
+
+
+def table(lowest: float, dtype: str = "float32") -> np.ndarray:
+    return np.linspace(lowest, 0, 4 * 8).reshape(4, 1, 8).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", LOWEST)
+def test_a_fill_beside_a_part_of_a_constant_that_hides_no_key(dtype):
+    """MPT adds a part of a table to scores in fp32, and fills with the lowest number of fp16."""
+    slopes = table(-70, "float32" if dtype == "float" else dtype)
+    outcome = attention(SLOPED, "bool[B, 1, Q, K] keep", dtype=dtype, slopes=slopes)
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same({"B": 2, "Q": 5, "K": 5}, keep=fully_masked(2, 5, 5))
+    outcome.same(*SIZES)
+
+
+def test_a_fill_beside_a_constant_that_may_hide_keys_is_refused():
+    outcome = attention(SLOPED, "bool[B, 1, Q, K] keep", slopes=table(-4e4))
+    outcome.refused("FlashAttention", "logits", "beside another mask, which may be lower")
+
+
 @pytest.mark.parametrize(
     ("clamp", "dtype"),
     [
         ("Max(masked, 0.0)", "float"),
         ("Clip(masked, -3.4028235e38, 0.0)", "float"),
-        ("Max(masked, -65504.0)", "float16"),
+        ("Max(masked, -65472.0)", "float16"),
     ],
 )
 def test_scores_that_are_clamped_otherwise_are_refused(clamp, dtype):

@@ -125,6 +125,16 @@ def test_groups_are_left_alone(kind):
     outcome.same({"B": 2})
 
 
+def test_groups_of_the_features_of_a_token_are_normalised():
+    """Mamba 2 does, in Zamba 2 and Nemotron-H."""
+    text = "x = Reshape(tokens, [0, 0, -1, 6])\n{}y = Reshape(unit, [0, 0, 12])"
+    outcomes = {k: fuse_model(model(text.format(KINDS[k]), "T[B, S, 12] tokens")) for k in KINDS}
+    assert outcomes["RmsNorm"].counts == {"RmsNorm": 1}
+    assert outcomes["LayerNormalization"].counts == {}
+    for outcome in outcomes.values():
+        outcome.same({"B": 2, "S": 3})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_length_that_no_token_has_stays(kind):
     outcome = fuse_model(model(KINDS[kind] + "y = Neg(unit)", "T[B, 20000] x"))

@@ -209,3 +209,17 @@ def test_axes_that_are_sizes_are_refused():
     text = spelt().replace("ReduceMean<axes=[-1]>(square)", "ReduceMean(square, axes)")
     outcome = rms_norm("axes = Shape<start=1, end=2>(x)\n" + text, opset=18)
     outcome.refused("RmsNorm", "mean", "reduces over axes None, want the last of 3")
+
+
+def test_a_gate_between_casts_is_not_told_of():
+    """Falcon-H1 gates in fp32 what it gives in fp16: no mean is taken."""
+    text = """
+        sigmoid = Sigmoid(x)
+        gate = Mul(x, sigmoid)
+        wide = Cast<to=1>(gate)
+        product = Mul(wide, state)
+        y = Cast<to=10>(product)
+    """
+    inputs = "float16[B, S, 8] x, float[B, S, 8] state"
+    outcome = fuse_model(model(text, inputs, dtype="float16"))
+    assert [miss.kind for miss in outcome.fused.misses] == []

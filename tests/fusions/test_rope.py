@@ -318,12 +318,6 @@ def test_a_second_reader_is_refused():
     outcome.refused("Rope", "z", "across inside it is also read by z")
 
 
-def test_what_is_turned_and_subtracted_is_refused():
-    outcome = rope(HALVES["slices"] + TURN.replace("Add(", "Sub("))
-    outcome.refused("Rope", "y", "subtracts what is turned, want it added")
-    outcome.same(*SIZES)
-
-
 NORMS = {
     "RmsNorm": """
         square = Mul(r, r)

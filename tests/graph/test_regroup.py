@@ -70,3 +70,45 @@ def test_a_mask_of_each_image_stays_where_it_is():
     outcome = windows(ONCE, "I, 3, 1, 4, 4")
     assert not outcome.fused.counts["FlashAttention"]
     outcome.same({"I": 2}, {"I": 1})
+
+
+RELATIVE = """
+    kt = Transpose<perm=[0, 2, 1]>(k)
+    raw = MatMul(q, kt)
+    scores = Mul(raw, 0.5)
+    apart = Reshape(scores, [0, 2, 3, 2, 3])
+    by_row = Unsqueeze(rows, [4])
+    by_column = Unsqueeze(columns, [3])
+    some = Add({some})
+    biased = Add({biased})
+    whole = Reshape(biased, [0, 6, 6])
+    weights = Softmax<axis=-1>(whole)
+    y = MatMul(weights, v)
+"""
+POSITIONS = "T[N, 6, 8] q, T[N, 6, 8] k, T[N, 6, 8] v, T[N, 2, 3, 2] rows, T[N, 2, 3, 3] columns"
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("some", ["apart, by_row", "by_row, apart"])
+@pytest.mark.parametrize("biased", ["some, by_column", "by_column, some"])
+def test_scores_that_are_split_for_a_bias_of_rows_and_one_of_columns(some, biased, dtype):
+    """SAM and ViTDet."""
+    outcome = fuse_model(model(RELATIVE.format(some=some, biased=biased), POSITIONS, dtype=dtype))
+    assert outcome.counts == {"FlashAttention": 1}
+    outcome.same({"N": 4}, {"N": 1})
+
+
+def test_scores_that_are_split_otherwise_stay():
+    """Here columns and rows change places."""
+    text = RELATIVE.format(some="apart, by_row", biased="some, by_column")
+    text = text.replace("whole =", "turned = Transpose<perm=[0, 2, 1, 3, 4]>(biased)\nwhole =")
+    outcome = fuse_model(model(text.replace("(biased, [0", "(turned, [0"), POSITIONS))
+    assert not outcome.counts.get("FlashAttention")
+    outcome.same({"N": 4})
+
+
+def test_split_scores_that_are_read_too_stay():
+    text = RELATIVE.format(some="apart, by_row", biased="some, by_column") + "z = Neg(some)"
+    outcome = fuse_model(model(text, POSITIONS, "T y, T z"))
+    assert not outcome.counts.get("FlashAttention")
+    outcome.same({"N": 4})

@@ -12,7 +12,8 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from opfuse.graph import weights
-from opfuse.graph.weights import CastValues, ConcatValues, pieces, raw_blocks
+from opfuse.graph.weights import CastValues, ConcatValues, MatrixValues, pieces, raw_blocks
+from opfuse.numerics import stored
 
 DTYPES = (np.float32, np.float16, np.int8, np.int64)
 
@@ -153,3 +154,20 @@ def test_a_cast_weight_is_streamed_as_it_is_loaded(place, element, tmp_path, mon
     assert (cast.nbytes, list(cast.shape)) == (want.nbytes, [5, 7])
     assert (np.concatenate(list(pieces(source, tmp_path))) == array.ravel()).all()
     assert (weights.load(gs.Constant("c", cast), tmp_path) == want).all()
+
+
+@pytest.mark.parametrize("place", ["inline", "in a file"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(5, 7), (1, 7), (5, 1), (4, 3, 2), (0, 3)])
+def test_a_matrix_is_streamed_as_it_is_loaded(place, dtype, shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PIECE", 40)  # several pieces, the last one short
+    array = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    source = constant(array, tmp_path if place == "in a file" else None, 3)
+    matrix = MatrixValues(source, tmp_path)
+    want = array.reshape(shape[0], int(np.prod(shape[1:]))).T
+    assert (matrix.load() == want).all()
+    assert b"".join(matrix.blocks()) == want.tobytes()
+    assert (matrix.nbytes, tuple(matrix.shape)) == (want.nbytes, want.shape)
+    kept = stored.of_constant(gs.Constant("m", matrix), tmp_path)
+    assert (kept.shape, kept.nbytes) == (want.shape, want.nbytes)
+    assert (kept.array() == want).all()

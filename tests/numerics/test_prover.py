@@ -294,14 +294,15 @@ def test_an_overflow_that_the_fused_form_avoids_is_no_fault():
         .replace("Add(mean, epsilon)", "Add(mean, tiny)")
         .replace("two = Constant<value_float: float = 2.0>()", "two = CastLike(pair, x)")
     )
+    tiny = float(np.float16(1e-6))  # what a fusion reads
     subject = match(
         naive.format(code=10),
-        "y = opfuse.RmsNorm<epsilon: float = 1e-6>(x, gamma)",
+        f"y = opfuse.RmsNorm<epsilon: float = {tiny}>(x, gamma)",
         ["x: float16[batch, seq, 64]"],
         ["y: float16[batch, seq, 64]"],
         [
             constant("pair", 2.0),
-            constant("tiny", 1e-6, "float16"),
+            constant("tiny", tiny, "float16"),
             normal("gamma", 64, dtype="float16"),
         ],
         functions=RMS_FUNCTION,

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from opfuse.graph.weights import CastValues, ConcatValues, DerivedValues
+from opfuse.graph.weights import CastValues, ConcatValues, DerivedValues, MatrixValues
 from opfuse.sharding import taken
 from opfuse.sharding.taken import take
 
@@ -74,3 +74,13 @@ def test_a_converted_weight_is_cut_before(stored, tmp_path):
     cast = gs.Constant("half", CastValues(stored(array), TensorProto.FLOAT16, tmp_path))
     part = take(cast, 1, np.array([3, 4]), tmp_path)
     assert np.array_equal(values(part), array[:, 3:5].astype(np.float16))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_turned_weight_gives_what_the_kept_one_has(stored, tmp_path, axis, order):
+    array = np.arange(42, dtype=np.float32).reshape(6, 7)
+    turned = gs.Constant("t", MatrixValues(stored(array), tmp_path))
+    part = take(turned, axis, np.array(ORDERS[order]), tmp_path)
+    assert isinstance(part._values, MatrixValues)  # nothing is turned as a whole to be cut
+    assert np.array_equal(values(part), np.take(array.T, ORDERS[order], axis))

@@ -29,11 +29,13 @@ GATED = """
     y = Mul(a, up)
 """
 GEMM = "h = Gemm<transB=1>(x, w, b)\ny = Relu(h)"
+TURNED = "t = Transpose<perm=[1, 0]>(w)\np = MatMul(x, t)\nh = Add(p, b)\ny = Relu(h)"
 CASES = {
     "gamma": (NORM, f"T[S, {WIDE}] x", {"gamma": (WIDE,)}, "RmsNorm"),
     "gamma with leading ones": (NORM, f"T[S, {WIDE}] x", {"gamma": (1, WIDE)}, "RmsNorm"),
     "gate and up": (GATED, "T[S, 150] x", {"wg": (150, 170), "wu": (150, 170)}, "gate_up_merge"),
-    "bias": (GEMM, "T[S, 3] x", {"w": (WIDE, 3), "b": (WIDE,)}, ""),
+    "bias": (GEMM, "T[S, 3] x", {"w": (WIDE, 3), "b": (WIDE,)}, "GemmAct"),
+    "a turned weight": (TURNED, "T[S, 3] x", {"w": (WIDE, 3), "b": (WIDE,)}, "GemmAct"),
 }
 
 

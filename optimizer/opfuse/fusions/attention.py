@@ -21,6 +21,7 @@ from opfuse.fusions.attention_operands import (
     REACHABLE,
     heads_of,
     key_of,
+    known_biases,
     mask_of,
     query_of,
     without_copies,
@@ -106,8 +107,9 @@ def _build(found: Found) -> Replacement:
     else:
         mask, attrs["causal"], spread = constant_mask.settled(found.work, mask, space)
     made.append(NewNode("FlashAttention", (query, key, value, *mask), (result,), attrs))
-    shared = [*spread, *_for_other_values(found)]
-    return Replacement([*made, *behind], also + copies + spread, shared)
+    biases = (known_biases(found) if found.has("fill") else None) or []
+    shared = [*spread, *biases, *_for_other_values(found)]
+    return Replacement([*made, *behind], also + copies + spread + biases, shared)
 
 
 def _for_other_values(found: Found) -> list[gs.Node]:

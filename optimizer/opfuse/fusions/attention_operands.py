@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.fusions.guards import FLOATS, may_broadcast, static, text
 from opfuse.fusions.repeat_kv import unrepeat
+from opfuse.graph import weights
 from opfuse.graph.edit import maker, producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Miss, NewNode
@@ -18,6 +20,8 @@ from opfuse.graph.fusion import Found, Miss, NewNode
 REACHABLE = -6e4  # scores above this may compete with a finite fill
 _ABSORBS = -1e30  # in fp32 and bf16 a score that is added to this is lost
 _STRETCH = 5.19e33  # the lowest number of fp32 over that of fp16, rounded towards zero
+_PARTS = frozenset({"Slice", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Expand"})
+_LARGEST = 1 << 24  # elements of a constant that are looked through
 _STEP = 32.0  # between numbers of fp16 that low
 
 
@@ -98,14 +102,14 @@ def mask_of(found: Found, space: Shape, made: list[NewNode]) -> tuple[gs.Tensor,
         return () if mask is None else (mask,)
     floor = found["floor"]
     element = found.work.dtype(floor) or onnx.TensorProto.UNDEFINED
-    wide = element in (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16)
-    lowest = float(_lowest(onnx.helper.tensor_dtype_to_np_dtype(element))) if wide else 0.0
-    if mask is None or not wide or found.scalar("floor") != lowest or _has_ceiling(found):
+    known = element in FLOATS
+    lowest = float(_lowest(onnx.helper.tensor_dtype_to_np_dtype(element))) if known else 0.0
+    if mask is None or not known or found.scalar("floor") != lowest or _has_ceiling(found):
         raise Miss("clamps the scores", found.reader(floor))
-    # Only -inf in the mask is that low: but in fp16 the lowest number absorbs what is added to it.
+    # Only what the mask hides is that low, and in fp32 and bf16 only -inf in the mask.
     raised = found.work.fresh(mask, "raised")
     made.append(NewNode("Max", (mask, floor), (raised,), {}, ""))
-    return (raised,)
+    return (_widened(found, raised, made) if element == onnx.TensorProto.FLOAT16 else raised,)
 
 
 def _has_ceiling(found: Found) -> bool:
@@ -126,7 +130,9 @@ def _added(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor | None:
     mask = found["mask"] if found.has("mask") else None
     before = _sum(found, [tensor for tensor in added if tensor is not mask], made)
     if not added:
-        return _filled(found, space, made)
+        return _filled(found, space, None, made)
+    if len(space) == 4 and known_biases(found) is not None:
+        return _filled(found, space, before, made)
     return _filled_beside(found, space, before, mask, made)
 
 
@@ -151,8 +157,33 @@ def _choice(found: Found, space: Shape) -> tuple[gs.Tensor, float]:
     return choice, value
 
 
-def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
-    """Turn where(keep, scores, fill) into scores + where(keep, 0, lowest).
+def known_biases(found: Found) -> list[gs.Node] | None:
+    """Return what takes all that is added to filled scores out of constants that hide no key.
+
+    None where one may hide keys too, or is added behind the fill. ALiBi's slopes are a constant of
+    which a part is taken. Half of what scores may reach is allowed, for there may be two.
+    """
+    added = [found[name] for name in ("first_bias", "bias") if found.has(name)]
+    if not added or found.has("mask"):
+        return None
+    nodes: list[gs.Node] = []
+    for source in added:
+        while not isinstance(source, gs.Constant):
+            node = producer(source)
+            if node is None or node.op not in _PARTS:
+                return None
+            nodes.append(node)
+            source = node.inputs[0]
+        if prod(source.shape) > _LARGEST or found.work.dtype(source) not in FLOATS:
+            return None
+        values = np.asarray(weights.load(source, found.work.base_dir), np.float64)
+        if not (values > REACHABLE / 2).all():
+            return None
+    return nodes
+
+
+def _filled(found: Found, space: Shape, before: gs.Tensor | None, made: list[NewNode]) -> gs.Tensor:
+    """Turn where(keep, scores + before, fill) into scores + where(keep, before, lowest).
 
     The two agree where the lowest number of the type, which stands for any finite fill, absorbs the
     scores, so that a fully masked row weighs all keys alike. That of fp16 does not, so there the
@@ -163,11 +194,16 @@ def _filled(found: Found, space: Shape, made: list[NewNode]) -> gs.Tensor:
     if element == onnx.TensorProto.FLOAT16 and np.isfinite(value):
         element = onnx.TensorProto.FLOAT
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
-    zero = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
     fill = _fill(found, value, dtype)
     if np.isfinite(value):
         fill = found.work.constant(fill, "lowest", _lowest(dtype))
-    return _where(found, choice, zero, fill, made)
+    if before is None:
+        before = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
+    elif found.work.dtype(before) != element:
+        wide = found.work.fresh(before, "wide", element)
+        made.append(NewNode("Cast", (before,), (wide,), {"to": element}, ""))
+        before = wide
+    return _where(found, choice, before, fill, made)
 
 
 def _fill(found: Found, value: float, dtype: np.dtype[Any]) -> gs.Tensor:

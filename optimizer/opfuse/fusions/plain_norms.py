@@ -55,12 +55,20 @@ def _ones(found: Found) -> gs.Tensor:
 
 
 def _is_no_group(found: Found) -> None:
-    """Leave a GroupNorm that is written out alone: groups are split before and joined behind."""
+    """Leave a GroupNorm that is written out alone: groups are split before and joined behind.
+
+    Those of Mamba 2 are of the features of one token, and not centred.
+    """
     before = producer(found["x"])
-    if before is not None and before.op == "Sub":  # the centring of what was split
+    is_centred = before is not None and before.op == "Sub"
+    if before is not None and is_centred:  # the centring of what was split
         before = producer(before.inputs[0])
     readers = found.anchor.outputs[0].outputs
-    if before is not None and before.op == "Reshape" and all(n.op == "Reshape" for n in readers):
+    if before is None or before.op != "Reshape" or any(n.op != "Reshape" for n in readers):
+        return
+    whole = found.work.shape(before.inputs[0])
+    of_token = whole is not None and whole[:-1] == found.shape("x")[:-2]
+    if is_centred or found.has(layer_norm.spread) or not of_token:
         raise Decline("normalises groups")
 
 

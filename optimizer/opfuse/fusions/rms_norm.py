@@ -70,4 +70,6 @@ def statements(opset: int, source: str) -> str:
 
 
 DEFINITION = Definition("RmsNorm", ("x", "gamma"), ("y",), ("epsilon",), _body, in_fp32=("gamma",))
-FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, _build, near=4)
+# Casts and products alone are gates, too.
+_MEANS = "RMSNormalization|ReduceMean|Sqrt|Reciprocal|Div|Pow"
+FUSION = Fusion("RmsNorm", ("RMSNormalization", "Cast", "Mul"), y, _build, near=4, key=_MEANS)

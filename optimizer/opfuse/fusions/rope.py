@@ -28,7 +28,13 @@ by_slice = op.Concat(op.Neg(high), low)
 by_split = op.Concat(op.Neg(split[1]), split[0])
 pairs = op.Concat(op.Unsqueeze(op.Neg(high), ...), op.Unsqueeze(low, ...))
 by_pairs = op.Reshape(pairs, ...)
-turned = maybe_cast(any_of(by_slice, by_split, by_pairs))
+# The same by the negative angle.
+back_by_slice = op.Concat(high, op.Neg(low))
+back_by_split = op.Concat(split[1], op.Neg(split[0]))
+back_pairs = op.Concat(op.Unsqueeze(high, ...), op.Unsqueeze(op.Neg(low), ...))
+back_by_pairs = op.Reshape(back_pairs, ...)
+backwards = any_of(back_by_slice, back_by_split, back_by_pairs)
+turned = maybe_cast(any_of(by_slice, by_split, by_pairs, backwards))
 straight, across = op.Mul(wide, cos), op.Mul(turned, sin)
 less = op.Sub(straight, across)
 total = any_of(op.Add(straight, across), less)
@@ -41,18 +47,20 @@ def _build(found: Found) -> Replacement:
         raise Miss("cos and sin are neither of the input's type nor fp32", found.anchor)
     result = found.anchor.outputs[0]
     own_type(found, dtype)
-    if found.has(less):
-        raise Miss("subtracts what is turned, want it added", found.node(less))
     shape = found.shape("x")
     size = static(shape[-1], "the size that turns", found.anchor)
     _check_parts(found, shape, size)
     for name in ("cos", "sin"):
         covers(found, found[name], shape)
-    interleaved = found.has(by_pairs)
+    interleaved = found.has(by_pairs) or found.has(back_by_pairs)
     found.work.claim("Rope", "interleaved", str(int(interleaved)), found.anchor)
-    return Replacement(
-        [turn(found["x"], found["cos"], found["sin"], result, shape, interleaved=interleaved)]
-    )
+    angle, made = found["sin"], []
+    backs = (back_by_slice, back_by_split, back_by_pairs)
+    if found.has(less) != any(found.has(form) for form in backs):
+        angle = found.work.fresh(angle, "negative")
+        made.append(NewNode("Neg", (found["sin"],), (angle,), {}, ""))
+    made.append(turn(found["x"], found["cos"], angle, result, shape, interleaved=interleaved))
+    return Replacement(made)
 
 
 def turn(
@@ -74,10 +82,12 @@ def _check_parts(found: Found, shape: Shape, size: int) -> None:
     rank = len(shape)
     if size % 2:
         raise Miss(f"{size} values do not turn in pairs", found.anchor)
-    if found.has(by_pairs):
-        _check_pairs(found, shape, size)
-        return
-    last_axis(found.node(by_slice if found.has(by_slice) else by_split), rank, default=0)
+    for joined, flat in ((pairs, by_pairs), (back_pairs, back_by_pairs)):
+        if found.has(flat):
+            _check_pairs(found, shape, size, found.node(joined), found.node(flat))
+            return
+    halves_of = (by_slice, by_split, back_by_slice, back_by_split)
+    last_axis(next(found.node(form) for form in halves_of if found.has(form)), rank, default=0)
     if found.has(split):
         takes_halves(found, split, rank, size)
         return
@@ -85,19 +95,15 @@ def _check_parts(found: Found, shape: Shape, size: int) -> None:
     takes_slice(found, high, rank, (size // 2, size, 1), size)
 
 
-def _check_pairs(found: Found, shape: Shape, size: int) -> None:
+def _check_pairs(found: Found, shape: Shape, size: int, joined: gs.Node, laid: gs.Node) -> None:
     """Each value stands beside the one that it turns with: x0, x1, x2, ... -> -x1, x0, -x3, ..."""
     rank = len(shape)
     takes_slice(found, low, rank, (0, size, 2), size)
     takes_slice(found, high, rank, (1, size, 2), size)
-    last_axis(found.node(pairs), rank + 1, default=0)
-    flat = found.work.shape(found.node(by_pairs).outputs[0])
-    if flat != shape or found.work.shape(found.node(pairs).outputs[0]) != (
-        *shape[:-1],
-        size // 2,
-        2,
-    ):
-        raise Miss("does not lay the pairs side by side again", found.node(by_pairs))
+    last_axis(joined, rank + 1, default=0)
+    beside = found.work.shape(joined.outputs[0])
+    if found.work.shape(laid.outputs[0]) != shape or beside != (*shape[:-1], size // 2, 2):
+        raise Miss("does not lay the pairs side by side again", laid)
 
 
 def _body(uses: Uses) -> str:
@@ -166,4 +172,6 @@ DEFINITION = Definition(
     _body,
     in_fp32=("cos", "sin"),
 )
-FUSION = Fusion("Rope", ("Cast", "Add", "Sub"), y, _build, near=4)
+FUSION = Fusion(
+    "Rope", ("Cast", "Add", "Sub"), y, _build, near=4, key="Cast|Neg|Concat|Slice|Split"
+)

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from opfuse.graph import edit
 from opfuse.graph.rewriter import Rewriter, numpy_dtype
 from opfuse.graph.values import content
+from opfuse.graph.weights import MatrixValues
 
 MAX_ELEMENTS = 1 << 16  # of a folded result; a larger one would only make the file larger
 _MAX_REDUCED = 1 << 23  # of what a folded sum reads, as the norm of a convolution's weights
@@ -159,6 +160,26 @@ def _evaluate(rewriter: Rewriter, node: gs.Node) -> np.ndarray | None:
         with np.errstate(over="ignore", under="ignore"):
             result = result.astype(want)
     return result if want is None or result.dtype == want else None
+
+
+def turned(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """A Transpose of a matrix is another weight, of any size: no second copy is kept."""
+    order = node.attrs.get("perm", [1, 0])
+    return turned_matrix(rewriter, node.inputs[0]) if list(order) == [1, 0] else None
+
+
+def turned_matrix(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
+    """Return the transpose of a constant that only one node reads, or None.
+
+    Those in a file stay there until the model is written.
+    """
+    if not isinstance(weight, gs.Constant) or len(weight.shape) != 2:
+        return None
+    if len({id(user) for user in weight.outputs}) != 1 or rewriter.is_needed(weight):
+        return None
+    values = MatrixValues(weight, rewriter.base_dir)
+    kept = weight.data_location is None  # in memory
+    return rewriter.constant(weight, values.load() if kept else values)
 
 
 def _precise(node: gs.Node, values: np.ndarray) -> np.ndarray:

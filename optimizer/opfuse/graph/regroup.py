@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from opfuse.graph.dims import product
 from opfuse.graph.edit import producer
 from opfuse.graph.facts import Shape
 from opfuse.graph.rewriter import Rewriter
@@ -88,6 +89,50 @@ def _repeated(rewriter: Rewriter, mask: gs.Tensor, like: gs.Tensor) -> gs.Tensor
     copies = rewriter.emit("Expand", [mask, target], {}, mask)
     flat = rewriter.constant(mask, np.array([-1, *rest[1:]], np.int64))
     return rewriter.emit("Reshape", [copies, flat], {}, mask)
+
+
+def split_scores(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
+    """Scores that are split into rows and columns, for a bias of each, stay whole.
+
+    The sum of the biases is made whole instead: SAM's and ViTDet's relative positions.
+    """
+    split, out = rewriter.shape(node.inputs[0]), rewriter.out_shape(node)
+    if split is None or out is None or len(out) < 3 or len(split) != len(out) + 2:
+        return None
+    rows, columns = product(split[-4:-2]), product(split[-2:])
+    if out != (*split[:-4], rows, columns):
+        return None
+    found = _biased(rewriter, node.inputs[0], split, out)
+    if found is None or len(found[1]) < 2:
+        return None
+    scores, (total, *others) = found
+    for other in others:
+        total = rewriter.emit("Add", [total, other], {}, node.outputs[0])
+    if rewriter.shape(total) != split:
+        return None
+    whole = rewriter.emit("Reshape", [total, *node.inputs[1:]], dict(node.attrs), node.outputs[0])
+    return rewriter.emit("Add", [scores, whole], {}, node.outputs[0])
+
+
+def _biased(
+    rewriter: Rewriter, tensor: gs.Tensor, split: Shape, whole: Shape
+) -> tuple[gs.Tensor, list[gs.Tensor]] | None:
+    """Return the scores before they were split, and what was added to them since."""
+    node = producer(tensor)
+    if node is None or rewriter.shape(tensor) != split or len(tensor.outputs) != 1:
+        return None
+    if node.op == "Reshape":
+        scores = node.inputs[0]
+        before = producer(scores)
+        known = before is not None and before.op in ("MatMul", "Mul", "Div")
+        return (scores, []) if known and rewriter.shape(scores) == whole else None
+    if node.op != "Add":
+        return None
+    for inner, bias in (node.inputs, node.inputs[::-1]):
+        found = _biased(rewriter, inner, split, whole)
+        if found is not None:
+            return found[0], [*found[1], bias]
+    return None
 
 
 def turned_pair(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph import edit
 from opfuse.graph.facts import Facts, Shape
-from opfuse.graph.weights import gs_dtype
+from opfuse.graph.weights import DerivedValues, gs_dtype
 
 Rule = Callable[["Rewriter", gs.Node], "gs.Tensor | None"]
 
@@ -25,9 +26,10 @@ class Rewriter:
     outputs are inferred once.
     """
 
-    def __init__(self, graph: gs.Graph, facts: Facts) -> None:
+    def __init__(self, graph: gs.Graph, facts: Facts, base_dir: Path = Path()) -> None:
         self.graph = graph
         self.facts = facts
+        self.base_dir = base_dir  # that external weights are relative to
         self.changed = False
         self._names = edit.names(graph)
         self._fixed = {id(tensor) for tensor in graph.outputs}
@@ -124,7 +126,7 @@ class Rewriter:
         self.changed = True
         return output
 
-    def constant(self, like: gs.Tensor, values: np.ndarray) -> gs.Constant:
+    def constant(self, like: gs.Tensor, values: np.ndarray | DerivedValues) -> gs.Constant:
         """Return a constant named after ``like``."""
         return gs.Constant(self.name(f"{like.name}/constant"), values)
 

@@ -5,13 +5,11 @@ A rule that needs a shape asks the symbolic analysis and does nothing where it i
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.graph import edit, folding, pairs, regroup, weights
+from opfuse.graph import edit, folding, pairs, regroup
 from opfuse.graph.dims import Dim
 from opfuse.graph.edit import producer
 from opfuse.graph.einsum import product
@@ -291,22 +289,14 @@ def gemm(rewriter: Rewriter, node: gs.Node) -> gs.Tensor | None:
         return None
     weight = node.inputs[1]
     if attrs.get("transB", 0):
-        weight = _transposed(rewriter, weight)
-        if weight is None:
+        turned = folding.turned_matrix(rewriter, weight)
+        if turned is None:
             return None
+        weight = turned
     out = rewriter.emit("MatMul", [node.inputs[0], weight], {}, node.outputs[0])
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         out = rewriter.emit("Add", [out, node.inputs[2]], {}, node.outputs[0])
     return out
-
-
-def _transposed(rewriter: Rewriter, weight: gs.Tensor) -> gs.Constant | None:
-    if not isinstance(weight, gs.Constant) or weight.data_location is not None:
-        return None
-    users = {id(user) for user in weight.outputs}
-    if len(users) != 1:
-        return None
-    return rewriter.constant(weight, np.ascontiguousarray(weights.load(weight, Path()).T))
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -336,8 +326,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         unflattened_linear,
         unbatch,
         regroup.window_mask,
+        regroup.split_scores,
         reshape,
     ),
-    "Transpose": (transpose, regroup.turned_sum),
+    "Transpose": (transpose, folding.turned, regroup.turned_sum),
     "Gemm": (gemm,),
 }

@@ -107,9 +107,10 @@ class CastValues(DerivedValues):
 
 
 class MatrixValues(DerivedValues):
-    """The weight of a convolution as the matrix that a row of a patch is multiplied with.
+    """A weight of features in rows as the matrix that has them in columns, not yet written.
 
-    That is [channels * patch, features] of [features, channels, ...]: each column is a feature.
+    That is [columns, rows] of a Gemm's [rows, columns], and [channels * patch, features] of a
+    convolution's [features, channels, ...]: what a row of a patch is multiplied with.
 
     Attributes:
         parts: The one constant that it is made of.
@@ -130,11 +131,19 @@ class MatrixValues(DerivedValues):
     def load(self) -> np.ndarray:
         """Return the whole weight as an array."""
         values = load(self.parts[0], self.base_dir)
-        return np.ascontiguousarray(values.reshape(values.shape[0], -1).T)
+        return np.ascontiguousarray(values.reshape(self.shape[::-1]).T)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the raw row-major bytes in pieces; the whole, a few MB, is in memory meanwhile."""
-        yield from _pieces(np.frombuffer(self.load().tobytes(), np.uint8))
+        """Yield the raw row-major bytes in pieces of at most 16 MiB."""
+        columns, rows = self.shape
+        if not self.nbytes:
+            return
+        size = self.nbytes // (rows * columns)
+        view = memory(self.parts[0], self.base_dir).reshape(rows, columns, size)
+        step = max(1, PIECE // (rows * size))
+        for start in range(0, columns, step):
+            yield view[:, start : start + step].transpose(1, 0, 2).tobytes()
+            release(view)
 
 
 def pieces(constant: gs.Constant, base_dir: Path) -> Iterator[np.ndarray]:

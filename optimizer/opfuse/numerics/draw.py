@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice, product
 from math import prod
 
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
-from opfuse.graph.dims import Dim, Sym, evaluate, is_unknown
+from opfuse.graph.dims import Dim, Sym, evaluate, is_unknown, symbol
 from opfuse.graph.match import TensorSpec
 from opfuse.numerics.case import Case, Weight
 from opfuse.numerics.compare import FLOATS, Array, is_half, largest
@@ -44,6 +44,8 @@ class Setting:
 
 Family = tuple[Sizes, Sizes, Sizes]
 _LENGTHS = (64, 1024, 16384)
+_TRIES = 256
+_LARGEST = 1 << 22  # elements of all inputs, where a search for sizes made them so many
 
 
 def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
@@ -70,8 +72,9 @@ def families(specs: Sequence[TensorSpec]) -> Iterator[Family]:
     yield large, large, large
     settled = _settled(specs, large)
     yield settled, settled, settled
-    for longer in _longer([dim for spec in specs for dim in spec.shape or ()], large):
-        yield longer, longer, longer
+    long = [sizes for sizes in _longer(specs, large) if _elements(specs, sizes) <= _LARGEST]
+    for sizes in (*long, *chain.from_iterable(_searched(specs, base) for base in (large, *long))):
+        yield sizes, sizes, sizes
 
 
 def _totals(dims: Sequence[Dim], names: Sequence[str]) -> Iterator[Callable[[Sizes], Sizes]]:
@@ -89,22 +92,45 @@ def _totals(dims: Sequence[Dim], names: Sequence[str]) -> Iterator[Callable[[Siz
     return (partial(named, total) for total in totals.values() if alone)
 
 
-def _longer(dims: Sequence[Dim], sizes: Sizes) -> Iterator[Sizes]:
-    """Yield ``sizes`` with more of what convolutions make shorter, be it the first axis.
+def _elements(specs: Sequence[TensorSpec], sizes: Sizes) -> int:
+    return sum(prod(evaluate(dim, sizes) for dim in spec.shape or ()) for spec in specs)
+
+
+def _longer(specs: Sequence[TensorSpec], sizes: Sizes) -> list[Sizes]:
+    """Return ``sizes`` with more of what convolutions make shorter, be it the first axis.
 
     wav2vec 2 makes one frame of 320 samples, and WavLM has the frames in front. Sizes that nothing
     is known of are as many as the frames.
     """
+    dims = [dim for spec in specs for dim in spec.shape or ()]
     short = [dim for dim in dims if evaluate(dim, sizes) < 1]
     named = {name for dim in dims for name in _symbols(dim)}
     unknown = [name for name in named if name[0] == "?"]
-    for size in _LENGTHS if short else ():
-        longer = {**sizes, **dict.fromkeys((n for dim in short for n in _symbols(dim)), size)}
-        longer |= dict.fromkeys(unknown, 1)
+    enough = {name for dim in dims if dim not in short for name in _symbols(dim)}
+    lengthened = {name for dim in short for name in _symbols(dim)} - enough
+    found: list[Sizes] = []
+    for size in _LENGTHS if lengthened else ():
+        longer = {**sizes, **dict.fromkeys(lengthened, size), **dict.fromkeys(unknown, 1)}
         frames = max(evaluate(dim, longer) for dim in short)
         longer |= dict.fromkeys(unknown, frames)
         if all(evaluate(dim, longer) >= 1 for dim in dims):
-            yield longer
+            found.append(longer)
+    return found
+
+
+def _searched(specs: Sequence[TensorSpec], sizes: Sizes) -> Iterator[Sizes]:
+    """Yield ``sizes`` with each axis that nothing is known of as long as one that is known, or 1.
+
+    Slow where there are many, so the last to be tried.
+    """
+    dims = [dim for spec in specs for dim in spec.shape or ()]
+    hidden = [name for dim in dims for name in _symbols(dim) if name[0] == "?"]
+    base = {**sizes, **dict.fromkeys(hidden, 1)}  # what is broadcast with 1 stays as it is
+    alone = [name for name in dict.fromkeys(hidden) if symbol(name) in dims]
+    known = {evaluate(dim, base) for dim in dims if not _symbols(dim) or str(dim) not in alone}
+    lengths = sorted({size for size in known if size > 0} | {1}, reverse=True)
+    for chosen in islice(product(lengths, repeat=len(alone)), _TRIES) if alone else ():
+        yield {**base, **dict(zip(alone, chosen, strict=True))}
 
 
 def _settled(specs: Sequence[TensorSpec], sizes: Sizes) -> Sizes:
@@ -129,7 +155,7 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
     """The runs of a case, the ordinary one first."""
     usual, single, one = family
     runs = [Setting("ordinary", usual), Setting("S = 1", single), Setting("batch 1", one)]
-    if sum(weight.nbytes for weight in case.weights) > _HEAVY:
+    if is_heavy(case):
         return runs
     if any(weight.values is not None and weight.free for weight in case.weights):
         runs.append(Setting("the model's weights", usual, own_weights=True))
@@ -145,6 +171,11 @@ def settings(case: Case, roles: Roles, family: Family) -> list[Setting]:
         runs.append(Setting("fully masked rows (-inf)", usual, "masked"))
         runs.append(Setting("fully masked rows (lowest)", usual, "lowest"))
     return list({(str(run), run.values, run.own_weights): run for run in runs}.values())
+
+
+def is_heavy(case: Case) -> bool:
+    """Whether the weights are so large that every run costs."""
+    return sum(weight.nbytes for weight in case.weights) > _HEAVY
 
 
 def inputs(case: Case, roles: Roles, setting: Setting, seed: int) -> dict[str, Array]:

@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from opfuse import child
 from opfuse.graph.dims import evaluate
 from opfuse.graph.protos import HALVES
 from opfuse.numerics import draw, roles
 from opfuse.numerics.case import Case
-from opfuse.numerics.compare import Array, is_float, tolerance
+from opfuse.numerics.compare import Array, tolerance
 from opfuse.numerics.defined import as_defined
 from opfuse.numerics.draw import Family, Setting
-from opfuse.numerics.retype import convert, retype
+from opfuse.numerics.exact import SLOW_ELEMENTS, Exact
 from opfuse.numerics.session import CannotRun, Reference, Runner, open_model
 from opfuse.numerics.settle import Outcome, settle
 
-_SINGLES = HALVES | {TensorProto.FLOAT}
 _SHAKEN = 8
-_SLOW_ELEMENTS = 1 << 18  # above this the reference evaluator takes seconds
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,10 @@ class _Trial:
         worst, decided = 0.0, False
         for setting in draw.settings(self.case, self._roles(self.family[0]), self.family):
             outcome = self._judge(setting)
-            if outcome is None or outcome.open:
+            if outcome is None:
+                continue
+            outcome = self._exactly(setting, outcome)
+            if outcome.open:
                 continue
             if outcome.reason:
                 return Verdict(self.case.signature, f"{setting}: {outcome.reason}", outcome.error)
@@ -138,7 +139,7 @@ class _Trial:
             actual = after.run(feeds)
         except CannotRun as reason:
             return Outcome(reason=f"the fused form does not run: {reason}", refused=True)
-        precise, shaken = partial(self._precisely, feeds), partial(self._shaken, feeds)
+        precise, shaken = partial(self._exact.precise, feeds), partial(self._shaken, feeds)
         return settle(expected[:outputs], actual, precise, self.tolerance, shaken)
 
     def _rounded(self, setting: Setting) -> Outcome | None:
@@ -146,26 +147,26 @@ class _Trial:
 
         None where the evaluator does not know an operator or a type.
         """
-        if sum(array.size for array in self._feeds(setting).values()) > _SLOW_ELEMENTS:
+        if sum(array.size for array in self._feeds(setting).values()) > SLOW_ELEMENTS:
             return None
         outcome = self._compare(setting, *self._rounding)
         return None if outcome is None or outcome.refused else outcome
 
-    def _precisely(self, feeds: Mapping[str, Array]) -> list[Array] | None:
-        """The original computed in float64; None where the evaluator cannot."""
-        wide = {
-            name: convert(array, TensorProto.DOUBLE) if is_float(array) else array
-            for name, array in feeds.items()
-        }
-        try:
-            return self._precise.run(wide)
-        except CannotRun:
-            return None
+    def _exactly(self, setting: Setting, outcome: Outcome) -> Outcome:
+        """``outcome``, unless the forms differ where half precision does not round them.
+
+        Weights that take long to convert are compared under the ordinary setting alone.
+        """
+        brief = draw.is_heavy(self.case) and setting.name != "ordinary"
+        if not self.half or outcome.reason or brief:
+            return outcome
+        exact = self._exact.compare(self._feeds(setting))
+        return exact if exact.reason else outcome
 
     def _shaken(self, feeds: Mapping[str, Array]) -> Iterator[list[Array]]:
         """As above for inputs that half precision might have rounded to; it is slow."""
         for seed in range(_SHAKEN if self.half else 0):
-            results = self._precisely(draw.rounded(feeds, seed))
+            results = self._exact.precise(draw.rounded(feeds, seed))
             if results is not None:
                 yield results
 
@@ -174,8 +175,8 @@ class _Trial:
         return Reference(self.models[0]), Reference(self.models[1])
 
     @cached_property
-    def _precise(self) -> Runner:
-        return Reference(retype(self.models[0], _SINGLES, TensorProto.DOUBLE))
+    def _exact(self) -> Exact:
+        return Exact(*self.models, len(self.case.outputs), self.case.shared)
 
 
 def _open(model: ModelProto, trouble: str) -> Runner:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, MutableSequence
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from opfuse.graph.protos import is_external, subgraphs
-from opfuse.numerics.compare import Array, is_float, largest
+from opfuse.numerics.compare import Array, is_float, is_half, largest
 
 # Attributes that set the type of a result; ONNX's evaluator knows no stash_type but FLOAT.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
+_FAR = 1e150
+_FLOAT_VALUES = frozenset({"value_float", "value_floats"})
 
 
 def retype(model: ModelProto, old: Collection[int], new: int) -> ModelProto:
@@ -42,12 +44,28 @@ def _function(function: FunctionProto, old: Collection[int], new: int) -> None:
     _nodes(function.node, old, new)
 
 
-def _nodes(nodes: Iterable[NodeProto], old: Collection[int], new: int) -> None:
+def _nodes(nodes: MutableSequence[NodeProto], old: Collection[int], new: int) -> None:
     for node in nodes:
         for attribute in node.attribute:
             _attribute(attribute, old, new)
         for graph in subgraphs(node):
             _graph(graph, old, new)
+    if TensorProto.FLOAT not in old:
+        return
+    for place in reversed(range(len(nodes))):
+        if _is_of_call(nodes[place]):
+            nodes.insert(place + 1, _cast_behind(nodes[place], new))
+
+
+def _is_of_call(node: NodeProto) -> bool:
+    """Whether it is a constant in fp32 whose value is an attribute of the call of its function."""
+    return any(a.ref_attr_name and a.name in _FLOAT_VALUES for a in node.attribute)
+
+
+def _cast_behind(node: NodeProto, new: int) -> NodeProto:
+    name = node.output[0]
+    node.output[0] = f"{name}//fp32"
+    return onnx.helper.make_node("Cast", [node.output[0]], [name], to=new)
 
 
 def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> None:
@@ -57,7 +75,7 @@ def _attribute(attribute: AttributeProto, old: Collection[int], new: int) -> Non
         _tensor(attribute.t, old, new)
     elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in old:
         attribute.i = new
-    elif attribute.name in ("value_float", "value_floats") and TensorProto.FLOAT in old:
+    elif attribute.name in _FLOAT_VALUES and TensorProto.FLOAT in old:
         values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
         tensor = numpy_helper.from_array(convert(np.asarray(values, np.float32), new))
         attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
@@ -76,10 +94,12 @@ def _tensor(tensor: TensorProto, old: Collection[int], new: int) -> None:
 def convert(values: Array, element: int) -> Array:
     """Cast to ``element``; the lowest number of a type becomes the lowest of the other.
 
-    Masks hold it, and it must absorb what is added to it in every type.
+    Masks hold it, and it must absorb what is added to it in every type. In float64 that of a half
+    also stays finite where a fused form multiplies it, for it to be the lowest of fp32.
     """
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
     if not is_float(values):
         return values.astype(dtype)
-    lowest = np.asarray(-largest(dtype), dtype)
+    far = _FAR if is_half(values) and dtype == np.float64 else largest(dtype)
+    lowest = np.asarray(-far, dtype)
     return np.where(values == -largest(values.dtype), lowest, values.astype(dtype))

@@ -127,7 +127,34 @@ class Converted:
         return self.kept.array().astype(onnx.helper.tensor_dtype_to_np_dtype(self.element))
 
 
-Stored: TypeAlias = InFile | InMemory | Joined | Converted
+@dataclass(frozen=True)
+class Turned:
+    """A matrix that has the first axis of a kept tensor in its columns."""
+
+    kept: Stored
+
+    @property
+    def element(self) -> int:
+        """The ONNX element type."""
+        return self.kept.element
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
+        features, *rest = self.kept.shape
+        return prod(rest), features
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.kept.nbytes
+
+    def array(self) -> Array:
+        """The values."""
+        return np.ascontiguousarray(self.kept.array().reshape(self.shape[::-1]).T)
+
+
+Stored: TypeAlias = InFile | InMemory | Joined | Converted | Turned
 
 
 def of_tensor(tensor: TensorProto, base_dir: Path) -> Stored:
@@ -147,6 +174,8 @@ def of_constant(constant: gs.Constant, base_dir: Path) -> Stored:
         return Joined(parts, values.axis)
     if isinstance(values, weights.CastValues):
         return Converted(of_constant(values.parts[0], values.base_dir), values.element)
+    if isinstance(values, weights.MatrixValues):
+        return Turned(of_constant(values.parts[0], values.base_dir))
     if isinstance(values, LazyValues):
         return of_tensor(values.tensor, base_dir)
     return InMemory(weights.load(constant, base_dir))

@@ -17,6 +17,7 @@ from opfuse.graph.weights import (
     CastValues,
     ConcatValues,
     DerivedValues,
+    MatrixValues,
     gs_dtype,
     load,
     memory,
@@ -82,6 +83,9 @@ def take(constant: gs.Constant, axis: int, indices: np.ndarray, base_dir: Path) 
     if isinstance(values, CastValues):
         inner = take(values.parts[0], axis, indices, base_dir)
         return gs.Constant(name, CastValues(inner, values.element, base_dir))
+    if isinstance(values, MatrixValues) and len(values.parts[0].shape) == 2:
+        inner = take(values.parts[0], 1 - axis, indices, base_dir)
+        return gs.Constant(name, MatrixValues(inner, base_dir))
     if isinstance(values, ConcatValues):
         if values.axis != axis:
             parts = tuple(take(part, axis, indices, base_dir) for part in values.parts)

@@ -76,7 +76,7 @@ def normalise(source: Source) -> Normal:
     rules |= foreign.rules
     facts = begin(graph)
     for sweep in range(_SWEEPS):
-        rewriter = Rewriter(graph, facts)
+        rewriter = Rewriter(graph, facts, source.base_dir)
         everywhere = (folding.known, folding.computable, folding.of_copies, folding.Common())
         rewriter.run(rules, everywhere)
         edit.sweep(graph)
