@@ -45,7 +45,7 @@ cudaError_t launch_fastest(Attention const& a, void* workspace, cudaStream_t str
     bool const whole = sees_all(a) && a.keys > 192;  // no more than four steps of the others
     if (whole && a.keys <= Heads::kKeys) return launch_heads<T, Heads>(a, stream);
     if (a.keys <= Heads::kKeys) return launch_short<T, Short, Scores::kScaled>(a, stream);
-    Choice const best = sees_all(a) ? fastest(a, kAll, 1, 64) : fastest(a, kSome, 1, 64);
+    Choice const best = sees_alike(a) ? fastest(a, kAll, 1, 64) : fastest(a, kSome, 1, 64);
     if (best.shared) {
         cudaError_t const status = best.shared == 2 ? launch_rest<T, Many>(a, workspace, stream)
                                                     : launch_rest<T, Few>(a, workspace, stream);

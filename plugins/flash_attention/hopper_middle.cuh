@@ -21,7 +21,7 @@ cudaError_t launch_fastest(Attention const& a, MiddleCosts const& costs, void* w
     using Many = HopperShape<kSize, 2, 128, 2, 2>;
     using Large = HopperShape<kSize, 3, 80, 4, 1>;
     Choice const best =
-        sees_all(a) ? fastest(a, costs.all, 2, kSize) : fastest(a, costs.some, 2, kSize);
+        sees_alike(a) ? fastest(a, costs.all, 2, kSize) : fastest(a, costs.some, 2, kSize);
     if (best.shared) {
         cudaError_t const status = best.shared == 3 ? launch_rest<T, Large>(a, workspace, stream)
                                                     : launch_rest<T, Many>(a, workspace, stream);

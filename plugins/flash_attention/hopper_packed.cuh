@@ -198,7 +198,7 @@ cudaError_t launch_packed(Attention const& a, void* workspace, cudaStream_t stre
     if (cudaError_t const status = device::current_machine(machine)) return status;
     int const heads = a.heads / a.kv_heads, most = S::kRows / heads;
     Packing const packing{heads, std::min(most, a.queries), (a.queries + most - 1) / most};
-    FewTiles const tiles{a.batch * a.kv_heads * packing.tiles, heads * packing.queries, 128};
+    FewTiles const tiles{a.batch * a.kv_heads * packing.tiles, heads * packing.queries, 64};
     int const blocks = machine.multiprocessors;
     // Where keys are split in fewer, tiles of more queries are faster.
     if (a.queries > kDecodeQueries && 6 * tiles.count > blocks) return cudaErrorNotSupported;

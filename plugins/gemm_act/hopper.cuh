@@ -232,11 +232,14 @@ cudaError_t launch_hopper_kernel(Gemm const& g, int band, cudaStream_t stream) {
     device::Machine machine;
     if (cudaError_t const status = device::current_machine(machine)) return status;
     GemmMaps maps;
-    if (!map_gemm(maps, g, std::is_same_v<T, __half>, S::kLoadedRows, S::kChunkRows))
+    int const x_rows = static_cast<int>(S::kStaysInside ? std::min<int64_t>(S::kLoadedRows, g.rows)
+                                                        : S::kLoadedRows);
+    if (!map_gemm(maps, g, std::is_same_v<T, __half>, x_rows, S::kChunkRows))
         return cudaErrorNotSupported;
     int constexpr kClusterCols = S::template kCols<kGated> * S::kCluster;
     GemmOrder const order{static_cast<int>((g.rows + S::kRows - 1) / S::kRows),
-                          (g.cols + kClusterCols - 1) / kClusterCols, band};
+                          (g.cols + kClusterCols - 1) / kClusterCols, band,
+                          static_cast<int>(std::max<int64_t>(0, g.rows - S::kRows)), x_rows};
     int64_t const tiles = int64_t{order.rows} * order.cols;
     device::Grid grid;
     grid.cluster = S::kCluster;

@@ -19,13 +19,14 @@ __device__ void load_x(unsigned char* to, GemmMaps const& maps, uint64_t* barrie
         device::copy_tile(to, maps.x, barrier, k, tile.row);
 }
 
+// Boxes of `width` columns, one after another.
 template <class S, bool kByRows, bool kGated>
 __device__ void load_weight(unsigned char* to, GemmMaps const& maps, uint64_t* barrier,
-                            GemmTile const& tile, int k) {
+                            GemmTile const& tile, int k, int width = 64) {
 #pragma unroll
     for (int box = 0; box < S::kBoxes; ++box) {
         bool const up = kGated && box >= S::kBoxes / 2;  // up follows gate
-        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * 64;
+        int const col = tile.col + (box - (up ? S::kBoxes / 2 : 0)) * width;
         device::copy_tile(to + box * S::kOfBox, up ? maps.up : maps.weight, barrier,
                           kByRows ? col : k, kByRows ? k : col);
     }
@@ -57,7 +58,8 @@ __device__ void load_tiles(GemmMaps const& maps, GemmOrder const& order, GemmBar
             device::wait(&barriers.empty[stage], parity);
             uint64_t* const full = &barriers.full[stage];
             unsigned char* const x = stages + stage * S::kStageBytes;
-            device::arrive_expecting(full, S::kStageBytes);
+            int const missing = S::kStaysInside ? S::kRows - order.x_rows : 0;
+            device::arrive_expecting(full, S::kStageBytes - missing * device::kBoxBytes);
             load_x<S>(x, maps, full, tile, step * S::kDepth, rank);
             load_weight<S, kByRows, kGated>(x + S::kXBytes, maps, full, tile, step * S::kDepth);
             if (++stage == S::kStages) stage = 0, parity ^= 1;

@@ -5,9 +5,6 @@
 // of the depth.  Memory is read fastest in that order: with neighbouring parts of the depth
 // instead, 64x4096x14336 takes 62 us, not 42.
 #pragma once
-#include <algorithm>
-
-#include "../device/launch.cuh"
 #include "cluster.cuh"
 #include "launch.h"
 #include "load.cuh"
@@ -15,8 +12,6 @@
 #include "stream_finish.cuh"
 
 namespace opfuse {
-
-// ---- kernels
 
 // The warp group that multiplies.
 template <class T, class S, bool kByRows, bool kGated>
@@ -117,17 +112,18 @@ struct StreamConsumer {
     }
 
     __device__ void run() {
-        for (int tile = part.first; tile < part.plan.tiles; tile += part.stride) {
-            int const col = tile * S::template kCols<kGated>;
+        GemmTile tile{part.row, part.col};
+        for (int i = 0; i < part.tiles; ++i, tile.col += part.col_step) {
             typename Finish::Sums sums;
             typename Finish::More more;
-            finish.load(more, col);
+            typename Finish::Place const place(finish.g, part.plan, tile);
+            finish.load(more, place);
             accumulate(sums, part.steps);
             if (part.plan.cluster > 1) {
                 give(sums);
                 take(sums);
             }
-            finish.finish(sums, more, col);
+            finish.finish(sums, more, place);
         }
     }
 };
@@ -141,9 +137,9 @@ __device__ void prefetch_stream(Gemm const& g, StreamPart const& part) {
         int const box = i % S::kBoxes, inside = i / S::kBoxes % 64;
         int const k = part.depth(i / kLines) + (kByRows ? inside : 0);
         bool const up = kGated && box >= S::kBoxes / 2;
-        int const of_box = (kGated ? box % (S::kBoxes / 2) : box) * 64;
-        int const col = part.first * S::template kCols<kGated> + of_box + (kByRows ? 0 : inside);
-        if (k >= g.depth || col >= g.cols) continue;
+        int const of_box = box % S::template kOut<kGated> * part.plan.box;
+        int const col = part.col + of_box + (kByRows ? 0 : inside);
+        if (k >= g.depth || col >= g.cols || (!kByRows && inside >= part.plan.box)) continue;
         int64_t const stride = kByRows ? int64_t{g.cols} * (kGated ? 2 : 1) : g.depth;
         int64_t const from = kByRows ? k * stride + col + (up ? g.cols : 0) : col * stride + k;
         device::prefetch(static_cast<uint16_t const*>(g.weight) + from);
@@ -153,20 +149,19 @@ __device__ void prefetch_stream(Gemm const& g, StreamPart const& part) {
 template <class S, bool kByRows, bool kGated>
 __device__ void load_stream(GemmMaps const& maps, StreamPart const& part,
                             StreamBarriers<S>& barriers, unsigned char* stages) {
-    int const tiles = (part.plan.tiles - part.first + part.stride - 1) / part.stride;
-    int const all = tiles * part.steps;
+    int const all = part.tiles * part.steps;
     int stage = 0, of_x = 0, x_stage = 0;  // of_x: the stage of the weight that x belongs to
     int step = 0, x_step = 0;
     uint32_t parity = 1;
-    GemmTile tile{0, part.first * S::template kCols<kGated>};
+    GemmTile tile{part.row, part.col};
     for (int i = 0; i < all + S::kLead; ++i) {
         device::wait(&barriers.empty[stage], parity);
         if (i < all) {
             uint64_t* const full = &barriers.full[stage];
-            device::arrive_expecting(full, S::kWeightBytes + S::kXBytes);
+            device::arrive_expecting(full, part.plan.bytes);
             load_weight<S, kByRows, kGated>(stages + stage * S::kWeightBytes, maps, full, tile,
-                                            part.depth(step));
-            if (++step == part.steps) step = 0, tile.col += part.stride * S::template kCols<kGated>;
+                                            part.depth(step), part.plan.box);
+            if (++step == part.steps) step = 0, tile.col += part.col_step;
         }
         if (++stage == S::kStages) stage = 0, parity ^= 1;
         if (i < S::kLead) continue;
@@ -210,105 +205,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
         load_stream<S, kByRows, kGated>(maps, part, barriers, shared);
         device::let_next_start();
     }
-}
-
-// ---- launchers
-
-inline int over(int a, int b) { return (a + b - 1) / b; }
-
-template <class S, bool kByRows, bool kGated>
-StreamPlan plan_stream(Gemm const& g, int multiprocessors) {
-    constexpr int kMostShare = 4;  // blocks of a cluster
-    constexpr int kEarly = 4;
-    StreamPlan plan{1, over(g.cols, S::template kCols<kGated>), over(g.depth, S::kDepth), kEarly,
-                    true};
-    // A weight by columns has its rows of the depth one after another: halves of long ones.
-    if (!kByRows && g.depth >= 8192 && 3 * plan.tiles > multiprocessors &&
-        2 * plan.tiles <= multiprocessors) {
-        plan.cluster = 2, plan.spread = false;
-        return plan;
-    }
-    while (plan.cluster < kMostShare && 3 * plan.cluster * plan.tiles <= multiprocessors &&
-           2 * plan.cluster <= plan.steps)
-        plan.cluster *= 2;
-    return plan;
-}
-
-template <class T, class S, bool kByRows, bool kGated>
-cudaError_t launch_stream(Gemm const& g, cudaStream_t stream) {
-    device::Machine machine;
-    if (cudaError_t const status = device::current_machine(machine)) return status;
-    // As many bytes as a block reads of a row: blocks that read their neighbours come later.
-    constexpr int kFetched = kByRows ? std::min(256, 2 * S::template kCols<kGated>) : 256;
-    GemmMaps maps;
-    if (!map_gemm(maps, g, std::is_same_v<T, __half>, S::kRows, S::kRows, kFetched))
-        return cudaErrorNotSupported;
-    StreamPlan const plan = plan_stream<S, kByRows, kGated>(g, machine.multiprocessors);
-    int const rounds = over(plan.tiles, machine.multiprocessors * S::kShare);
-    device::Grid grid;
-    grid.cluster = plan.cluster;
-    grid.blocks = int64_t{over(plan.tiles, rounds)} * plan.cluster;
-    grid.threads = dim3(S::kThreads);
-    grid.shared_bytes =
-        S::kGiven + (plan.cluster - 1) * over(S::kBlocks, plan.cluster) * S::kBlockBytes;
-    return device::launch(stream_gemm_kernel<T, S, kByRows, kGated>, machine, grid, stream, g, plan,
-                          maps);
-}
-
-// Shapes that were the fastest on an H100 of some thirty products, by rows and by columns: what is
-// under way at a time is 6 to 10 MB.
-template <class T, bool kByRows>
-struct StreamLauncher {
-    Gemm const& g;
-    cudaStream_t stream;
-
-    template <int... kShape>
-    cudaError_t as() const {
-        return launch_stream<T, StreamShape<kShape...>, kByRows, false>(g, stream);
-    }
-    template <int... kShape>
-    cudaError_t gates_as() const {
-        return launch_stream<T, StreamShape<kShape...>, true, true>(g, stream);
-    }
-
-    // Blocks with two tiles each would leave a quarter of the multiprocessors idle.
-    static bool uneven(int tiles) { return tiles > 132 && tiles < 200; }
-
-    cudaError_t plain() const {
-        int const tiles = over(g.cols, 64);
-        bool const wide = tiles > 132;
-        if (g.rows <= 8) return wide ? as<8, 2, 5, 5, 2>() : as<8, 1, 11, 11, 2>();
-        if (g.rows <= 16) return wide ? as<16, 1, 5, 5, 4, 2>() : as<16, 1, 10, 10, 2>();
-        if (g.rows <= 32) {
-            if (tiles <= 66) return as<32, 1, 12, 12, 1>();
-            if (tiles > 264) return as<32, 2, 5, 5, 2, 2>();
-            return uneven(tiles) ? as<32, 1, 8, 8, 2, 2>() : as<32, 1, 8, 8, 2>();
-        }
-        if (g.rows > 64) return as<128, 1, 6, 4, 2, 2>();
-        if (!wide) return as<64, 1, 12, 12, 1>();
-        if (uneven(tiles)) return as<64, 1, 8, 4, 2, 2>();
-        return kByRows ? as<64, 2, 6, 4, 1>() : as<64, 2, 4, 4, 2>();
-    }
-
-    // Of 64 rows, what gains alone may lose behind a norm: two layers of Llama-3-8B's products take
-    // 328 us by two tiles one after another, 361 by tiles of twice the columns, which alone are 1 %
-    // faster.
-    cudaError_t gates() const {
-        int const tiles = over(g.cols, 64);
-        bool const wide = tiles > 132;
-        if (g.rows <= 8) return wide ? gates_as<8, 2, 3, 3, 4, 2>() : gates_as<8, 2, 5, 5, 2>();
-        if (g.rows <= 16) return wide ? gates_as<16, 2, 3, 3, 4, 2>() : gates_as<16, 2, 5, 5, 2>();
-        if (g.rows <= 32) return wide ? gates_as<32, 2, 6, 3, 2, 2>() : gates_as<32, 2, 5, 5, 2>();
-        if (tiles <= 100) return gates_as<64, 2, 6, 6, 1>();
-        return uneven(tiles) ? gates_as<64, 2, 5, 3, 2, 2>() : gates_as<64, 2, 4, 4, 2>();
-    }
-};
-
-template <class T>
-cudaError_t choose_stream(Gemm const& g, cudaStream_t stream) {
-    if (g.gated) return StreamLauncher<T, true>{g, stream}.gates();
-    return g.transposed ? StreamLauncher<T, false>{g, stream}.plain()
-                        : StreamLauncher<T, true>{g, stream}.plain();
 }
 
 }  // namespace opfuse

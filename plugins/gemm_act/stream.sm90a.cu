@@ -1,4 +1,4 @@
-#include "stream.cuh"
+#include "stream_choice.cuh"
 
 namespace opfuse {
 

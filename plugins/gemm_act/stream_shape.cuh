@@ -3,11 +3,14 @@
 #include <cstdint>
 
 #include "../device/wgmma.cuh"
+#include "shape.cuh"
 
 namespace opfuse {
 
-// Tiles of kRows rows by 64 columns in each of kBoxes; gated, the first half of them is of the gate
-// and the second of what it lets through.
+constexpr int over(int a, int b) { return (a + b - 1) / b; }
+
+// Tiles of up to kRows rows by up to 64 columns in each of kBoxes; gated, the first half of them is
+// of the gate and the second of what it lets through.
 template <int kRows_, int kBoxes_, int kStages_, int kXStages_, int kResident_, int kShare_ = 1>
 struct StreamShape {
     static constexpr int kRows = kRows_, kBoxes = kBoxes_;
@@ -28,31 +31,44 @@ struct StreamShape {
     static constexpr int kBlockBytes = kBoxes * kConsumers * 16;      // sums of 8 rows
     static constexpr int kGiven = kBarriers + (2 * kStages + 2) * 8;  // and others' sums
 
+    static constexpr int shared_bytes(int cluster) {
+        return kGiven + (cluster - 1) * over(kBlocks, cluster) * kBlockBytes;
+    }
+
     template <bool kGated>
-    static constexpr int kCols = 64 * (kGated ? kBoxes / 2 : kBoxes);
+    static constexpr int kOut = kGated ? kBoxes / 2 : kBoxes;
+    template <bool kGated>
+    static constexpr int kCols = 64 * kOut<kGated>;
 };
 
 struct StreamPlan {
-    int cluster;  // blocks that share a tile; 1 where a block has several
+    int rows, cols;  // of a tile, so that all are about as large
+    int box;         // columns of a box, a multiple of 8; the last one may end behind the tile
+    int bytes;       // of a stage: x and all boxes
+    int across;      // tiles that have the same columns, by neighbouring blocks
+    int cluster;     // blocks that share a tile; 1 where a block has several
     int tiles;
     int steps;    // stages of a tile
     int early;    // of a block that are asked into L2 ahead of the wait for the previous kernel
     bool spread;  // a block of a cluster takes every so manyth stage, not neighbouring ones
 };
 
-// What a block has: tiles first, first + stride, ..., and of each some stages; of the tile's sums
-// blocks of 8 rows rank, rank + cluster, ...
+// What a block has: of some rows tiles so many columns apart, and of each some stages; of the
+// tile's sums blocks of 8 rows rank, rank + cluster, ...
 struct StreamPart {
     StreamPlan const& plan;
-    int const rank, first, stride;
+    int const rank, tiles;
+    int const row, col, col_step;       // of the first tile, and from one to the next
     int const steps;                    // of a tile
     int const first_depth, depth_step;  // of its stages
 
     __device__ StreamPart(StreamPlan const& plan, int rank)
         : plan(plan),
           rank(rank),
-          first(blockIdx.x / plan.cluster),
-          stride(gridDim.x / plan.cluster),
+          tiles((plan.tiles - blockIdx.x / plan.cluster - 1) / (gridDim.x / plan.cluster) + 1),
+          row(blockIdx.x / plan.cluster % plan.across * plan.rows),
+          col(blockIdx.x / plan.cluster / plan.across * plan.cols),
+          col_step(gridDim.x / plan.cluster / plan.across * plan.cols),
           steps(plan.spread ? (plan.steps - rank + plan.cluster - 1) / plan.cluster
                             : begin(rank + 1) - begin(rank)),
           first_depth(64 * (plan.spread ? rank : begin(rank))),

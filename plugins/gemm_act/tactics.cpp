@@ -73,13 +73,22 @@ int64_t of_way(Way const& way, Gemm const& g, int multiprocessors) {
     return std::max(computed, kStart + 500 + of_memory(g)) + computed / 32;
 }
 
-// Up to 64 rows, or 128 where most multiprocessors have two tiles of 64 columns, and none has more:
-// 128x4096x14336 takes 44 us so and 48 by tiles of 64 by 64, but 100x4096x11008, with 172 of them,
-// takes 49, cuBLAS 35.
+// Up to 64 rows, or 128 where most multiprocessors have two tiles of 64 columns and none has more,
+// or blocks share tiles: 128x4096x14336 takes 44 us so and 48 by tiles of 64 by 64, but
+// 100x4096x11008, with 172 of them, takes 49, cuBLAS 35.  With one tile for nearly each, of 64 rows
+// or of all, 100x4096x4096 takes 14.0 us, 100x4096x6144 20.7; from some 112 rows on others are as
+// fast, and behind other kernels faster.
 bool suits_stream(Gemm const& g, int multiprocessors) {
+    if (g.rows <= 64) return true;
+    if (g.rows > 128 || g.gated) return false;
     int64_t const tiles = over(g.cols, 64);
-    bool const even = 2 * tiles > 3 * multiprocessors && tiles <= 2 * multiprocessors;
-    return g.rows <= 64 || (g.rows <= 128 && !g.gated && even);
+    // Of all multiprocessors, in sixths.
+    auto const are_for = [&](int low, int high) {
+        return 6 * tiles > int64_t{low} * multiprocessors &&
+               6 * tiles <= int64_t{high} * multiprocessors;
+    };
+    if (are_for(0, 1) || are_for(9, 12)) return true;
+    return g.rows <= 112 && (are_for(2, 3) || are_for(4, 6));
 }
 
 void add(Ranking& ranking, Tactic tactic, int64_t nanoseconds) {

@@ -197,10 +197,11 @@ def test_fp64_is_refused():
     rms_norm(spelt(), dtype="double").refused("RmsNorm", "y", "neither fp32, fp16, nor bf16")
 
 
-def test_an_input_that_is_wide_of_its_own_is_refused():
+def test_an_input_that_is_wide_of_its_own():
+    """Residual sums of TorchScript's fp16 are fp32, and rounded before the weights."""
     text = ISLAND.replace("wide = Cast<to=1>(x)", "cast = Cast<to=1>(x)\nwide = Add(cast, cast)")
     outcome = rms_norm(text + "narrow = Cast<to=10>(unit)\ny = Mul(gamma, narrow)", dtype="float16")
-    outcome.refused("RmsNorm", "y", "has another type than its input")
+    assert outcome.counts == {"AddRmsNorm": 1}
     outcome.same(*SIZES)
 
 

@@ -86,6 +86,8 @@ def test_a_last_round_that_is_shared_out(
         (4000, 4100, 8, 8),
         (520, 2100, 60, 20),
         (1000, 4100, 40, 8),
+        (190, 4100, 32, 8),
+        (190, 1600, 264, 88),  # whole rounds
     )
     for size, shape in itertools.product((64, 80, 96, 128), shapes):
         queries, keys, heads, kv_heads = shape

@@ -92,7 +92,7 @@ def test_gated_gemm(
 WAYS = range(1, 20)
 WAY_SHAPES = [
     (1, 512, 264), (7, 320, 520), (17, 4104, 520), (40, 712, 136), (65, 1024, 384),
-    (128, 520, 1112), (300, 2048, 1024),
+    (128, 520, 1112), (150, 264, 392), (300, 2048, 1024),
 ]  # fmt: skip
 
 
@@ -140,10 +140,10 @@ def test_each_tactic_of_gates(
         buffers.check_guards()
 
 
-# Tiles of 64 columns: shared by blocks, one a block, one a block of which a multiprocessor has two,
-# and several a block.
-@pytest.mark.parametrize("cols", [264, 2056, 8328, 8968, 14344, 17416])
-@pytest.mark.parametrize("rows", [5, 12, 30, 60, 100])
+# Tiles of 64 columns: shared by blocks, one a block, of 40 and of 48 columns, one a block of which
+# a multiprocessor has two, and several a block.
+@pytest.mark.parametrize("cols", [264, 2056, 5128, 6152, 8328, 8968, 14344, 17416])
+@pytest.mark.parametrize("rows", [5, 12, 30, 60, 100, 120])
 def test_few_rows_of_each_width(
     runner: Runner, generator: torch.Generator, rows: int, cols: int
 ) -> None:
@@ -272,6 +272,24 @@ def test_silu_far_below_zero(runner: Runner, generator: torch.Generator, way: in
     assert ((y.double() - expected).abs() <= allowed)[far].all()
 
 
+@pytest.mark.parametrize("way", [4, 5, 6, 7, 15, 19])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_of_every_number(runner: Runner, activation: str, way: int) -> None:
+    """Of all fp16 from -20 to 20, within 2e-5 of the result beside its rounding."""
+    bits = torch.arange(-(1 << 15), 1 << 15, device="cuda").to(torch.int16)
+    x = bits.view(torch.float16)
+    x = x[x.abs() <= 20]
+    rows = 64 if way == 19 else len(x) // 64
+    for part in x[: len(x) // (64 * rows) * 64 * rows].view(-1, rows, 64):
+        y = torch.full_like(part, float("nan"))
+        weight = torch.eye(64, dtype=torch.float16, device="cuda")
+        attributes: dict[str, str | int] = {"activation": activation, "tactic": way}
+        runner("GemmAct", attributes, [part.contiguous(), weight], [y])
+        expected = activate(part.double(), activation)
+        allowed = expected.abs() * (2**-11 + 2e-5) + 2**-25 * 1.01
+        assert ((y.double() - expected).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("rows", [0, 3])
 def test_empty(runner: Runner, rows: int) -> None:
     """No rows give nothing; no depth gives the activation of the bias."""
@@ -309,7 +327,8 @@ MEMORY = [
     ((5, 7, 9), 0), ((3, 72, 136), 0), ((200, 72, 264), 4), ((200, 136, 264), 6),
     ((3, 264, 136), 11), ((200, 136, 264), 7), ((200, 136, 264), 15), ((100, 136, 136), 16),
     ((12, 136, 136), 17), ((12, 136, 136), 18), ((3, 264, 136), 19), ((60, 136, 264), 19),
-    ((12, 392, 520), 19), ((400, 392, 264), 6), ((400, 392, 264), 7), ((400, 392, 264), 15),
+    ((12, 392, 520), 19), ((100, 136, 264), 19), ((60, 72, 6152), 19), ((200, 72, 264), 5),
+    ((400, 392, 264), 6), ((400, 392, 264), 7), ((400, 392, 264), 15),
 ]  # fmt: skip
 
 

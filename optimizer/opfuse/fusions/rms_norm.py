@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import onnx
+import onnx_graphsurgeon as gs
+
 from opfuse.fusions.guards import (
     equals,
     floating,
@@ -17,6 +20,7 @@ from opfuse.fusions.unit import epsilon_of, unit
 from opfuse.graph.definition import Definition, Uses, mean_last
 from opfuse.graph.fusion import Found, Fusion, Miss, NewNode, Replacement
 from opfuse.graph.pattern import Const, Var, any_of, maybe_cast, op
+from opfuse.graph.protos import HALVES
 
 x, gamma = Var("x"), Var("gamma")
 wide = maybe_cast(x)
@@ -41,13 +45,38 @@ def _build(found: Found) -> Replacement:
         equals(found, "two", 2.0)
         epsilon = epsilon_of(found, over_root)
     result = found.anchor.outputs[0]
-    own_type(found, dtype)
+    narrow = _narrow(found, dtype)
+    if not narrow:
+        own_type(found, dtype)
     known_casts(found)
     if found.work.shape(result) != shape:
         raise Miss(f"gamma widens {text(shape)}", found.anchor)
-    weight = vector(found, "gamma", shape[-1], dtype)
-    node = NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon})
-    return Replacement([node], shared=for_other_weights(found, scaled))
+    weight = vector(found, "gamma", shape[-1], narrow or dtype)
+    made: list[NewNode] = []
+    behind: list[NewNode] = []
+    if narrow:
+        wide, weight = found.work.fresh(result, "wide", dtype), _widened(found, weight, made)
+        behind.append(NewNode("Cast", (wide,), (result,), {"to": narrow}, ""))
+        result = wide
+    made.append(NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon}))
+    return Replacement([*made, *behind], shared=for_other_weights(found, scaled))
+
+
+def _narrow(found: Found, dtype: int) -> int:
+    """Return the half precision that an fp32 x is rounded to before its weights, or 0.
+
+    The residual sums of Llama are in fp32 where TorchScript writes the attention of fp16 in fp32.
+    """
+    result = found.work.dtype(found.anchor.outputs[0])
+    product = found.has(scaled) and found.anchor is found.node(scaled)
+    alike = result in HALVES and found.work.dtype(found["gamma"]) == result
+    return int(result or 0) if product and alike and dtype == onnx.TensorProto.FLOAT else 0
+
+
+def _widened(found: Found, weight: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
+    wide = found.work.fresh(weight, "wide", onnx.TensorProto.FLOAT)
+    made.append(NewNode("Cast", (weight,), (wide,), {"to": onnx.TensorProto.FLOAT}, ""))
+    return wide
 
 
 def _body(uses: Uses) -> str:
