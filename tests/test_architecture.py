@@ -39,7 +39,7 @@ def layer_of(name: str) -> str:
         return "cli"
     if top in LEAVES:
         return "leaf"
-    if top in ("bisecting", "checking", "splitting", "together"):
+    if top in ("bisecting", "checking", "original", "splitting", "together"):
         return "pipeline"
     return top
 

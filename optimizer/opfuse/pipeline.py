@@ -140,16 +140,11 @@ def bench(
 
 def unfused(path: Path, folder: Path, number: int, config: Config, progress: Progress) -> Path:
     """An engine of a model as TensorRT alone makes it."""
-    from opfuse.graph.collectives import refuse_ranks
+    from opfuse.original import original
     from opfuse.stages.build import build
-    from opfuse.stages.load import inline, load
-    from opfuse.stages.lower import lower
 
     with progress.stage("build"):
-        source = load(path)
-        refuse_ranks(source.proto)
-        model = inline(source)
-        lower(model, "leave", ())
+        model = original(path)
         output = folder / f"{number}-{path.stem}.engine"
         own = replace(config, output=output, timing_cache=None, use_cache=False)
         build(model, folder, own, progress)
@@ -356,10 +351,12 @@ def _built(
     progress: Progress,
     accept: Callable[[EngineInfo], None] | None,
 ) -> dict[str, Any]:
+    from opfuse.original import build_as_it_is
     from opfuse.stages.build import build, check
     from opfuse.stages.lower import lower
     from opfuse.stages.save import save
 
+    engine = decided = None
     with scratch() as folder:
         with progress.stage("lower"):
             save(fused.graph, model, source, folder / "fused.onnx")
@@ -375,10 +372,11 @@ def _built(
                 lowering, note = _with_reasons(lowering, decided.nodes), decided.note
         with progress.stage("build"):
             used = library.path if any(item.choice == "plugin" for item in lowering) else None
-            if config.dry_run:
-                engine = check(model, folder, config, progress, used)
-            else:
-                engine = build(model, folder, config, progress, used, accept)
+            if decided is not None and not decided.taken:
+                engine = build_as_it_is(source, folder, config, progress, accept, decided.left)
+            if engine is None:
+                parts = (model, folder, config, progress, used)
+                engine = check(*parts) if config.dry_run else build(*parts, accept)
     left = {node: ("leave", reason) for node, reason in engine.left.items()}
     if note:
         engine = replace(engine, notes=(*engine.notes, note))

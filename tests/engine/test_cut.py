@@ -131,6 +131,21 @@ g (float[b,4] x, float[4,4] w) => (float[b,4] y) {
 """
 
 
+def test_another_form_of_a_constant_is_made_where_it_is_read():
+    """A head that shares its weight with the embedding; what a plugin reads is made once."""
+    model = parsed(f"""
+        g (int64[s] ids) => (float[s,4] y, float[s,1] z)
+        <int64[1] one = {{1}}, float[4,4] w = {{{",".join("1" * 16)}}}, float[4] v = {{1,1,1,1}}> {{
+            e = Gather(w, ids)  n = {NORM}(e)  t = Transpose(w)  y = MatMul(n, t)
+            u = Unsqueeze(v, one)  m = {NORM}(u)  z = MatMul(n, m)
+        }}""")
+    result = plan(model)
+    first, last = result.segments
+    assert [model.graph.node[i].op_type for i in last.nodes] == ["Transpose", "MatMul", "MatMul"]
+    assert first.outputs == ("e", "u")
+    assert "t" not in last.inputs
+
+
 def test_attention_that_tensorrt_keeps_is_not_cut_off_unless_asked_for():
     bodies = "".join(BODY.replace("Norm", name) for name in ("Norm", "FlashAttention"))
     model = onnx.parser.parse_model(ATTENTION + bodies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from opfuse.engine.kinds import kinds
+from opfuse.engine.kinds import has_convolution, kinds
 from opfuse.engine.tensors import types_of
 
 MODEL = """
@@ -52,3 +52,11 @@ def test_products_whose_rows_are_no_whole_vectors_are_unusual(depth, columns, ki
     model = onnx.parser.parse_model(text)
     found = kinds(model.graph.node, types_of(model))
     assert found == ({"GemmAct": kind} if kind else {})
+
+
+def test_products_beside_convolutions_are_unusual():
+    nodes = [onnx.helper.make_node(op, ["x", "w"], ["y"]) for op in ("GemmAct", "RmsNorm")]
+    assert not has_convolution(nodes)
+    assert has_convolution([*nodes, onnx.helper.make_node("Conv", ["y", "w"], ["z"])])
+    assert kinds(nodes, {}) == {}
+    assert kinds(nodes, {}, convolved=True) == {"GemmAct": "beside convolutions"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from opfuse import lockfile
 from opfuse.config import Config
@@ -18,8 +18,9 @@ from opfuse.engine import estimate, gpu, verdicts, wheel
 from opfuse.engine.backend import Backend
 from opfuse.engine.copies import copies
 from opfuse.engine.footprint import exceeds
-from opfuse.engine.kinds import FP32, kinds
+from opfuse.engine.kinds import FP32, has_convolution, kinds
 from opfuse.engine.natives import substitute
+from opfuse.engine.outline import outline
 from opfuse.engine.plugin_nodes import choose_tactic, is_plugin, leave
 from opfuse.engine.profile import resolve
 from opfuse.engine.regions import HEAVY_PLUGINS, Region, regions
@@ -38,10 +39,16 @@ _CAPABILITY |= {"RTX4090": "8.9", "RTX5090": "12.0"}
 
 @dataclass(frozen=True)
 class Decided:
-    """The choice and the reason for every plugin node by its name, and what to tell of it all."""
+    """The choice and the reason for every plugin node by its name, and what to tell of it all.
+
+    ``taken`` says whether any is more than its body, and ``left`` why the cut gives plugins back
+    where none is.
+    """
 
     nodes: Mapping[str, tuple[str, str]]
     note: str
+    taken: bool
+    left: Mapping[str, str]
 
 
 def decide(
@@ -97,6 +104,7 @@ class _Tuner:
         self._nodes: dict[str, tuple[str, str]] = {}
         self._sources: dict[str, set[str]] = {}  # with the rows that each lacks
         self._left_fp32 = False
+        self._convolved: set[str] = set()  # what products beside convolutions write
 
     def settle(self, *, products: bool) -> None:
         """Decide about the groups with a product among them, or about the others."""
@@ -105,9 +113,15 @@ class _Tuner:
             for region in regions(self._model, self._types, beside_products=not products)
             if products is not HEAVY_PLUGINS.isdisjoint(self._ops(region))
         ]
+        if products:
+            for nodes in (self._at(r.group) for r in found if has_convolution(self._at(r.nodes))):
+                self._convolved.update(name for node in nodes for name in node.output)
         if self._measures:
             self._measure(found)
         self._apply(found)
+
+    def _at(self, places: Sequence[int]) -> list[NodeProto]:
+        return [self._model.graph.node[index] for index in places]
 
     def _measure(self, found: list[Region]) -> None:
         """Time every distinct region that there is no verdict on.
@@ -202,7 +216,17 @@ class _Tuner:
             note += (
                 "; what reads fp32 is left to TensorRT: --precision fp16 or bf16 lets plugins pay"
             )
-        return Decided(self._nodes, note)
+        left = self._given_back()
+        taken = any(form != LEAVE and name not in left for name, (form, _) in self._nodes.items())
+        return Decided(self._nodes, note, taken, left)
+
+    def _given_back(self) -> Mapping[str, str]:
+        """The plugins that TensorRT gets back where the bundle is cut, with the reasons."""
+        if self._backend.name != "segmented":
+            return {}
+        trial = ModelProto()
+        trial.CopyFrom(self._model)
+        return outline(trial, self._base_dir, self._library, around_attention=False).left
 
     def _unmeasured(self, region: Region, table: Mapping[str, Any]) -> Verdict:
         ops = self._ops(region)
@@ -216,8 +240,12 @@ class _Tuner:
 
     def _kind(self, region: Region) -> dict[str, Any]:
         """Whether it would be an engine of its own, and which of its ops are not the usual ones."""
-        nodes = [self._model.graph.node[index] for index in region.group]
-        return {"apart": self._is_apart(region), "kinds": kinds(nodes, self._types)}
+        nodes = self._at(region.group)
+        convolved = has_convolution(self._at(region.nodes)) or any(
+            node.input[0] in self._convolved for node in nodes
+        )
+        known = kinds(nodes, self._types, convolved=convolved)
+        return {"apart": self._is_apart(region), "kinds": known}
 
     def _is_apart(self, region: Region) -> bool:
         """Whether TensorRT would have an engine for the group alone, between two plugins."""
