@@ -222,6 +222,12 @@ def test_other_sections_of_the_lock_stay(tmp_path, gpu, timed):
     assert lock["verdicts"]
 
 
+def test_verdicts_that_are_no_object_are_replaced(tmp_path, gpu, timed):
+    (tmp_path / "l").write_text('{"format": 1, "verdicts": [1]}')
+    decided(tmp_path / "a", tune=True)
+    assert isinstance(json.loads((tmp_path / "l").read_text())["verdicts"], dict)
+
+
 def test_a_broken_lock_is_refused(tmp_path):
     (tmp_path / "l").write_text("<<<<<<< \n")
     with pytest.raises(InputError, match="is no lock"):

@@ -156,7 +156,8 @@ class _Tuner:
             self._trials.run(dict(todo), settle)
 
     def _save(self) -> None:
-        section = dict(self._lock.get(verdicts.SECTION, {}))
+        stored = self._lock.get(verdicts.SECTION)
+        section = dict(stored) if isinstance(stored, dict) else {}  # what cannot be read is none
         section[self._target] = {key: item.as_dict() for key, item in self._known.items()}
         self._lock = lockfile.merged(self._lock, {verdicts.SECTION: section})
         lockfile.write(self._config.lock, self._lock)
