@@ -48,6 +48,16 @@ def read(path: Path) -> dict[str, Any]:
     return lock
 
 
+def require_named(path: Path) -> None:
+    """Refuse a lock that is not there, unless it has the usual name and so was not asked for.
+
+    Raises:
+        InputError: As for `read`.
+    """
+    if path != Path(NAME) or path.exists():
+        read(path)
+
+
 def _text(path: Path) -> str:
     try:
         status = path.stat()
@@ -57,7 +67,8 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise InputError(
             f"there is no lock {path}",
-            "write one: opfuse check MODEL --lock LOCK --update, and commit it",
+            "write one, and commit it: opfuse check MODEL --lock LOCK --update, or on a GPU "
+            "opfuse build MODEL --lock LOCK --tune",
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is no lock: it is not text", _RESTORE) from None

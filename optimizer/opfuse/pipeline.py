@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opfuse import lockfile
 from opfuse.config import Config
 from opfuse.errors import CheckFailed, InputError
 from opfuse.files import check_output, scratch
@@ -56,6 +57,8 @@ def run(config: Config, goal: str, progress: Progress | None = None) -> Report:
     """
     progress = progress or Progress()
     output = _checked_output(config, goal)
+    if goal == "build" and not config.tune:
+        lockfile.require_named(config.lock)
     with progress.stage("load"):
         from opfuse.stages.load import load, protect
         from opfuse.stages.shapes import check_shapes

@@ -154,3 +154,15 @@ def test_plugins_of_the_library(cli, library):
 def test_plugins_without_a_library(cli, tmp_path):
     missing = tmp_path / "none.so"
     cli("plugins", "--plugins", missing).refused(3, str(missing))
+
+
+@pytest.mark.parametrize("text", [None, "<<<<<<< ours", "{}"], ids=["missing", "conflict", "other"])
+def test_a_named_lock_that_cannot_be_read_is_refused_before_any_work(cli, tmp_path, text):
+    lock, engine = tmp_path / "my.lock", tmp_path / "m.engine"
+    if text is not None:
+        lock.write_text(text)
+    result = cli("build", MODELS / "llama.onnx", "-o", engine, "--lock", lock)
+    assert result.code == 2
+    assert str(lock) in result.err
+    assert "fix:" in result.err
+    assert not engine.exists()

@@ -4,8 +4,9 @@ A row of an op has the sizes of a region that was measured, and the time of that
 plugin over that without. Sizes are the elements of the op's first output and of its first two
 inputs: for a product these three say how many rows, columns, and terms there are, for attention how
 many queries and keys. What lies between rows is a mean of them all, in which a row weighs less by
-the square of its distance (Shepard 1968), in powers of two: at a row that row decides, far from all
-their common gain does, and one that noise moved is outvoted by its neighbours.
+the square of its distance (Shepard 1968), in powers of two: at a row that row counts most (what is
+estimated there is up to 16 % off what it says), far from all their common gain does, and one that
+noise moved is outvoted by its neighbours.
 """
 
 from __future__ import annotations
