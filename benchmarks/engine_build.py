@@ -26,7 +26,7 @@ from typing import Any
 from unittest import mock
 
 import opfuse
-from opfuse import pipeline
+from opfuse import lockfile, pipeline
 from opfuse.engine import alike, assemble, outline
 from opfuse.fusions import patch_product
 from opfuse.progress import Progress
@@ -53,9 +53,11 @@ def build(folder: Path, variant: str, lock: Path) -> dict[str, Any]:
             pipeline.unfused(model, Path(inner), 0, config, Progress()).rename(output)
         return {"parts": "1 + 0", "choices": {}, "seconds": time.perf_counter() - began}
     options: dict[str, Any] = {"backend": "segmented", "prove": False}
-    if variant in ("auto", "unshared", "tune", "locked"):
-        by_table = variant in ("auto", "unshared")
-        options |= {"lock": Path("none") if by_table else lock, "tune": variant == "tune"}
+    if variant in ("tune", "locked"):
+        options |= {"lock": lock, "tune": variant == "tune"}
+    elif variant in ("auto", "unshared"):
+        options["lock"] = folder / "empty.lock"
+        lockfile.write(options["lock"], {"format": lockfile.FORMAT})
     else:
         options["lower"] = "leave" if variant == "leave" else "plugin"
     chosen = mock.patch.object(library, "choose_library", _chosen(variant))

@@ -12,16 +12,19 @@ from opfuse.errors import EngineError
 from opfuse.runtime.bundle import Bundle
 from tests.engine_models import plugins
 
-MODEL = Path(__file__).parent.parent / "models" / "vit.onnx"  # in fp32
+MODEL = Path(__file__).resolve().parent.parent / "models" / "vit.onnx"  # in fp32
 pytestmark = pytest.mark.skipif(plugins() is None, reason="the plugin library is not built")
+
+
+@pytest.fixture(autouse=True)
+def _without_a_lock(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def built(folder: Path) -> opfuse.Report:
     output = folder / "vit.opfuse"
     try:
-        report = opfuse.build(
-            MODEL, output, backend="segmented", prove=False, lock=folder / "l", gpu="H100"
-        )
+        report = opfuse.build(MODEL, output, backend="segmented", prove=False, gpu="H100")
     except opfuse.MissingComponent as error:
         pytest.skip(f"not run: {error.what}")
     assert {item.choice for item in report.lowering} == {"leave"}
