@@ -212,22 +212,23 @@ class _Plan:
             return True
         if node.op_type not in _ON_SHAPES or not all(map(self._small_integers, node.output)):
             return False
-        return all(
-            name in self.constants or self.producer.get(name) in self.shaping
-            for name in self.reads[index]
-        )
+        return self._reads_only(index, self.shaping)
 
     def _is_folded(self, index: int) -> bool:
         """Whether a node gives a constant another form, and so can be copied for nothing."""
         node = self.nodes[index]
-        return (
-            not node.domain
-            and node.op_type in _TURNS
-            and all(
-                name in self.constants or self.producer.get(name) in self.folded
-                for name in self.reads[index]
-            )
+        return not node.domain and node.op_type in _TURNS and self._reads_only(index, self.folded)
+
+    def _reads_only(self, index: int, makers: Collection[int]) -> bool:
+        """Whether a node reads nothing but constants and what ``makers`` write."""
+        return all(
+            name in self.constants or self.producer.get(name) in makers
+            for name in self.reads[index]
         )
+
+    def _is_free(self, index: int | None) -> bool:
+        """Whether a node is copied to whoever needs it."""
+        return index in self.shaping or index in self.folded
 
     def _small_integers(self, name: str) -> bool:
         element, rank = self.ranks.get(name, (0, 2))
@@ -238,7 +239,7 @@ class _Plan:
         written = self.nodes[index].output
         if self.plugin[index]:
             return False
-        if index in self.shaping or index in self.folded:
+        if self._is_free(index):
             return any(name in self.kept for name in written)
         return not self._is_seen(index)
 
@@ -281,7 +282,7 @@ class _Plan:
         if move is None:
             return False
         makers = {self.producer.get(self._whole(name)) for name in move.inputs}
-        return self.shaping.isdisjoint(makers) and self.folded.isdisjoint(makers)
+        return not any(map(self._is_free, makers))
 
     def _add_copies(self, own: Sequence[int], found: list[CutStep]) -> None:
         """As few steps as there can be: one that reads another node's data waits for it."""
@@ -322,8 +323,7 @@ class _Plan:
                 made_by = self.producer.get(name)
                 if made_by in members or name in self.constants:
                     continue
-                free = made_by in self.shaping or made_by in self.folded
-                if made_by is not None and (free or name in self.seen):
+                if made_by is not None and (self._is_free(made_by) or name in self.seen):
                     members.add(made_by)
                     queue.append(made_by)
                 else:

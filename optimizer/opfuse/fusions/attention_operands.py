@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.guards import FLOATS, may_broadcast, static, text
+from opfuse.fusions.guards import FLOATS, cast_to, may_broadcast, static, text
 from opfuse.fusions.repeat_kv import unrepeat
 from opfuse.graph import weights
 from opfuse.graph.edit import maker, producer
@@ -199,10 +199,8 @@ def _filled(found: Found, space: Shape, before: gs.Tensor | None, made: list[New
         fill = found.work.constant(fill, "lowest", _lowest(dtype))
     if before is None:
         before = found.work.constant(found["fill"], "zero", np.zeros((), dtype))
-    elif found.work.dtype(before) != element:
-        wide = found.work.fresh(before, "wide", element)
-        made.append(NewNode("Cast", (before,), (wide,), {"to": element}, ""))
-        before = wide
+    else:
+        before = cast_to(found.work, before, "wide", element, made)
     return _where(found, choice, before, fill, made)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from opfuse.fusions.guards import last_axis, text
+from opfuse.fusions.guards import cast_to, last_axis, text
 from opfuse.graph.facts import Shape
 from opfuse.graph.fusion import Found, Miss, NewNode
 from opfuse.graph.pattern import Op
@@ -64,10 +64,7 @@ def with_sink(
     sink, work = found["sink"], found.work
     seen = mask[0] if mask else work.constant(sink, "no_mask", np.zeros((), _kind(found, sink)))
     dtype = work.dtype(seen)
-    if work.dtype(sink) != dtype:
-        cast = work.fresh(sink, "typed", dtype)
-        made.append(NewNode("Cast", (sink,), (cast,), {"to": dtype}, ""))
-        sink = cast
+    sink = cast_to(work, sink, "typed", dtype, made)
     int64 = onnx.TensorProto.INT64
     front, keys, target = (work.fresh(sink, name, int64) for name in ("front", "keys", "target"))
     made.append(NewNode("Shape", (sink,), (front,), {"start": 0, "end": 3}, ""))

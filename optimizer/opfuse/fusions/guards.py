@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from opfuse.graph.dims import Dim, is_opaque, never_equal
 from opfuse.graph.edit import producer
-from opfuse.graph.fusion import Decline, Found, Miss, Work
+from opfuse.graph.fusion import Decline, Found, Miss, NewNode, Work
 from opfuse.graph.pattern import Op
 from opfuse.graph.protos import HALVES
 from opfuse.graph.weights import load
@@ -38,6 +38,17 @@ def same_type(found: Found, tensor: gs.Tensor, dtype: int) -> None:
     """Refuse a result of another type than the input's."""
     if found.work.dtype(tensor) != dtype:
         raise Miss(f"{tensor.name} has another type than its input", found.anchor)
+
+
+def cast_to(
+    work: Work, tensor: gs.Tensor, suffix: str, dtype: int | None, made: list[NewNode]
+) -> gs.Tensor:
+    """Return ``tensor`` in type ``dtype``: itself where it has it, else by a Cast in ``made``."""
+    if work.dtype(tensor) == dtype:
+        return tensor
+    cast = work.fresh(tensor, suffix, dtype)
+    made.append(NewNode("Cast", (tensor,), (cast,), {"to": dtype}, ""))
+    return cast
 
 
 def own_type(found: Found, dtype: int) -> None:

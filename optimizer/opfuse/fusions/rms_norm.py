@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from opfuse.fusions.guards import (
+    cast_to,
     equals,
     floating,
     for_other_weights,
@@ -55,7 +55,8 @@ def _build(found: Found) -> Replacement:
     made: list[NewNode] = []
     behind: list[NewNode] = []
     if narrow:
-        wide, weight = found.work.fresh(result, "wide", dtype), _widened(found, weight, made)
+        wide = found.work.fresh(result, "wide", dtype)
+        weight = cast_to(found.work, weight, "wide", dtype, made)
         behind.append(NewNode("Cast", (wide,), (result,), {"to": narrow}, ""))
         result = wide
     made.append(NewNode("RmsNorm", (found["x"], weight), (result,), {"epsilon": epsilon}))
@@ -71,12 +72,6 @@ def _narrow(found: Found, dtype: int) -> int:
     product = found.has(scaled) and found.anchor is found.node(scaled)
     alike = result in HALVES and found.work.dtype(found["gamma"]) == result
     return int(result or 0) if product and alike and dtype == onnx.TensorProto.FLOAT else 0
-
-
-def _widened(found: Found, weight: gs.Tensor, made: list[NewNode]) -> gs.Tensor:
-    wide = found.work.fresh(weight, "wide", onnx.TensorProto.FLOAT)
-    made.append(NewNode("Cast", (weight,), (wide,), {"to": onnx.TensorProto.FLOAT}, ""))
-    return wide
 
 
 def _body(uses: Uses) -> str:
